@@ -1,0 +1,53 @@
+"""The contract of a data set: what it declares, which samples it has, and how one is read."""
+
+from abc import ABC, abstractmethod
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+from segmentation.data.labels import Labels
+
+SPLITS = ("train", "val", "test")
+
+
+class Sample(TypedDict):
+    """One image with its truth, as a data set gives it.
+
+    Keys:
+        image: (C, H, W), uint8, uint16 or float32, as the file has it; scaling happens on the device.
+        mask: (H, W) int64, class indices, IGNORE_INDEX where nothing counts.
+        instance: (H, W) int64, 0 for none, one id an individual; where the data set has them.
+        weight: (H, W) float32, a factor on each pixel's loss; where the data set has one.
+    """
+
+    image: Tensor
+    mask: Tensor
+    instance: NotRequired[Tensor]
+    weight: NotRequired[Tensor]
+
+
+class SegmentationData(ABC):
+    """A data set in splits. Subclass it, in any importable file, to bring your own; three methods are enough.
+
+    Args:
+        labels: classes, mask values, colours and bands; the net's output and the metrics follow from it.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+
+    @abstractmethod
+    def names(self, split: str) -> list[str]:
+        """Names of the samples of `train`, `val` or `test`, in a fixed order; empty where there is no such split."""
+
+    @abstractmethod
+    def load(self, split: str, index: int) -> Sample:
+        """Read sample `index` of `names(split)`. It must not draw random numbers from a shared generator.
+
+        Raises:
+            InputError: the sample cannot be used; the message names the file and the fix.
+        """
+
+    @abstractmethod
+    def fingerprint(self, split: str) -> str:
+        """A text that changes when the samples of a split do (file names, sizes, times): the census is cached by it."""

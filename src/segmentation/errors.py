@@ -1,0 +1,53 @@
+"""What a user sees when a run cannot go on: one line that names the file and the remedy, and an exit status.
+
+Exit status: 0 done, 2 bad input, 130 Ctrl-C; anything else, with its stack trace, is a bug of this project.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class InputError(Exception):
+    """Something the user gave (a file, an option, a name) cannot be used. The message names it and says the fix."""
+
+
+OUT_OF_MEMORY = (
+    "out of memory. Turn down, in this order: data.batch_size (and data.eval_batch_size), data.crop, "
+    "model.net.widths; or use --trainer.precision bf16-mixed, which halves the memory of activations."
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that a device, or the machine, has no memory left. torch has no single class for it."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in text)
+        or (isinstance(error, RuntimeError) and "not enough memory" in text)
+    )
+
+
+def run_job(job: Callable[[], None]) -> None:
+    """Run the main function of a script and turn its outcome into an exit status and at most one line of error.
+
+    The process ends by `os._exit` after an error: a rank that failed must not wait, in some library's exit handler,
+    for the ranks that still run.
+    """
+    try:
+        job()
+    except InputError as error:
+        _stop(2, f"error: {error}")
+    except KeyboardInterrupt:
+        _stop(130, "interrupted: what was saved is kept; the same command with --resume goes on from there.")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _stop(2, f"error: {OUT_OF_MEMORY}")
+
+
+def _stop(status: int, line: str) -> None:
+    sys.stdout.flush()
+    print(line, file=sys.stderr, flush=True)
+    os._exit(status)
