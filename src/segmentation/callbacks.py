@@ -1,0 +1,249 @@
+"""What a run shows: throughput, pictures, and the report at its end."""
+
+import time
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from segmentation.checkpoint import read_checkpoint
+from segmentation.data.base import SPLITS
+from segmentation.data.datamodule import SplitDataset, collate
+from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.data.sampler import Index
+from segmentation.metrics import confusion_counts, mean_iou, table_rows
+from segmentation.nets import SegmentationNet
+from segmentation.pictures import confusion_figure, contact_sheet, iou_table, save_png, to_rgb
+from segmentation.run import RunFolder, write_csv, write_json
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar with the two figures one looks for, and a line that stays behind for every validated epoch."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        shown = {"train/loss_step": "loss", "val/miou": "val mIoU"}
+        metrics = super().get_metrics(trainer, pl_module)
+        return {label: metrics[key] for key, label in shown.items() if key in metrics}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self.validated = None if trainer.sanity_checking else trainer.current_epoch + 1
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.say(trainer)
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.say(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def say(self, trainer: Trainer) -> None:
+        """The line of a validated epoch, when the module has logged its training figures too."""
+        epoch, self.validated = getattr(self, "validated", None), None
+        found = trainer.callback_metrics
+        if epoch and trainer.is_global_zero:
+            print(
+                f"epoch {epoch:>3}/{trainer.max_epochs}   train loss {found['train/loss']:.4f}   "
+                f"val loss {found['val/loss']:.4f}   val mIoU {found['val/miou']:.4f}   "
+                f"{found['train/images_per_second']:.1f} images/s",
+                flush=True,
+            )
+
+
+class Introduction(Callback):
+    """Says, before the first step, what is about to run: data, net with parameters and FLOPs, device, W&B.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        data, labels, net = trainer.datamodule, pl_module.labels, pl_module.net
+        height, width = data.train_size
+        counts = ", ".join(
+            f"{len(data.dataset.names(split)):,} {split}" for split in SPLITS if data.dataset.names(split)
+        )
+        parameters = sum(parameter.numel() for parameter in net.parameters())
+        flops = count_flops(net, (1, labels.channels, height, width))
+        size = f"{labels.channels}x{height}x{width}"
+        steps = int(trainer.estimated_stepping_batches)
+        lines = {
+            "run": f"{self.run.path}",
+            "data": f"{type(data.dataset).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes",
+            "net": f"{type(net).__name__}: {parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOPs for {size}",
+            "training": f"{trainer.max_epochs} epochs, {steps:,} steps of {data.batch_size * trainer.world_size} images "
+            f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}",
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                lines["W&B"] = (
+                    logger.experiment.url or f"offline; upload by: wandb sync {self.run.path}/wandb/offline-run-*"
+                )
+        for key, line in lines.items():
+            print(f"{key:<9} {line}", flush=True)
+
+
+def count_flops(net: SegmentationNet, shape: tuple[int, ...]) -> int:
+    """Floating-point operations (2 x multiply-adds) of one prediction, counted on torch's meta device: nothing is run.
+
+    Args:
+        net: any net.
+        shape: (N, C, H, W) of its input.
+    """
+    with torch.device("meta"):
+        twin = deepcopy(net).to("meta").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            twin.predict(torch.empty(shape))
+    return counter.get_total_flops()
+
+
+class Throughput(Callback):
+    """Logs `train/images_per_second`: of all processes, data and optimizer included, validation not. Its sums, and the
+    minutes of the run, go into the checkpoints, so that a resumed run reports the whole."""
+
+    def __init__(self) -> None:
+        self.images = self.seconds = self.minutes = 0.0
+        self.started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"images": self.images, "seconds": self.seconds, "minutes": self.total_minutes()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.images, self.seconds, self.minutes = state["images"], state["seconds"], state["minutes"]
+
+    def total_minutes(self) -> float:
+        return self.minutes + (time.perf_counter() - self.started) / 60
+
+    def images_per_second(self) -> float | None:
+        return self.images / self.seconds if self.seconds else None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epoch_images, self.epoch_seconds, self.since = 0, 0.0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        now = time.perf_counter()
+        self.epoch_images += len(batch["image"]) * trainer.world_size
+        self.epoch_seconds, self.since = self.epoch_seconds + now - self.since, now
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.images, self.seconds = self.images + self.epoch_images, self.seconds + self.epoch_seconds
+        rate = self.epoch_images / self.epoch_seconds if self.epoch_seconds else 0.0
+        pl_module.log("train/images_per_second", rate, rank_zero_only=True)
+
+
+class Pictures(Callback):
+    """Every few epochs the same validation images: image, truth, prediction and errors, as a PNG contact sheet in the
+    run folder's `pictures/` and as mask overlays in W&B.
+
+    Args:
+        run: the run folder.
+        images: how many images to show; 0 for none.
+        every_n_epochs: how often.
+    """
+
+    def __init__(self, run: RunFolder, images: int, every_n_epochs: int) -> None:
+        self.run, self.images, self.every_n_epochs = run, images, every_n_epochs
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch
+        final = trainer.max_epochs is not None and epoch == trainer.max_epochs - 1
+        wanted = epoch % self.every_n_epochs == 0 or final
+        if trainer.sanity_checking or not self.images or not wanted or not trainer.is_global_zero:
+            return
+        self.show(trainer, pl_module, "val", "val", f"epoch-{epoch:04d}", f"Validation images after epoch {epoch + 1}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.images and trainer.is_global_zero:
+            split = trainer.datamodule.test_split
+            self.show(trainer, pl_module, split, "test", "test", "Test images, best checkpoint")
+
+    def show(self, trainer: Trainer, pl_module: LightningModule, split: str, key: str, file: str, title: str) -> None:
+        """Predict evenly spaced images of a split, in rank 0 alone, one by one, and show them."""
+        dataset = SplitDataset(trainer.datamodule.dataset, split)
+        indices = np.linspace(0, len(dataset) - 1, min(self.images, len(dataset))).round().astype(int).tolist()
+        items = [dataset[Index(index)] for index in indices]
+        predictions, scores = [], []
+        pl_module.eval()
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            for item in items:
+                batch = collate([item])
+                predicted = pl_module.classify(pl_module(batch["image"].to(pl_module.device))).cpu()
+                counts = confusion_counts(predicted, batch["mask"], pl_module.labels.num_classes)
+                predictions.append(predicted[0])
+                scores.append(float(mean_iou(counts)))
+        images, masks, names = ([item[key] for item in items] for key in ("image", "mask", "name"))
+        sheet = contact_sheet(images, masks, predictions, pl_module.labels, names, title, scores)
+        self.run.pictures.mkdir(parents=True, exist_ok=True)
+        save_png(sheet, self.run.pictures / f"{file}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                overlays = _overlays(images, masks, predictions, names, pl_module.labels.names)
+                logger.experiment.log({f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
+
+
+def report(trainer: Trainer, module: LightningModule, run: RunFolder, throughput: Throughput) -> None:
+    """At a run's end, in rank 0: the table of IoU per class on the terminal; `summary.json`, `per_image.csv` and the
+    plot of the confusion matrix in the run folder; the plot in W&B."""
+    data, labels = trainer.datamodule, module.labels
+    found = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    matrix, table = module.test_counts
+    print_table(found, labels, data.test_split, matrix)
+    rows = table_rows(table, data.dataset.names(data.test_split), labels.names)
+    write_csv(run.per_image, rows)
+    run.pictures.mkdir(parents=True, exist_ok=True)
+    save_png(confusion_figure(matrix, labels), run.pictures / "confusion.png")
+    summary = {
+        **found,
+        "split": data.test_split,
+        "epoch": read_checkpoint(run.best)["epoch"],
+        "minutes": throughput.total_minutes(),
+        "images_per_second": throughput.images_per_second(),
+    }
+    write_json(run.summary, summary)
+    print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; best checkpoint: {run.best})", flush=True)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.experiment.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
+
+
+def print_table(found: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> None:
+    """The table of IoU per class."""
+    test = {key: value for key, value in found.items() if key.startswith("test/")}
+    Console().print(iou_table(test, labels, split, matrix.sum(dim=1).tolist()))
+
+
+def _overlays(images: list, masks: list, predictions: list, names: list[str], classes: list[str]) -> list[Any]:
+    """W&B images with truth and prediction as masks that can be switched on and off."""
+    import wandb
+
+    labels = {**dict(enumerate(classes)), 255: "ignored"}
+    return [
+        wandb.Image(
+            to_rgb(image),
+            caption=name,
+            masks={
+                "truth": {"mask_data": np.where(mask == IGNORE_INDEX, 255, mask), "class_labels": labels},
+                "prediction": {"mask_data": predicted.numpy(), "class_labels": labels},
+            },
+        )
+        for image, mask, predicted, name in zip(images, masks, predictions, names, strict=True)
+    ]

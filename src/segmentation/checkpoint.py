@@ -1,0 +1,76 @@
+"""Load a trained model from one file, for every job but train. Nothing in the file can run code (`weights_only`)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch.utilities import rank_zero_info
+
+from segmentation.errors import InputError
+
+if TYPE_CHECKING:
+    from segmentation.module import SegmentationModule
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint of this project, on the CPU.
+
+    Raises:
+        InputError: no such file, cut off, of another project, or holding more than weights and plain types.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip, an unpickling error, a refused class: many types, one remedy
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: cannot be loaded as a checkpoint ({reason[:160]}). It is cut off, or not one of this project's"
+        ) from error
+    if not isinstance(checkpoint, dict) or "labels" not in checkpoint.get("hyper_parameters", {}):
+        raise InputError(f"{path}: is not a checkpoint of this project's train.py")
+    return checkpoint
+
+
+def load_module(checkpoint: dict[str, Any], source: str) -> "SegmentationModule":
+    """The trained module of `read_checkpoint`, in eval mode. Pretrained encoder weights are never fetched for it.
+
+    Args:
+        checkpoint: its contents.
+        source: the file's name, for the error.
+    """
+    from segmentation.module import SegmentationModule
+
+    hparams = {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"}
+    if "encoder_weights" in hparams["net"].get("init_args", {}):
+        hparams["net"]["init_args"]["encoder_weights"] = None
+    try:
+        module = instantiate_module(SegmentationModule, hparams)
+        module.load_state_dict(checkpoint["state_dict"])
+    except (ImportError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{source}: its net, {hparams['net'].get('class_path')}, cannot be built again: {error}. "
+            "Is its class importable, and unchanged since training?"
+        ) from error
+    return module.eval()
+
+
+def warm_start(module: "SegmentationModule", path: str) -> None:
+    """Take the weights of another run's net that fit this one by name and shape, and say what did not.
+
+    Raises:
+        InputError: nothing fits.
+    """
+    saved = {k.removeprefix("net."): v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith("net.")}
+    own = module.net.state_dict()
+    fits = {key: value for key, value in saved.items() if key in own and own[key].shape == value.shape}
+    if not fits:
+        raise InputError(f"model.init_from {path}: none of its weights fits {type(module.net).__name__}")
+    module.net.load_state_dict(fits, strict=False)
+    fresh = [f"{key} {tuple(value.shape)}" for key, value in own.items() if key not in fits]
+    unused = [f"{key} {tuple(value.shape)}" for key, value in saved.items() if key not in fits]
+    rank_zero_info(f"Started from {path}: took {len(fits)} of {len(own)} tensors.")
+    for what, names in (("Started afresh, as nothing fits", fresh), ("Left behind", unused)):
+        if names:
+            rank_zero_info(f"  {what}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}")

@@ -1,0 +1,196 @@
+"""LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
+
+import difflib
+import logging
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from segmentation.callbacks import Introduction, Pictures, Progress, Throughput, report
+from segmentation.checkpoint import read_checkpoint
+from segmentation.data import SegmentationDataModule
+from segmentation.errors import InputError
+from segmentation.module import SegmentationModule
+from segmentation.run import (
+    CheckpointOptions,
+    RunFolder,
+    WandbOptions,
+    checkpoint_callbacks,
+    git_commit,
+    make_loggers,
+    new_name,
+)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+#: Options that may differ on --resume, if they lengthen the run.
+LENGTHENS = ("trainer.max_epochs", "trainer.max_steps")
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one line with the choices."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise InputError(self._explain(str(message)))
+
+    def _explain(self, message: str) -> str:
+        return " ".join(message.split())
+
+
+class SegmentationCLI(LightningCLI):
+    """`[--config OVERLAY ...] [--name N] [--resume] [--any.option value]`, over configs/default.yaml.
+
+    Args:
+        args: the command line, by default the process's own. From a notebook: `SegmentationCLI([])`.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        quiet()
+        self.arguments = sys.argv[1:] if args is None else args
+        super().__init__(
+            SegmentationModule,
+            SegmentationDataModule,
+            args=self.arguments,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            parser_kwargs={"default_config_files": [str(CONFIGS / "default.yaml")]},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, default=None, help="the run's folder is runs/NAME")
+        parser.add_argument("--resume", action="store_true", help="go on with run NAME if it has begun, else start it")
+        parser.add_dataclass_arguments(CheckpointOptions, "checkpoint")
+        parser.add_dataclass_arguments(PictureOptions, "pictures")
+        parser.add_dataclass_arguments(WandbOptions, "wandb")
+        link = parser.link_arguments
+        link("data", "model.net.init_args.in_channels", lambda data: data.labels.channels, apply_on="instantiate")
+        link("data", "model.net.init_args.num_classes", lambda data: data.labels.num_outputs, apply_on="instantiate")
+        link("data", "model.labels", lambda data: data.labels.as_dict(), apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line; on --resume over the run's own config, which counts."""
+        self.config = parser.parse_args(args)
+        name, resume = self.config.pop("name"), self.config.pop("resume")
+        if resume and not name:
+            raise InputError("--resume needs the --name of the run to go on with")
+        self.run_folder = RunFolder(name or new_name(), resume)
+        if self.run_folder.resuming:
+            own = parser.parse_args(["--config", str(self.run_folder.config)])
+            now = parser.parse_args(["--config", str(self.run_folder.config), *args])
+            _refuse_changes(_flat(own), _flat(now), self.run_folder)
+            self.config = now
+            for key in ("name", "resume"):
+                self.config.pop(key)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with its loggers and callbacks, which live in the run folder."""
+        config, run = self.config_init, self.run_folder
+        self.throughput = Throughput()
+        trainer = dict(config.trainer)
+        if trainer["precision"] is None:
+            trainer["precision"] = "bf16-mixed" if _has_bf16(trainer["accelerator"]) else "32-true"
+        last = read_checkpoint(run.last) if run.last else None
+        trainer["callbacks"] = [
+            *checkpoint_callbacks(run, config.checkpoint),
+            Introduction(run),
+            self.throughput,
+            Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
+            Progress(),
+            *(trainer["callbacks"] or []),
+        ]
+        return Trainer(
+            **trainer
+            | {
+                "logger": make_loggers(run, config.wandb, last["global_step"] if last else None),
+                "enable_model_summary": False,  # Introduction says it
+                "default_root_dir": str(run.path),
+                "use_distributed_sampler": False,  # the datamodule gives each process its share
+            }
+        )
+
+    def run(self) -> None:
+        """Check the data, train, test the best checkpoint, report."""
+        run, trainer = self.run_folder, self.trainer
+        if rank_zero_only.rank == 0:
+            self.datamodule.check()
+            config = self.parser.dump(self.config, skip_none=False)
+            run.create(config)
+            _tell_wandb(trainer, yaml.safe_load(config), self.datamodule.labels.names)
+        trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
+        best = trainer.checkpoint_callback.best_model_path
+        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        if trainer.is_global_zero:
+            report(trainer, self.model, run, self.throughput)
+
+
+@dataclass
+class PictureOptions:
+    """Contact sheets in the run folder's pictures/ and mask overlays in W&B.
+
+    Args:
+        images: validation images to show, the same every time; 0 for none.
+        every_n_epochs: how often.
+    """
+
+    images: int = 6
+    every_n_epochs: int = 5
+
+
+def quiet() -> None:
+    """Silence what a user can do nothing about: Lightning's small talk, and warnings meant for its developers."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.*is deprecated.*",
+        ".*does not have many workers.*",
+        ".*sync_dist=True.*",
+        ".*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _has_bf16(accelerator: str) -> bool:
+    """Whether the device that the trainer will take computes in bfloat16, rather than emulating it."""
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return accelerator in ("auto", "cpu") and torch.cpu._is_avx512_bf16_supported()
+
+
+def _flat(config: Namespace) -> dict[str, Any]:
+    skip = ("name", "resume", "config")
+    return {key: value for key, value in vars(config.as_flat()).items() if key.split(".")[0] not in skip}
+
+
+def _refuse_changes(own: dict[str, Any], now: dict[str, Any], run: RunFolder) -> None:
+    """A resumed run is the run it was, but it may be longer."""
+    changed = [key for key in sorted(own.keys() | now.keys()) if own.get(key) != now.get(key)]
+    wrong = [key for key in changed if key not in LENGTHENS or (now[key] or 0) < (own[key] or 0)]
+    if wrong:
+        listed = ", ".join(f"{key} (run: {own.get(key)}, now: {now.get(key)})" for key in wrong[:4])
+        raise InputError(
+            f"--resume goes on with {run.config}, but these options differ: {listed}. "
+            "Take them away, or start another run under another --name"
+        )
+
+
+def _tell_wandb(trainer: Trainer, config: dict[str, Any], classes: list[str]) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_hyperparams({**config, "git_commit": git_commit(), "classes": classes})
+            logger.experiment.define_metric("val/miou", summary="max")

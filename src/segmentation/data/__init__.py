@@ -1,0 +1,19 @@
+"""Data sets and what brings them to the net. To add one: a file here, an import below, an overlay in configs/data."""
+
+from segmentation.data.base import Sample, SegmentationData
+from segmentation.data.census import Census
+from segmentation.data.datamodule import SegmentationDataModule
+from segmentation.data.folder import FolderData
+from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.data.shapes import ShapesData
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Census",
+    "FolderData",
+    "Labels",
+    "Sample",
+    "SegmentationData",
+    "SegmentationDataModule",
+    "ShapesData",
+]

@@ -1,0 +1,194 @@
+"""The LightningDataModule: from a data set to batches on their way to the device."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from segmentation.data.base import Sample, SegmentationData
+from segmentation.data.census import Census, take_census
+from segmentation.data.labels import IGNORE_INDEX
+from segmentation.data.sampler import EvalBatches, Index, TrainBatches, TrainLoader, derive_seed
+from segmentation.data.transforms import Augment
+from segmentation.errors import InputError
+
+
+class SplitDataset(Dataset):
+    """One split for a DataLoader: reads, augments and names the samples that a sampler asks for by `Index`.
+
+    Args:
+        data: the data set.
+        split: `train`, `val` or `test`.
+        augment: what happens to each sample, or None.
+        seed: with an index's epoch it decides what the augmentation draws.
+    """
+
+    def __init__(self, data: SegmentationData, split: str, augment: Augment | None = None, seed: int = 0) -> None:
+        self.data, self.split, self.augment, self.seed = data, split, augment, seed
+        self.names = data.names(split)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: Index | int) -> dict[str, Any]:
+        index, epoch, filler = key if isinstance(key, Index) else Index(key)
+        sample: Sample = self.data.load(self.split, index)
+        size = torch.tensor(sample["mask"].shape)
+        if self.augment is not None:
+            sample = self.augment(sample, derive_seed(self.seed, epoch, index))
+        item: dict[str, Any] = {**sample, "name": self.names[index], "size": size, "index": torch.tensor(index)}
+        if filler:
+            item |= {"mask": torch.full_like(item["mask"], IGNORE_INDEX), "index": torch.tensor(-1)}
+        return item
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: every tensor stacked, the names in a list.
+
+    Returns:
+        {"image": (N, C, H, W), "mask": (N, H, W) int64, "size": (N, 2) original H and W, "index": (N,) position in the
+        split or -1 for a filler, "name": N names}, and "instance" and "weight", (N, H, W), where the data set has them.
+    """
+    return {
+        key: [item[key] for item in items] if key == "name" else torch.stack([item[key] for item in items])
+        for key in items[0]
+    }
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Feeds a data set to the trainer: crops and augmentations to train, whole images to validate and test.
+
+    Args:
+        dataset: the images and masks: `ShapesData` (generated), `FolderData` (your own), or a class of yours.
+        batch_size: samples of a training batch, in each process.
+        eval_batch_size: images of a validation or test batch; null means batch_size. Images of unequal sizes are
+            never put into one batch. No figure depends on it.
+        crop: side of the random square crop to train on, or [height, width]; null for whole images.
+        augment: transforms of torchvision.transforms.v2, applied to image, mask, instances and weights together.
+        num_workers: processes that read and augment, for each training process; null means the machine's cores
+            shared among the training processes, 8 at most.
+        seed: of the order and the augmentation of the training samples.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationData,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        crop: int | list[int] | None = None,
+        augment: list[v2.Transform] | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.dataset = dataset
+        self.labels = dataset.labels
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        crop_size = (crop, crop) if isinstance(crop, int) else tuple(crop) if crop else None
+        if batch_size < 1 or (crop_size and (len(crop_size) != 2 or min(crop_size) < 1)):
+            raise InputError(
+                f"data.batch_size {batch_size} and data.crop {crop} must be positive; crop one or two sides"
+            )
+        self.augment = Augment(crop_size, augment or [])
+        self.num_workers = num_workers
+        self.seed = seed
+
+    @property
+    def test_split(self) -> str:
+        """The split that is tested: the validation split where a data set has no test split."""
+        return "test" if self.dataset.names("test") else "val"
+
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """(H, W) of a training sample: the crop's, or that of the largest image."""
+        return self.augment.crop or max(self.census("train").sizes, key=lambda size: size[0] * size[1])
+
+    def census(self, split: str) -> Census:
+        """Counts over a split; cached."""
+        return take_census(self.dataset, split)
+
+    def check(self, splits: Sequence[str] = ("train", "val", "test")) -> None:
+        """Read every sample of `splits` once and say, before the first step, what would stop a run or spoil it.
+
+        Raises:
+            InputError: with the file and the fix.
+        """
+        for split in splits:
+            if split != "test" and not self.dataset.names(split):
+                raise InputError(f"the {split} split is empty: {type(self.dataset).__name__}.names({split!r}) is []")
+            if self.dataset.names(split):
+                self.census(split)
+        if "train" not in splits:
+            return
+        census = self.census("train")
+        for name, pixels in zip(self.labels.names, census.pixels, strict=True):
+            if not pixels:
+                rank_zero_warn(f"class {name!r} never occurs in the training split: the net cannot learn it")
+        self._check_shapes(census)
+
+    def _check_shapes(self, census: Census) -> None:
+        """The smallest and the largest training images, as they will be batched, must have one shape."""
+        areas = [height * width for height, width in census.sizes]
+        ends = {areas.index(min(areas)), areas.index(max(areas))}
+        train = SplitDataset(self.dataset, "train", self.augment, self.seed)
+        shapes = {tuple(train[index]["image"].shape[1:]) for index in ends}
+        if len(shapes) > 1 and self.batch_size > 1:
+            (h, w), (h2, w2) = sorted(shapes)[:2]
+            raise InputError(
+                f"training images have unequal sizes ({w}x{h} and {w2}x{h2}) and cannot be batched. "
+                f"Fix: data.crop: {max(32, min(h, w) // 32 * 32)}, or data.batch_size: 1"
+            )
+
+    def prepare_data(self) -> None:
+        """Once a machine, by Lightning: count what the other processes will read from the cache."""
+        for split in ("train", "val", "test"):
+            if self.dataset.names(split):
+                self.census(split)
+
+    def train_dataloader(self) -> DataLoader:
+        overfit = self.trainer.overfit_batches > 0
+        split = self._split("train", augment=None if overfit else self.augment)
+        if overfit:  # the same crop for ever, without augmentation
+            split.augment = Augment(self.augment.crop, [])
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        batches = TrainBatches(len(split), self.batch_size, self.seed, rank, world_size, shuffle=not overfit)
+        limit = self.trainer.limit_train_batches
+        limit = limit if isinstance(limit, int) else max(1, int(len(batches) * limit))
+        return TrainLoader(split, batch_sampler=batches, limit=limit, **self._workers())
+
+    def val_dataloader(self) -> DataLoader:
+        if self.trainer.overfit_batches > 0:  # does the net know by heart what it was trained on?
+            split = self._split("train", Augment(self.augment.crop, []))
+            batches = TrainBatches(len(split), self.batch_size, self.seed, shuffle=False)
+            return DataLoader(split, batch_sampler=batches, **self._workers())
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader(self.test_split)
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        sizes = self.census(split).sizes
+        batches = EvalBatches(sizes, self.eval_batch_size, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(self._split(split), batch_sampler=batches, **self._workers())
+
+    def _split(self, split: str, augment: Augment | None = None) -> SplitDataset:
+        return SplitDataset(self.dataset, split, augment, self.seed)
+
+    def _workers(self) -> dict[str, Any]:
+        """How every loader reads: workers stay alive between epochs and hand over pinned memory where there is a GPU."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        shared = min(8, max(1, cores // max(1, self.trainer.num_devices)))
+        workers = shared if self.num_workers is None else self.num_workers
+        return {
+            "collate_fn": collate,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

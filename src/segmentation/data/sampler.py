@@ -1,0 +1,127 @@
+"""Which samples make up which batch, in which process: the whole order is a function of (seed, epoch) alone.
+
+A sampler hands out `Index`, which carries the epoch to the worker (a persistent worker never sees an attribute that
+changes in the main process), so that what a sample looks like is a function of (seed, epoch, index).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+
+def derive_seed(*parts: int) -> int:
+    """A seed that is a function of all of `parts` (non-negative integers), the same on every machine."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Index(NamedTuple):
+    """What a sampler asks of a data set: sample `index` as it looks in `epoch`; a filler counts nowhere."""
+
+    index: int
+    epoch: int = 0
+    filler: bool = False
+
+
+class TrainBatches(Sampler[list[Index]]):
+    """Batches of one process over a permutation of the samples, new in each epoch.
+
+    Step i of N processes holds the samples that step i of one process with an N times larger batch would hold. Samples
+    that do not fill a batch wait for another epoch's permutation; a split smaller than one batch is repeated to fill it.
+
+    Args:
+        length: number of samples.
+        batch_size: samples of one process's batch.
+        seed: seed of the permutations.
+        rank: this process.
+        world_size: number of processes.
+        shuffle: False keeps the order of the data set, in epoch 0 for ever (to overfit a batch).
+
+    Attributes:
+        epoch: whose permutation the next iteration takes.
+        start: first batch of the next iteration.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return max(1, self.length // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        epoch = self.epoch if self.shuffle else 0
+        order = list(range(self.length))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        step = self.batch_size * self.world_size
+        for batch in range(self.start, len(self)):
+            first = batch * step + self.rank * self.batch_size
+            yield [Index(order[i % self.length], epoch) for i in range(first, first + self.batch_size)]
+
+
+class EvalBatches(Sampler[list[Index]]):
+    """Batches of images of one size, each sample exactly once over all processes.
+
+    All processes get the same number of batches, as DDP's collectives demand: fillers make up for what is missing.
+
+    Args:
+        sizes: (H, W) of each sample.
+        batch_size: samples of a batch, at most.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, size in enumerate(sizes):
+            groups[size].append(index)
+        batches = [
+            [Index(index) for index in group[first : first + batch_size]]
+            for group in groups.values()
+            for first in range(0, len(group), batch_size)
+        ]
+        batches += [[Index(0, filler=True)]] * (-len(batches) % world_size)
+        self.batches = batches[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        return iter(self.batches)
+
+
+class TrainLoader(DataLoader):
+    """A DataLoader over `TrainBatches` that knows its place, so that a run resumed in mid-epoch goes on with the very
+    next batch. Lightning keeps `state_dict()` in every checkpoint and gives it back before it iterates.
+
+    Args:
+        limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), or None for all.
+    """
+
+    def __init__(self, *args: Any, limit: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epoch_length = min(len(self), limit) if limit is not None else len(self)
+        self.place = {"epoch": 0, "batch": 0}
+
+    def __iter__(self) -> Iterator[Any]:
+        sampler = self.batch_sampler
+        sampler.epoch, sampler.start = self.place["epoch"], self.place["batch"]
+        for batch in super().__iter__():
+            self.place["batch"] += 1
+            if self.place["batch"] == self.epoch_length:
+                self.place = {"epoch": self.place["epoch"] + 1, "batch": 0}
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return dict(self.place)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = dict(state)

@@ -1,0 +1,139 @@
+"""One confusion matrix a split, and every figure derived from its integer counts.
+
+Because counts are integers, a figure is the same to the last digit however images are batched or shared by processes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from segmentation.data.labels import IGNORE_INDEX, Labels
+
+#: mIoU of an image is kept as an integer in this unit, so that its sum over images, too, does not depend on the order.
+UNIT = 2.0**-40
+
+
+def confusion_counts(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """Confusion matrices of the images of a batch, in one bincount.
+
+    Args:
+        prediction: (N, H, W) class indices.
+        mask: (N, H, W) class indices, or IGNORE_INDEX.
+
+    Returns:
+        (N, K, K) int64; rows true, columns predicted.
+    """
+    images = len(mask)
+    bins = num_classes * num_classes
+    image = torch.arange(images, device=mask.device).view(-1, 1, 1)
+    cell = image * bins + mask * num_classes + prediction
+    cell = torch.where(mask == IGNORE_INDEX, images * bins, cell)
+    counts = torch.bincount(cell.flatten(), minlength=images * bins + 1)
+    return counts[:-1].view(images, num_classes, num_classes)
+
+
+def true_false(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """True positives, false positives and false negatives of each class: (..., K, K) -> three of (..., K)."""
+    tp = matrix.diagonal(dim1=-2, dim2=-1)
+    return tp, matrix.sum(dim=-2) - tp, matrix.sum(dim=-1) - tp
+
+
+def iou(matrix: Tensor) -> Tensor:
+    """tp / (tp + fp + fn) of each class, (..., K, K) -> (..., K); NaN for a class in neither target nor prediction."""
+    tp, fp, fn = (_float(counts) for counts in true_false(matrix))
+    return tp / (tp + fp + fn)
+
+
+def mean_iou(matrix: Tensor) -> Tensor:
+    """Mean of `iou` over the classes present in target or prediction, (..., K, K) -> (...)."""
+    return iou(matrix).nanmean(dim=-1)
+
+
+def figures(matrix: Tensor, labels: Labels) -> dict[str, Tensor]:
+    """Every figure of a (K, K) confusion matrix, under its logged key (without the split).
+
+    A binary task has a key a class for its foreground only; `miou` is over both classes all the same.
+    """
+    tp, fp, fn = (_float(counts) for counts in true_false(matrix))
+    found = {"miou": mean_iou(matrix), "pixel_accuracy": tp.sum() / _float(matrix.sum())}
+    for index, name in enumerate(labels.names):
+        if labels.task == "multiclass" or index == 1:
+            found[f"iou/{name}"] = (tp / (tp + fp + fn))[index]
+            found[f"dice/{name}"] = (2 * tp / (2 * tp + fp + fn))[index]
+    return found
+
+
+class SegmentationMetrics(MulticlassJaccardIndex):
+    """torchmetrics' JaccardIndex, which is a confusion matrix, plus the mIoU of each image and the mean loss.
+
+    Args:
+        labels: the classes.
+        heads: number of heads of a deeply supervised net whose mIoU to keep apart; 0 for none.
+        images: number of images in the split, to keep a table of counts an image; 0 for no table.
+    """
+
+    confmat: Tensor
+
+    def __init__(self, labels: Labels, heads: int = 0, images: int = 0) -> None:
+        super().__init__(labels.num_classes, average="none", ignore_index=IGNORE_INDEX, validate_args=False)
+        self.labels = labels
+        k = labels.num_classes
+        self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("image_miou", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("image_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("heads", torch.zeros(heads, k, k, dtype=torch.int64), dist_reduce_fx="sum")
+        # Each process fills the rows of its own images; the sum over processes is the whole table.
+        self.add_state("table", torch.zeros(images, 3, k, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        prediction: Tensor,
+        mask: Tensor,
+        loss: Tensor,
+        index: Tensor | None = None,
+        heads: Sequence[Tensor] = (),
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            prediction: (N, H, W) class indices.
+            mask: (N, H, W) class indices, or IGNORE_INDEX.
+            loss: of the batch, averaged over its valid pixels.
+            index: (N,) position of each image in its split, -1 for a filler; for the table.
+            heads: the prediction of each head, likewise (N, H, W).
+        """
+        counts = confusion_counts(prediction, mask, self.num_classes)
+        self.confmat += counts.sum(dim=0)
+        self.loss_sum += loss.float() * counts.sum()
+        seen = counts.sum(dim=(1, 2)) > 0
+        self.image_miou += torch.where(seen, mean_iou(counts) / UNIT, 0).round().to(torch.int64).sum()
+        self.image_count += seen.sum()
+        if len(self.table) and index is not None:
+            self.table[index[index >= 0]] = torch.stack(true_false(counts), dim=1)[index >= 0]
+        for head, predicted in zip(self.heads, heads, strict=False):
+            head += confusion_counts(predicted, mask, self.num_classes).sum(dim=0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Figures of the split, float64, under their logged keys (without the split). `loss` is over all its pixels."""
+        found = {"loss": _float(self.loss_sum) / _float(self.confmat.sum()), **figures(self.confmat, self.labels)}
+        found["miou_per_image"] = _float(self.image_miou) * UNIT / _float(self.image_count)
+        for number, matrix in enumerate(self.heads, start=1):
+            found[f"head{number}/miou"] = mean_iou(matrix)
+        return found
+
+
+def table_rows(table: Tensor, names: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of `per_image.csv` (name, class, tp, fp, fn) from the (images, 3, K) counts of a split."""
+    return [
+        {"name": name, "class": label, "tp": tp, "fp": fp, "fn": fn}
+        for name, counts in zip(names, table.tolist(), strict=True)
+        for label, tp, fp, fn in zip(classes, *counts, strict=True)
+    ]
+
+
+def _float(counts: Tensor) -> Tensor:
+    """float64, but on Apple's GPU, which has none."""
+    return counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)

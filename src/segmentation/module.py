@@ -1,0 +1,187 @@
+"""The LightningModule: one step for fit, validate and test."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor
+
+from segmentation.checkpoint import warm_start
+from segmentation.data.census import scale_of
+from segmentation.data.labels import Labels
+from segmentation.data.sampler import derive_seed
+from segmentation.errors import InputError
+from segmentation.losses import CrossEntropy, SegmentationLoss
+from segmentation.metrics import SegmentationMetrics
+from segmentation.nets import Heads, SegmentationNet
+from segmentation.schedules import WarmupDecay
+
+
+class SegmentationModule(LightningModule):
+    """Trains, validates and tests a segmentation net.
+
+    Args:
+        net: the network, by class name; its bands and classes follow from the data.
+        labels: `Labels.as_dict()` of the data set; the command line fills it in.
+        loss: the criterion, applied to every head.
+        head_weights: factor on each head's loss, the coarsest head first; null means 1 each.
+        optimizer: any torch optimizer.
+        schedule: any torch learning-rate scheduler; WarmupDecay learns the number of steps by itself.
+        schedule_interval: whether the scheduler steps with every `step` or every `epoch`.
+        mean: of each band, scaled to 0..1 (integer images); null means that of the training split.
+        std: standard deviation, likewise.
+        threshold: binary tasks: probability from which a pixel is foreground.
+        channels_last: keep images and weights channels last, which convolutions like better.
+        compile: compile the net with torch.compile.
+        init_from: checkpoint whose weights to start from, where they fit.
+    """
+
+    def __init__(
+        self,
+        net: SegmentationNet,
+        labels: dict[str, Any],
+        loss: SegmentationLoss | None = None,
+        head_weights: list[float] | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3),
+        schedule: LRSchedulerCallable = lambda o: WarmupDecay(o, warmup=0.05),
+        schedule_interval: str = "step",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        threshold: float = 0.5,
+        channels_last: bool = True,
+        compile: bool = False,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.labels = Labels(**labels)
+        self.net = net
+        self.loss = loss or CrossEntropy()
+        self.head_weights = head_weights or [1.0] * net.num_heads
+        if len(self.head_weights) != net.num_heads:
+            raise InputError(f"model.head_weights has {len(self.head_weights)} numbers for {net.num_heads} heads")
+        self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
+        if not 0 < threshold < 1:
+            raise InputError(f"model.threshold {threshold} must lie between 0 and 1")
+        self.logit_threshold = math.log(threshold / (1 - threshold))
+        self.channels_last, self.compile_net, self.init_from = channels_last, compile, init_from
+        # Normalisation travels with the weights: prediction cannot drift from training.
+        self.auto_normalize = mean is None or std is None
+        self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
+        self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
+        self.example_input_array = torch.zeros(1, self.labels.channels, 64, 64, dtype=torch.uint8)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            census = self.trainer.datamodule.census("train")
+            self.loss.setup(census)
+            if self.auto_normalize:
+                self.mean.copy_(_per_band(census.mean, len(self.mean), 0.0))
+                self.std.copy_(_per_band(census.std, len(self.std), 1.0).clamp(min=1e-3))
+            if self.init_from and not self.trainer.ckpt_path:
+                warm_start(self, self.init_from)
+        if self.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        if self.compile_net:
+            self.net.compile()
+        data, heads = self.trainer.datamodule, self.net.num_heads if self.net.num_heads > 1 else 0
+        self.train_metrics = SegmentationMetrics(self.labels)
+        self.val_metrics = SegmentationMetrics(self.labels, heads)
+        self.test_metrics = SegmentationMetrics(self.labels, images=len(data.dataset.names(data.test_split)))
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Scale integers to 0..1 and standardise each band: (N, C, H, W) as the file has it -> float32."""
+        x = image.float() / scale_of(image.dtype)
+        x = (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits that predict, (N, K, H, W), of images as a file has them, (N, C, H, W)."""
+        return self.net.predict(self.normalize(image))
+
+    def classify(self, logits: Tensor) -> Tensor:
+        """Class indices (N, H, W) of logits (N, K, H, W): by threshold for one logit, else the largest."""
+        return (logits[:, 0] > self.logit_threshold).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        # What a step draws (dropout) is a function of (seed, step, rank), so that a resumed run draws it again.
+        torch.manual_seed(
+            derive_seed(self.trainer.datamodule.seed, self.trainer.global_step, batch_idx, self.global_rank)
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        heads = self.net(self.normalize(batch["image"]))
+        loss, each = self.criterion(heads, batch)
+        self.log("train/loss_step", loss.detach(), prog_bar=True)
+        if len(each) > 1:
+            self.log_dict({f"train/head{k}/loss": head.detach() for k, head in enumerate(each, start=1)})
+        self.count("train", heads, batch, loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.evaluate("val", batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.evaluate("test", batch)
+
+    def evaluate(self, split: str, batch: dict[str, Any]) -> None:
+        """Validation and test: the loss of the ungated heads and the figures of the combined ones, from one pass."""
+        heads = self.net(self.normalize(batch["image"]))
+        self.count(split, heads, batch, self.criterion(heads, batch)[0])
+
+    def criterion(self, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        """The weighted sum of the heads' losses (deep supervision; one head is a sum of one), and each head's own."""
+        each = [self.loss(logits, batch["mask"], batch.get("weight")) for logits in heads.logits]
+        total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
+        return total, each
+
+    @torch.no_grad()
+    def count(self, split: str, heads: Heads, batch: dict[str, Any], loss: Tensor) -> None:
+        """Add a batch to the split's figures."""
+        metrics = getattr(self, f"{split}_metrics")
+        each = [self.classify(logits) for logits in heads.logits] if len(metrics.heads) else ()
+        predicted = self.classify(self.net.combine(heads))
+        metrics.update(predicted, batch["mask"], loss.detach(), batch["index"], each)
+
+    def report(self, split: str) -> None:
+        """Log a finished epoch's figures, which are those of all processes."""
+        metrics = getattr(self, f"{split}_metrics")
+        found = metrics.compute()
+        self.log_dict({f"{split}/{key}": value for key, value in found.items() if key != "miou"})
+        self.log(f"{split}/miou", found["miou"], prog_bar=split == "val")
+        metrics.reset()
+
+    def on_train_epoch_end(self) -> None:
+        self.report("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self.report("val")
+
+    def on_test_epoch_end(self) -> None:
+        # Kept, on every process, for the confusion matrix and the table of images that the run's report shows.
+        with self.test_metrics.sync_context():
+            self.test_counts = self.test_metrics.confmat.cpu(), self.test_metrics.table.cpu()
+        self.report("test")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        scheduler = self.schedule(optimizer)
+        if isinstance(scheduler, WarmupDecay):
+            scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config |= {"interval": "epoch", "monitor": scheduler.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["precision"] = self.trainer.precision
+
+
+def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:
+    tensor = torch.tensor(values if values is not None else [default] * channels, dtype=torch.float32)
+    if len(tensor) != channels:
+        raise InputError(f"model.mean and model.std need one number a band: {channels}, not {len(tensor)}")
+    return tensor

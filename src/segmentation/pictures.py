@@ -1,0 +1,247 @@
+"""The images, tables and plots a run logs. Pure functions: what they return is saved or logged by the caller."""
+
+import math
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.bar import Bar
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from segmentation.data.labels import IGNORE_INDEX, Labels
+
+if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it imports it itself
+    from matplotlib.figure import Figure
+
+Mask = np.ndarray | Tensor
+CELL, GAP, MARGIN = 300, 10, 28  # pixels of a contact sheet: longest side of a panel, between panels, around them
+INK, SOFT, LINE, PALE = "#1C1E22", "#6E7278", "#D6D8DC", "#A4A8AE"
+WRONG, MISSED = (255, 64, 72), (64, 184, 255)  # errors; in a binary task false positives and false negatives
+HATCH = np.where(np.add.outer(np.arange(CELL), np.arange(CELL))[..., None] % 8 < 2, np.uint8(168), np.uint8(226))
+LEGEND_LIMIT = 30  # of more classes, the legend lists only those that the sheet shows
+
+
+def to_rgb(image: Tensor) -> np.ndarray:
+    """An image (C, H, W) of any number of bands as (H, W, 3) uint8, for display.
+
+    One band is gray; two are magenta and green; of more than three, the first three are shown. uint8 is shown as it is;
+    uint16 and floats are stretched, each band from its 1st to its 99th percentile, as nothing declares their range.
+    """
+    bands = image.detach().cpu().numpy()
+    picked = {1: [0, 0, 0], 2: [0, 1, 0]}.get(len(bands), [0, 1, 2])
+    if bands.dtype != np.uint8:
+        bands = np.stack([_stretch(band) for band in bands[:3]])
+    return np.ascontiguousarray(bands[picked].transpose(1, 2, 0))
+
+
+def panels(image: Tensor, truth: Mask, prediction: Mask, labels: Labels) -> list[Image.Image]:
+    """One sample as four pictures of one size, the longest side CELL: image, truth, prediction, errors.
+
+    `image` is (C, H, W), `truth` and `prediction` are (H, W) class indices; IGNORE_INDEX in the truth is hatched gray,
+    and never an error. Raises ValueError when the three differ in size.
+    """
+    truth, prediction, (height, width) = _array(truth), _array(prediction), image.shape[-2:]
+    if truth.shape != (height, width) or prediction.shape != (height, width):
+        raise ValueError(f"image {(height, width)}, truth {truth.shape}, prediction {prediction.shape}: sizes differ")
+    scale = CELL / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Of a tiny image one wants to see every pixel; others look better smooth. Masks must never blend two classes.
+    photo = Image.fromarray(to_rgb(image)).resize(size, Image.Resampling.NEAREST if scale > 4 else None)
+    columns, rows = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, (width, height), strict=True))
+    truth, prediction = (mask[rows[:, None], columns] for mask in (truth, prediction))
+
+    counted = truth != IGNORE_INDEX
+    truth_rgb = np.where(counted[..., None], labels.palette[np.where(counted, truth, 0)], HATCH[: size[1], : size[0]])
+    # Stretched before it is dimmed, or a faint micrograph would be black. Errors are not in the predicted class's
+    # colour: that one stands right beside, and a dull class colour would not show.
+    errors = np.repeat((_stretch(np.asarray(photo.convert("L"))) * 0.4 + 16).astype(np.uint8)[..., None], 3, axis=2)
+    wrong = counted & (truth != prediction)
+    errors[wrong] = WRONG
+    if labels.task == "binary":
+        errors[wrong & (prediction == 0)] = MISSED
+    return [photo, *(Image.fromarray(rgb) for rgb in (truth_rgb, labels.palette[prediction], errors))]
+
+
+def contact_sheet(
+    images: list[Tensor],
+    truths: list[Mask],
+    predictions: list[Mask],
+    labels: Labels,
+    names: list[str],
+    title: str = "",
+    scores: list[float] | None = None,
+) -> Image.Image:
+    """Samples as rows of image, truth, prediction and errors, with a legend.
+
+    Each list has one entry a sample, as `panels` takes them; samples may differ in size. `scores` are their mIoU, NaN
+    is shown as "-". Raises ValueError for no samples, lists of different lengths, a mask that does not fit its image.
+    """
+    if not images:
+        raise ValueError("a contact sheet needs at least one sample")
+    rows = [panels(*sample, labels) for sample in zip(images, truths, predictions, strict=True)]
+    column = max(160, *(row[0].width for row in rows))  # narrow columns would have no room for headings and names
+    lefts = [MARGIN + index * (column + GAP) for index in range(4)]
+    width, top = lefts[3] + column + MARGIN, MARGIN + (44 if title else 0)
+    legend = _legend([*truths, *predictions], labels, width - 2 * MARGIN)
+    height = top + 24 + sum(row[0].height + 40 for row in rows) + 18 + legend.height + MARGIN
+
+    sheet = Image.new("RGB", (width, height), "white")
+    draw, small, bold, large = ImageDraw.Draw(sheet), _font(14), _font(16, bold=True), _font(22, bold=True)
+    draw.text((MARGIN, MARGIN + 20), _shorten(title, large, width - 2 * MARGIN), INK, large, anchor="ls")
+    for left, heading in zip(lefts, ("Image", "Truth", "Prediction", "Errors"), strict=True):
+        draw.text((left, top + 16), heading, INK, bold, anchor="ls")
+    y = top + 52  # of the panels
+    for row, name, score in zip(rows, names, scores or [None] * len(rows), strict=True):
+        draw.text((MARGIN, y - 8), _shorten(name, small, lefts[3] - MARGIN - 2 * GAP), SOFT, small, anchor="ls")
+        text = "" if score is None else "mIoU -" if math.isnan(score) else f"mIoU {score:.2f}"
+        draw.text((lefts[3], y - 8), text, INK, small, anchor="ls")
+        for left, panel in zip(lefts, row, strict=True):
+            draw.rectangle((left - 1, y - 1, left + panel.width, y + panel.height), outline=LINE)
+            sheet.paste(panel, (left, y))
+        y += row[0].height + 40
+    sheet.paste(legend, (MARGIN, y - 10))
+    return sheet
+
+
+def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
+    """A confusion matrix: what share of each true class was predicted as what, and the IoU of each class.
+
+    `matrix` is (K, K) counts, rows true, columns predicted. A class with neither is grayed out and named absent. Up to
+    20 classes have percentages in their cells. Raises ValueError when the matrix does not fit the labels.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    counts, count = _array(matrix).astype(np.float64), labels.num_classes
+    if counts.shape != (count, count):
+        raise ValueError(f"a confusion matrix of {count} classes is {count}x{count}, not {counts.shape}")
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which is what absent means
+        iou, shares = counts.diagonal() / union, 100 * counts / counts.sum(1, keepdims=True)
+    shares[:, union == 0] = np.nan
+
+    # Sizes in inches. Axes are placed by hand: automatic layout takes seconds for 150 labels, and bends the squares.
+    cell, font = (1.0, 10) if count <= 4 else (0.44, 9) if count <= 20 else (0.15, 7)
+    names = [_shorten(name, _font(font), 14 * font) for name in labels.names]
+    side, label = cell * count, max(_font(font).getlength(name) for name in names) / 72 + 0.1
+    left, bottom, rotation = 0.4 + label, 0.45 + (0.2 if label < cell else label), 0 if label < cell else 90
+    width, height = left + side + 1.4, bottom + side + 0.7
+    figure = Figure(figsize=(width, height), dpi=144, facecolor="white")
+    axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
+    bars = figure.add_axes(((left + side + 0.15) / width, bottom / height, 0.7 / width, side / height))
+    axes.set_facecolor("#E9EAEC")  # shines through where there is no share
+    # Rare confusions are what one looks for: the square root keeps them from fading into white.
+    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    axes.set_xticks(range(count), names, fontsize=font, rotation=rotation, parse_math=False)
+    axes.set_yticks(range(count), names, fontsize=font, parse_math=False)
+    axes.set_xlabel("predicted", fontsize=font + 1, color=SOFT)
+    axes.set_ylabel("true", fontsize=font + 1, color=SOFT)
+    for tick, total in zip(axes.get_xticklabels() + axes.get_yticklabels(), [*union, *union], strict=True):
+        tick.set_color(INK if total else PALE)
+    for (row, column), share in np.ndenumerate(shares if count <= 20 else np.empty((0, 0))):
+        text = f"{share:.{1 if count <= 4 else 0}f}"
+        if float(text) > 0:  # NaN and what rounds to nothing stay empty
+            axes.text(column, row, text, ha="center", va="center", fontsize=font, color="w" if share > 35 else INK)
+    _draw_iou(bars, iou, font)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    title = f"mIoU {iou[union > 0].mean():.3f}  ·  % of the true class" if union.any() else "No pixels counted"
+    figure.text(0.16 / width, 1 - 0.28 / height, title, fontsize=font + 2, weight="bold", color=INK, va="center")
+    return figure
+
+
+def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: list[int] | None = None) -> Table:
+    """The figures of a split, class by class, for the terminal.
+
+    `metrics` has the flat keys that are logged; a missing one (a binary task's background) is shown as "-", NaN as
+    "absent". `pixels` of each class in the truth are shown as shares; None leaves their column out.
+    """
+    table = Table("class", title=Text(f"{split}: IoU by class"), title_justify="left")
+    for heading in ("IoU", "Dice", *(["pixels"] if pixels is not None else [])):
+        table.add_column(heading, justify="right")
+    for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
+        iou, dice = (metrics.get(f"{split}/{figure}/{name}") for figure in ("iou", "dice"))
+        share = [] if pixels is None else [f"{pixels[index] / max(1, sum(pixels)):.2%}"]
+        bar = Bar(1, 0, 0 if iou is None or math.isnan(iou) else iou, width=20, color="cyan")
+        table.add_row(Text.assemble(("■ ", color), name), _number(iou), _number(dice), *share, bar)
+    table.add_section()
+    for name, key in (("mIoU", "miou"), ("mIoU per image", "miou_per_image"), ("pixel accuracy", "pixel_accuracy")):
+        table.add_row(Text(name, "bold"), _number(metrics.get(f"{split}/{key}")))
+    return table
+
+
+def save_png(picture: "Image.Image | Figure", path: Path) -> None:
+    """Save a picture, replacing what is there. Written aside and renamed: nothing half-written has the final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        (picture.save if isinstance(picture, Image.Image) else picture.savefig)(aside, format="png")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _array(values: Mask) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _stretch(band: np.ndarray) -> np.ndarray:
+    finite = band[np.isfinite(band)].astype(np.float32)
+    low, high = np.percentile(finite, (1, 99)) if finite.size else (0, 1)
+    if low == high and finite.size:  # what differs is less than 1 % of the pixels, but all there is to see
+        low, high = finite.min(), finite.max()
+    stretched = (np.nan_to_num(band.astype(np.float32), nan=low) - low) / (high - low or 1)
+    return np.round(stretched.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _legend(masks: list[Mask], labels: Labels, width: int) -> Image.Image:
+    shown, font, swatch = set().union(*(np.unique(_array(mask)).tolist() for mask in masks)), _font(14), 14
+    listed = [i for i in range(labels.num_classes) if labels.num_classes <= LEGEND_LIMIT or i in shown]
+    entries = [(_shorten(labels.names[i], font, 210), labels.palette[i]) for i in listed]
+    entries += [("ignored", HATCH[:swatch, :swatch])] if IGNORE_INDEX in shown else []
+    binary = labels.task == "binary"
+    entries += [("false positive", WRONG), ("false negative", MISSED)] if binary else [("wrong class", WRONG)]
+    pitch = math.ceil(max(font.getlength(name) for name, _ in entries)) + swatch + 30
+    columns = max(1, (width + 22) // pitch)
+    legend = Image.new("RGB", (width, 24 * math.ceil(len(entries) / columns)), "white")
+    draw = ImageDraw.Draw(legend)
+    for index, (name, color) in enumerate(entries):
+        x, y = index % columns * pitch, index // columns * 24 + 5
+        square = np.zeros((swatch, swatch, 3), np.uint8) + np.uint8(color)  # a colour, or the hatch
+        legend.paste(Image.fromarray(square), (x, y))
+        draw.rectangle((x - 1, y - 1, x + swatch, y + swatch), outline=LINE)
+        draw.text((x + swatch + 8, y + swatch // 2), name, INK, font, anchor="lm")
+    return legend
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    import matplotlib  # its font file is on every machine, unlike the system's
+
+    name = f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Cut in the middle: file names differ at their ends."""
+    cuts = (f"{text[: keep // 2]}…{text[len(text) - (keep + 1) // 2 :]}" for keep in range(len(text) - 1, 1, -1))
+    return next((short for short in (text, *cuts) if font.getlength(short) <= width), "…")
+
+
+def _draw_iou(bars, iou: np.ndarray, font: int) -> None:
+    bars.barh(range(len(iou)), np.nan_to_num(iou), height=0.7, color="#3B7DBD")
+    bars.set(xlim=(0, 1), ylim=(len(iou) - 0.5, -0.5))
+    bars.axis("off")
+    bars.set_title("IoU", fontsize=font + 1, loc="left", color=SOFT, pad=4)
+    for index, value in enumerate(iou):
+        text, x, color = ("absent", 0, PALE) if np.isnan(value) else (f"{value:.2f}", value + 0.06, INK)
+        bars.text(x, index, text, va="center", fontsize=font, color=color)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else "absent" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,251 @@
+"""A run's folder, its name, its loggers and its checkpoints."""
+
+import csv
+import io
+import json
+import netrc
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from segmentation.errors import InputError
+
+RUNS = Path("runs")
+
+
+@dataclass
+class WandbOptions:
+    """Weights & Biases. One run a job, however many processes; never a prompt, never a need for a network.
+
+    Args:
+        mode: `auto`: WANDB_MODE where it is set, else online when you are logged in (`wandb login`) and offline when
+            not; or `online`, `offline`, `disabled`.
+        project: project's name.
+        entity: user or team; null means your default.
+        group: runs of one group are shown together.
+        tags: tags of the run.
+        log_checkpoint: whether to upload the best checkpoint as an artifact.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "unet-family"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    log_checkpoint: bool = False
+
+    def resolved_mode(self) -> str:
+        """`online`, `offline` or `disabled`."""
+        if self.mode != "auto":
+            return self.mode
+        named = os.environ.get("WANDB_MODE", "")
+        if named:
+            return "offline" if named == "dryrun" else named
+        return "online" if _logged_in() else "offline"
+
+
+@dataclass
+class CheckpointOptions:
+    """What is kept: checkpoints/best.ckpt and checkpoints/last.ckpt.
+
+    Args:
+        monitor: logged key by which the best is chosen.
+        mode: whether `max` or `min` of it is best.
+        every_minutes: last.ckpt is saved at every epoch's end, and within an epoch when this many minutes have gone by.
+    """
+
+    monitor: str = "val/miou"
+    mode: Literal["max", "min"] = "max"
+    every_minutes: float = 10.0
+
+
+class RunFolder:
+    """`runs/<name>/` and the files in it.
+
+    Args:
+        name: the run's name.
+        resume: go on where the run stopped, if it has begun.
+    """
+
+    def __init__(self, name: str, resume: bool) -> None:
+        if Path(name).name != name or name.startswith("."):
+            raise InputError(f"--name {name!r} must be a plain folder name, without slashes")
+        self.name = name
+        self.path = RUNS / name
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.csv"
+        self.summary = self.path / "summary.json"
+        self.per_image = self.path / "per_image.csv"
+        self.pictures = self.path / "pictures"
+        self.checkpoints = self.path / "checkpoints"
+        self.resuming = resume and self.config.is_file()
+        if self.path.exists() and not resume and rank_zero_only.rank == 0:
+            raise InputError(f"{self.path} exists: choose another --name, or add --resume to go on with that run")
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that was tested."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path | None:
+        """The checkpoint to go on from, if there is one."""
+        path = self.checkpoints / "last.ckpt"
+        return path if self.resuming and path.is_file() else None
+
+    def create(self, config: str) -> None:
+        """Make the folder, in rank 0, and keep the config."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, config)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside and rename: nothing half-written is ever left under the final name."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """JSON has no NaN: an absent class is null."""
+    plain = {key: None if isinstance(value, float) and value != value else value for key, value in figures.items()}
+    write_text(path, json.dumps(plain, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A table with a heading, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def new_name() -> str:
+    """A name for a run without --name: the job's id under SLURM, else the time. Processes that Lightning starts take
+    it from rank 0 through the environment; where another launcher starts them, only rank 0 uses its name."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return os.environ.setdefault("SEGMENTATION_RUN", f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S"))
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, "+" behind it where files differ; None outside git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if dirty.strip() else "")
+
+
+def _logged_in() -> bool:
+    """Whether W&B would find a key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        path = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class KeptCSVLogger(CSVLogger):
+    """CSVLogger that writes `metrics.csv` into the run folder and, when a run is resumed, keeps the rows up to the
+    checkpoint's step (Lightning's own deletes the file).
+
+    Args:
+        run: the run folder.
+        step: step of the checkpoint that the run goes on from, or None.
+    """
+
+    def __init__(self, run: RunFolder, step: int | None) -> None:
+        super().__init__(save_dir=str(run.path.parent), name=run.name, version="", flush_logs_every_n_steps=50)
+        self.kept: list[dict[str, Any]] = []
+        if step is not None and run.metrics.is_file() and rank_zero_only.rank == 0:
+            with run.metrics.open(newline="") as file:
+                rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+            self.kept = [row for row in rows if int(row["step"]) < step]
+
+    @property
+    @rank_zero_only
+    def experiment(self) -> Any:
+        fresh = self._experiment is None
+        writer = super().experiment
+        if fresh:
+            writer.metrics = self.kept
+        return writer
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """last.ckpt, at every epoch's end or by the clock. In mid-epoch it waits for the end of a step, and leaves an
+    epoch's last step to the epoch's end: Lightning cannot go on from between the two."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
+
+
+def checkpoint_callbacks(run: RunFolder, options: CheckpointOptions) -> list[Callback]:
+    """best.ckpt and last.ckpt. The best comes first: it is what `trainer.checkpoint_callback` names."""
+    best = ModelCheckpoint(
+        dirpath=run.checkpoints,
+        filename="best",
+        monitor=options.monitor,
+        mode=options.mode,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    last = {"dirpath": run.checkpoints, "filename": "last", "enable_version_counter": False}
+    interval = timedelta(minutes=options.every_minutes)
+    return [
+        best,
+        LastCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
+        LastCheckpoint(**last, train_time_interval=interval, save_on_train_epoch_end=False),
+    ]
+
+
+def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> list[Logger]:
+    """CSV always; W&B unless disabled. The W&B run's id is the run folder's own, so that a resumed run is one run."""
+    loggers: list[Logger] = [KeptCSVLogger(run, step)]
+    mode = options.resolved_mode()
+    if mode != "disabled":
+        os.environ.setdefault("WANDB_SILENT", "true")  # the run says itself where it is logged
+        logger = WandbLogger(
+            name=run.name,
+            id=_wandb_id(run),
+            save_dir=str(run.path),
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            tags=options.tags or None,
+            mode=mode,
+        )
+        logger._wandb_init.pop("anonymous", None)  # W&B warns of this option, which Lightning gives it unasked
+        loggers.append(logger)
+    return loggers
+
+
+def _wandb_id(run: RunFolder) -> str | None:
+    """An id made at the run's start and kept beside its checkpoints; None in processes that do not log."""
+    if rank_zero_only.rank != 0:
+        return None
+    path = run.path / "wandb" / "run_id"
+    if not (run.resuming and path.is_file()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, os.urandom(4).hex())
+    return path.read_text().strip()

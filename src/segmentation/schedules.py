@@ -1,0 +1,57 @@
+"""The learning rate of a run: warm-up, then decay to zero at its last step."""
+
+import math
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class WarmupDecay(LRScheduler):
+    """Linear warm-up to the optimizer's learning rate, then polynomial or cosine decay to zero, step by step.
+
+    Factor at step t of T, with W = warmup * T: (t + 1) / W below W, then with x = (t - W) / (T - W) `(1 - x) ** power`
+    (poly; Chen et al. 2017, DeepLab, section 4.1) or `(1 + cos(pi x)) / 2` (cosine; Loshchilov and Hutter 2017, eq. 5).
+
+    Args:
+        optimizer: whose learning rates to set.
+        warmup: share of the steps to warm up in.
+        decay: `poly`, `cosine` or `constant`.
+        power: exponent of `poly`.
+        total_steps: T; the module fills in the trainer's number of steps where it is null.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup: float = 0.05,
+        decay: Literal["poly", "cosine", "constant"] = "poly",
+        power: float = 0.9,
+        total_steps: int | None = None,
+    ) -> None:
+        self.warmup, self.decay, self.power, self.total_steps = warmup, decay, power, total_steps
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at `step`, in 0..1."""
+        total = self.total_steps or 1
+        warm = round(self.warmup * total)
+        if step < warm:
+            return (step + 1) / warm
+        if self.decay == "constant":
+            return 1.0
+        x = min(1.0, (step - warm) / max(1, total - warm))
+        return (1 - x) ** self.power if self.decay == "poly" else (1 + math.cos(math.pi * x)) / 2
+
+    def get_lr(self) -> list[float]:
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+    def set_total_steps(self, total_steps: int) -> None:
+        """Say how long the run is, before its first step."""
+        self.total_steps = self.total_steps or total_steps
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the schedule; its shape is the config's, so that a resumed run may be lengthened."""
+        return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs, "_step_count": self._step_count}

@@ -1,0 +1,276 @@
+"""Pictures, tables and plots: known pixels, known numbers, and every size, band count and class count a user brings."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.pictures import (
+    CELL,
+    LEGEND_LIMIT,
+    MISSED,
+    WRONG,
+    confusion_figure,
+    contact_sheet,
+    iou_table,
+    panels,
+    save_png,
+    to_rgb,
+)
+
+BINARY = Labels.parse({"background": {"value": 0, "color": "#102030"}, "cell": {"value": 255, "color": "#F0C040"}})
+THREE = Labels.parse({"sky": 0, "road": 1, "car": 2})
+MANY = Labels.parse({f"class {index}": index for index in range(150)})
+
+
+def gray_image(height: int, width: int) -> torch.Tensor:
+    return torch.full((3, height, width), 90, dtype=torch.uint8)
+
+
+def reopened(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
+def count_color(picture: Image.Image, color: tuple[int, int, int]) -> int:
+    return int((np.asarray(picture) == color).all(-1).sum())
+
+
+# to_rgb
+
+
+def test_uint8_is_shown_as_it_is() -> None:
+    image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    assert np.array_equal(to_rgb(image), image.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(("bands", "shown"), [(1, [0, 0, 0]), (2, [0, 1, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_any_number_of_bands_of_any_type(bands: int, shown: list[int], dtype: torch.dtype) -> None:
+    image = torch.stack([torch.arange(12).reshape(3, 4) * (band + 1) for band in range(bands)]).to(dtype)
+    rgb = to_rgb(image)
+    assert rgb.shape == (3, 4, 3)
+    assert rgb.dtype == np.uint8
+    for channel, band in enumerate(shown):
+        assert np.array_equal(rgb[..., channel], to_rgb(image[band : band + 1])[..., 0])
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_stretch_runs_from_the_first_to_the_last_percentile(scale: int) -> None:
+    band = torch.arange(0, 101 * scale, scale, dtype=torch.float32).reshape(1, 1, 101)
+    row = to_rgb(band)[0, :, 0]
+    assert row[:2].tolist() == [0, 0]
+    assert row[-2:].tolist() == [255, 255]
+    assert row[50] == 128  # half-way, 127.5, rounded to even
+
+
+def test_constant_sparse_and_undefined_floats() -> None:
+    assert to_rgb(torch.full((1, 4, 4), 7.0)).max() == 0
+    sparse = torch.zeros(1, 50, 50)
+    sparse[0, 3, 3] = 2.0
+    assert to_rgb(sparse)[3, 3, 0] == 255
+    holes = torch.tensor([[[float("nan"), 0.0, 1.0, float("inf")]]])
+    assert to_rgb(holes)[0, :, 0].tolist() == [0, 0, 255, 255]
+    assert to_rgb(torch.full((1, 2, 2), float("nan"))).max() == 0
+
+
+# panels
+
+
+def quadrants() -> tuple[np.ndarray, np.ndarray]:
+    """2x2: right, false positive; false negative, ignored (and predicted as foreground)."""
+    return np.array([[1, 0], [1, IGNORE_INDEX]]), np.array([[1, 1], [0, 1]])
+
+
+def center(panel: Image.Image, row: int, column: int) -> tuple[int, ...]:
+    return panel.getpixel((CELL // 4 + column * CELL // 2, CELL // 4 + row * CELL // 2))
+
+
+def test_masks_have_the_class_colours_and_errors_theirs() -> None:
+    image, truth, prediction, errors = panels(gray_image(2, 2), *quadrants(), BINARY)
+    background, cell = (0x10, 0x20, 0x30), (0xF0, 0xC0, 0x40)
+    assert center(image, 0, 0) == (90, 90, 90)
+    assert [center(truth, *at) for at in ((0, 0), (0, 1), (1, 0))] == [cell, background, cell]
+    assert [center(prediction, *at) for at in ((0, 0), (0, 1), (1, 0))] == [cell, cell, background]
+    assert center(errors, 0, 1) == WRONG
+    assert center(errors, 1, 0) == MISSED
+    for at in ((0, 0), (1, 1)):  # right; ignored
+        red, green, blue = center(errors, *at)
+        assert red == green == blue < 128
+    ignored = np.asarray(truth)[CELL // 2 :, CELL // 2 :]
+    assert {tuple(color) for color in np.unique(ignored.reshape(-1, 3), axis=0)} == {(168,) * 3, (226,) * 3}
+
+
+def test_exactly_a_quarter_is_each_kind_of_error() -> None:
+    errors = panels(gray_image(2, 2), *quadrants(), BINARY)[3]
+    assert count_color(errors, WRONG) == count_color(errors, MISSED) == CELL**2 // 4
+
+
+def test_multiclass_errors_have_one_colour_whatever_the_class() -> None:
+    truth = torch.tensor([[0, 1], [2, 2]])
+    errors = panels(gray_image(2, 2), truth, torch.tensor([[1, 0], [0, 2]]), THREE)[3]
+    assert count_color(errors, WRONG) == CELL**2 * 3 // 4
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shown"),
+    [(16, 16, (CELL, CELL)), (1500, 2000, (CELL, 225)), (400, 100, (75, CELL)), (1, 2000, (CELL, 1))],
+)
+def test_aspect_is_kept_at_any_size(height: int, width: int, shown: tuple[int, int]) -> None:
+    mask = np.zeros((height, width), np.uint8)
+    assert [panel.size for panel in panels(gray_image(height, width), mask, mask, BINARY)] == [shown] * 4
+
+
+def test_masks_never_blend_two_classes() -> None:
+    truth = np.random.default_rng(0).integers(0, 3, (517, 701))
+    panel = np.asarray(panels(gray_image(517, 701), truth, truth, THREE)[1]).reshape(-1, 3)
+    assert {tuple(color) for color in np.unique(panel, axis=0)} == {tuple(color) for color in THREE.palette}
+
+
+def test_sizes_that_differ_are_an_error() -> None:
+    with pytest.raises(ValueError, match="sizes differ"):
+        panels(gray_image(4, 4), np.zeros((4, 5), int), np.zeros((4, 4), int), BINARY)
+
+
+# contact_sheet
+
+
+def test_sheet_of_uneven_images() -> None:
+    sizes = [(16, 16), (90, 30), (600, 800)]
+    truths = [np.zeros(size, int) for size in sizes]
+    predictions = [torch.ones(size, dtype=torch.int64) for size in sizes]
+    images = [gray_image(*size) for size in sizes]
+    sheet = contact_sheet(images, truths, predictions, BINARY, ["a", "b" * 500, "c"], "title", [0.5, float("nan"), 1.0])
+    shown = CELL * CELL + 100 * CELL + CELL * 225
+    assert count_color(sheet, (90, 90, 90)) == shown
+    assert count_color(sheet, WRONG) == shown + 14 * 14  # the legend's square
+    assert count_color(sheet, MISSED) == 14 * 14
+
+
+def test_sixteen_rows_have_one_width() -> None:
+    mask = np.zeros((8, 8), int)
+    one, many = (contact_sheet([gray_image(8, 8)] * n, [mask] * n, [mask] * n, THREE, ["x"] * n) for n in (1, 16))
+    assert many.width == one.width
+    assert many.height - one.height == 15 * (CELL + 40)
+
+
+def test_legend_of_many_classes_lists_those_shown() -> None:
+    few = np.arange(4).reshape(2, 2)
+    every = np.arange(150).reshape(10, 15)
+    short, long = (contact_sheet([gray_image(*m.shape)], [m], [m], MANY, ["x"]) for m in (few, every))
+    assert MANY.num_classes > LEGEND_LIMIT
+    assert count_color(short, (*MANY.palette[3],)) == 2 * CELL**2 // 4 + 14 * 14  # truth and prediction
+    assert count_color(short, (*MANY.palette[140],)) == 0
+    assert long.height > short.height + 200
+
+
+def test_a_sheet_needs_samples_and_equal_lists() -> None:
+    mask = np.zeros((8, 8), int)
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([], [], [], BINARY, [])
+    with pytest.raises(ValueError, match="shorter"):
+        contact_sheet([gray_image(8, 8)] * 2, [mask] * 2, [mask], BINARY, ["a", "b"])
+
+
+# confusion_figure
+
+
+def cell_texts(figure) -> dict[tuple[int, int], str]:
+    """(row, column) -> text."""
+    return {text.get_position()[::-1]: text.get_text() for text in figure.axes[0].texts}
+
+
+def test_percentages_and_iou_of_a_known_matrix() -> None:
+    figure = confusion_figure(torch.tensor([[90, 10, 0], [25, 75, 0], [0, 0, 0]]), THREE)
+    assert cell_texts(figure) == {(0, 0): "90.0", (0, 1): "10.0", (1, 0): "25.0", (1, 1): "75.0"}
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0.72", "0.68", "absent"]  # 90/125, 75/110
+    shares = figure.axes[0].images[0].get_array()
+    assert np.ma.getmaskarray(shares)[2].all()
+    assert np.ma.getmaskarray(shares)[:, 2].all()
+    assert "0.701" in figure.texts[0].get_text()  # the absent class is not part of the mean
+
+
+def test_a_class_that_is_only_predicted_has_iou_zero() -> None:
+    figure = confusion_figure(np.array([[60, 40, 0], [0, 0, 0], [0, 0, 50]]), THREE)
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0.60", "0.00", "1.00"]
+
+
+@pytest.mark.parametrize("classes", [2, 21, 40])
+def test_an_empty_matrix_is_drawn(classes: int, tmp_path: Path) -> None:
+    labels = Labels.parse({f"class ${index}$": index for index in range(classes)})  # not read as mathematics
+    figure = confusion_figure(np.zeros((classes, classes)), labels)
+    save_png(figure, tmp_path / "confusion.png")
+    assert {text.get_text() for text in figure.axes[1].texts} == {"absent"}
+
+
+def test_cells_of_many_classes_hold_no_text() -> None:
+    figure = confusion_figure(np.eye(150), MANY)
+    assert not figure.axes[0].texts
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == MANY.names
+
+
+def test_a_matrix_of_another_size_is_an_error() -> None:
+    with pytest.raises(ValueError, match="3x3"):
+        confusion_figure(np.zeros((2, 2)), THREE)
+
+
+# iou_table
+
+
+def rendered(table) -> dict[str, list[str]]:
+    """First cell -> the other cells."""
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    lines = [[part.strip() for part in line.strip("│").split("│")] for line in console.file.getvalue().splitlines()]
+    return {cells[0].removeprefix("■ "): cells[1:] for cells in lines if len(cells) > 1}
+
+
+def test_table_of_a_binary_task() -> None:
+    metrics = {"test/iou/cell": 0.5, "test/dice/cell": 2 / 3, "test/miou": 0.7, "test/pixel_accuracy": 0.9}
+    rows = rendered(iou_table(metrics, BINARY, "test"))
+    assert rows["background"][:2] == ["-", "-"]
+    assert rows["cell"] == ["0.5000", "0.6667", "█" * 10]
+    assert rows["mIoU"][0] == "0.7000"
+    assert rows["mIoU per image"][0] == "-"
+    assert rows["pixel accuracy"][0] == "0.9000"
+
+
+def test_table_says_absent_and_reads_its_own_split_only() -> None:
+    labels = Labels.parse({"[red]sky": 0, "road": 1, "car": 2})  # a name is never read as markup
+    metrics = {"val/iou/[red]sky": 1.0, "val/iou/road": float("nan"), "test/iou/car": 0.4}
+    rows = rendered(iou_table(metrics, labels, "val", pixels=[75, 0, 25]))
+    assert rows["[red]sky"] == ["1.0000", "-", "75.00%", "█" * 20]
+    assert rows["road"] == ["absent", "-", "0.00%", ""]
+    assert rows["car"] == ["-", "-", "25.00%", ""]
+
+
+# save_png
+
+
+def test_save_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "pictures" / "sheet.png"
+    save_png(Image.new("RGB", (4, 4), "red"), path)
+    save_png(Image.new("RGB", (6, 5), "blue"), path)
+    assert reopened(path).size == (6, 5)
+    save_png(confusion_figure(np.eye(2), BINARY), path)
+    assert reopened(path).format == "PNG"
+    assert [file.name for file in path.parent.iterdir()] == ["sheet.png"]
+
+
+def test_a_failed_save_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sheet.png"
+    save_png(Image.new("RGB", (4, 4)), path)
+
+    def fail(self, file, **options) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_png(Image.new("RGB", (9, 9)), path)
+    assert reopened(path).size == (4, 4)
+    assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
