@@ -1,5 +1,6 @@
 """What a run shows: throughput, pictures, and the report at its end."""
 
+import csv
 import time
 from copy import deepcopy
 from typing import Any
@@ -25,12 +26,14 @@ from segmentation.run import RunFolder, write_csv, write_json
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar with the two figures one looks for, and a line that stays behind for every validated epoch."""
+    """Lightning's bar with the loss, and a line that stays behind for every validated epoch."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        shown = {"train/loss_step": "loss", "val/miou": "val mIoU"}
         metrics = super().get_metrics(trainer, pl_module)
-        return {label: metrics[key] for key, label in shown.items() if key in metrics}
+        return {"loss": metrics["train/loss_step"]} if "train/loss_step" in metrics else {}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1:>3}/{self.trainer.max_epochs}"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -50,9 +53,8 @@ class Progress(RichProgressBar):
         found = trainer.callback_metrics
         if epoch and trainer.is_global_zero:
             print(
-                f"epoch {epoch:>3}/{trainer.max_epochs}   train loss {found['train/loss']:.4f}   "
-                f"val loss {found['val/loss']:.4f}   val mIoU {found['val/miou']:.4f}   "
-                f"{found['train/images_per_second']:.1f} images/s",
+                f"epoch {epoch:>3}/{trainer.max_epochs}  loss {found['train/loss']:.4f}  val loss {found['val/loss']:.4f}  "
+                f"val mIoU {found['val/miou']:.4f}  {found['train/images_per_second']:.1f} images/s",
                 flush=True,
             )
 
@@ -121,6 +123,8 @@ class Throughput(Callback):
         return {"images": self.images, "seconds": self.seconds, "minutes": self.total_minutes()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        if self.images:  # the best checkpoint, loaded to be tested: this run knows better
+            return
         self.images, self.seconds, self.minutes = state["images"], state["seconds"], state["minutes"]
 
     def total_minutes(self) -> float:
@@ -209,10 +213,12 @@ def report(trainer: Trainer, module: LightningModule, run: RunFolder, throughput
     write_csv(run.per_image, rows)
     run.pictures.mkdir(parents=True, exist_ok=True)
     save_png(confusion_figure(matrix, labels), run.pictures / "confusion.png")
+    epoch = read_checkpoint(run.best)["epoch"]
     summary = {
+        **_figures_of_epoch(run, epoch),
         **found,
         "split": data.test_split,
-        "epoch": read_checkpoint(run.best)["epoch"],
+        "epoch": epoch,
         "minutes": throughput.total_minutes(),
         "images_per_second": throughput.images_per_second(),
     }
@@ -225,10 +231,18 @@ def report(trainer: Trainer, module: LightningModule, run: RunFolder, throughput
             logger.experiment.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
 
 
+def _figures_of_epoch(run: RunFolder, epoch: int) -> dict[str, float]:
+    """Training's and validation's figures of the epoch whose checkpoint was tested, from metrics.csv."""
+    with run.metrics.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["epoch"] == str(epoch)]
+    splits = ("train/", "val/")
+    return {key: float(value) for row in rows for key, value in row.items() if value and key.startswith(splits)}
+
+
 def print_table(found: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> None:
-    """The table of IoU per class."""
-    test = {key: value for key, value in found.items() if key.startswith("test/")}
-    Console().print(iou_table(test, labels, split, matrix.sum(dim=1).tolist()))
+    """The table of IoU per class, of figures logged under `test/`, which may be those of the validation split."""
+    named = {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items() if key.startswith("test/")}
+    Console().print(iou_table(named, labels, split, matrix.sum(dim=1).tolist()))
 
 
 def _overlays(images: list, masks: list, predictions: list, names: list[str], classes: list[str]) -> list[Any]:

@@ -1,8 +1,7 @@
 """LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
 
-import difflib
 import logging
-import re
+import os
 import sys
 import warnings
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
+from segmentation.parser import Parser
 from segmentation.run import (
     CheckpointOptions,
     RunFolder,
@@ -34,18 +34,31 @@ from segmentation.run import (
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
+#: Trainer's options that are not a user's: the run folder, the datamodule and the report see to them.
+OURS = {
+    "logger",
+    "default_root_dir",
+    "use_distributed_sampler",
+    "enable_model_summary",
+    "enable_checkpointing",
+    "barebones",
+    "fast_dev_run",
+    "limit_predict_batches",
+    "reload_dataloaders_every_n_epochs",
+    "enable_autolog_hparams",
+    "model_registry",
+}
+
+USAGE = "python src/train.py [--config OVERLAY ...] [--name N] [--resume] [--any.option value]"
+DESCRIPTION = (
+    "Trains a segmentation net, tests its best checkpoint and says where the run folder is. Defaults are those of "
+    "configs/default.yaml; overlays in configs/ and options below change what differs. Options of a class: "
+    "--model.net.help UNet, --data.dataset.help FolderData, --model.loss.help CrossEntropy. "
+    "The whole configuration, as YAML: --print_config."
+)
+
 #: Options that may differ on --resume, if they lengthen the run.
 LENGTHENS = ("trainer.max_epochs", "trainer.max_steps")
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are one line with the choices."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        raise InputError(self._explain(str(message)))
-
-    def _explain(self, message: str) -> str:
-        return " ".join(message.split())
 
 
 class SegmentationCLI(LightningCLI):
@@ -57,6 +70,7 @@ class SegmentationCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         quiet()
+        sys.path.append(os.getcwd())  # a class of the user's own, by class_path, lies where the command is typed
         self.arguments = sys.argv[1:] if args is None else args
         super().__init__(
             SegmentationModule,
@@ -67,8 +81,19 @@ class SegmentationCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_class=Parser,
-            parser_kwargs={"default_config_files": [str(CONFIGS / "default.yaml")]},
+            parser_kwargs={
+                "usage": USAGE,
+                "description": DESCRIPTION,
+                "allow_abbrev": False,
+                "default_config_files": [str(CONFIGS / "default.yaml")],
+            },
         )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(SegmentationDataModule, "data")
+        parser.add_lightning_class_args(SegmentationModule, "model")
+        options = {"fail_untyped": False, "instantiate": False, "sub_configs": True, "skip": OURS}
+        parser.add_class_arguments(Trainer, "trainer", **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="the run's folder is runs/NAME")
@@ -158,6 +183,7 @@ def quiet() -> None:
         ".*LeafSpec.*is deprecated.*",
         ".*does not have many workers.*",
         ".*sync_dist=True.*",
+        ".*is already saved during checkpointing.*",
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Experiment logs directory .* exists and is not empty.*",

@@ -99,11 +99,8 @@ class SegmentationDataModule(LightningDataModule):
         self.augment = Augment(crop_size, augment or [])
         self.num_workers = num_workers
         self.seed = seed
-
-    @property
-    def test_split(self) -> str:
-        """The split that is tested: the validation split where a data set has no test split."""
-        return "test" if self.dataset.names("test") else "val"
+        #: The split that is tested: the validation split where a data set has no test split.
+        self.test_split = "test" if dataset.names("test") else "val"
 
     @property
     def train_size(self) -> tuple[int, int]:
@@ -145,12 +142,6 @@ class SegmentationDataModule(LightningDataModule):
                 f"training images have unequal sizes ({w}x{h} and {w2}x{h2}) and cannot be batched. "
                 f"Fix: data.crop: {max(32, min(h, w) // 32 * 32)}, or data.batch_size: 1"
             )
-
-    def prepare_data(self) -> None:
-        """Once a machine, by Lightning: count what the other processes will read from the cache."""
-        for split in ("train", "val", "test"):
-            if self.dataset.names(split):
-                self.census(split)
 
     def train_dataloader(self) -> DataLoader:
         overfit = self.trainer.overfit_batches > 0

@@ -1,11 +1,11 @@
 """Pictures made on the fly, with their truth: the default data set, so that the first run needs no download.
 
-Disks, squares, triangles and stars lie over each other on a textured ground. Colour and texture say nothing about the
-class: only outline does, so a net has to look around a pixel, and a classifier of single pixels fails.
+Disks, rings, triangles and stars lie over each other on a textured ground. Colour and texture do not tell one shape
+from another, only the outline does: a net has to look around a pixel, and a classifier of single pixels fails.
 """
 
 import colorsys
-from math import cos, pi, sin, sqrt, tan
+from math import cos, hypot, pi, sin, sqrt
 
 import numpy as np
 import torch
@@ -18,23 +18,21 @@ from segmentation.errors import InputError
 CLASSES = {
     "background": {"value": 0, "color": "#262B33"},
     "disk": {"value": 1, "color": "#56B4E9"},
-    "square": {"value": 2, "color": "#E69F00"},
+    "ring": {"value": 2, "color": "#E69F00"},
     "triangle": {"value": 3, "color": "#009E73"},
     "star": {"value": 4, "color": "#CC79A7"},
 }
 
-#: Class -> (tips, radius of the notches between them, where the tips lie at 1). The notch cos(pi / n) of an n-gon makes
-#: its sides straight; a disk is a polygon of too many sides to tell.
-OUTLINES = {1: (64, cos(pi / 64)), 2: (4, cos(pi / 4)), 3: (3, cos(pi / 3)), 4: (5, 0.48)}
+#: Class -> (tips, radius of the notches between them, where the tips lie at 1). A notch of cos(pi / n) makes an n-gon.
+POINTED = {3: (3, cos(pi / 3)), 4: (5, 0.48)}
 
 SMALLEST = 48  # pixels a side: below it the shapes have too few pixels to be told apart
-RADIUS = (0.085, 0.19)  # of the disk of a shape's area, as a part of the image's side
-VISIBLE = 0.55  # part of a shape that stays visible, else nobody could name it
-GOLDEN = 0.61803  # of a turn: hues this far apart never come close
+RADIUS = (0.07, 0.125)  # of the disk of a shape's area, as a part of the image's side
+VISIBLE = 0.6  # part of a shape that stays visible, else nobody could name it
 
 
 class ShapesData(SegmentationData):
-    """Generated images of disks, squares, triangles and stars; each a pure function of (seed, split, index).
+    """Generated images of disks, rings, triangles and stars; each a pure function of (seed, split, index).
 
     Args:
         train: images of the training split.
@@ -47,13 +45,13 @@ class ShapesData(SegmentationData):
         InputError: a count below zero, no training image, a size too small for the shapes, a negative seed.
     """
 
-    def __init__(self, train: int = 512, val: int = 64, test: int = 128, size: int = 128, seed: int = 0) -> None:
+    def __init__(self, train: int = 512, val: int = 64, test: int = 128, size: int = 96, seed: int = 0) -> None:
         super().__init__(Labels.parse(CLASSES))
         for name, count, least in (("train", train, 1), ("val", val, 0), ("test", test, 0)):
             if count < least:
                 raise InputError(f"data {name}={count}: give {least} or more images, e.g. {name}: 64")
         if size < SMALLEST:
-            raise InputError(f"data size={size} leaves shapes of a few pixels: use {SMALLEST} or more, e.g. size: 128")
+            raise InputError(f"data size={size} leaves shapes of a few pixels: use {SMALLEST} or more, e.g. size: 96")
         if seed < 0:
             raise InputError(f"data seed={seed}: use 0 or more, e.g. seed: {-seed}")
         self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
@@ -71,12 +69,8 @@ class ShapesData(SegmentationData):
     def load(self, split: str, index: int) -> Sample:
         """Make sample `index`: image (3, size, size) uint8, mask and instance (size, size) int64."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
-        image, mask, instance = draw(rng, self.size)
-        return {
-            "image": torch.from_numpy(image),
-            "mask": torch.from_numpy(mask),
-            "instance": torch.from_numpy(instance),
-        }
+        image, mask, instance = map(torch.from_numpy, draw(rng, self.size))
+        return {"image": image, "mask": mask, "instance": instance}
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -89,49 +83,50 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
     hue = rng.random()
     image = texture(rng, x, y, hue, size)
     instance = np.zeros((size, size), np.int64)
-    classes, areas = [0], [0]
-    for _ in range(rng.integers(5, 11)):
+    classes, visible, needed = [0], np.array([size * size]), np.array([0.0])  # of each instance; 0 is the ground
+    for _ in range(rng.integers(9, 19)):
         kind = int(rng.integers(1, len(CLASSES)))
         radius = size * rng.uniform(*RADIUS)
-        cx, cy = rng.uniform(0.04 * size, 0.96 * size, 2)
-        # Work in a box around the shape: `reach` holds its tips (1.6 radii for the triangle) and its shadow.
+        cx, cy = rng.uniform(0, size), rng.uniform(0, size)
+        # Work in a box around the shape: `reach` holds the triangle's tips, at 1.56 radii, and some shadow.
         reach = int(1.75 * radius) + 3
-        top, left = max(0, int(cy) - reach), max(0, int(cx) - reach)
-        box = (slice(top, int(cy) + reach), slice(left, int(cx) + reach))
-        u, v = rotate(x[box] - cx, y[box] - cy, rng.uniform(0, 2 * pi))
+        rows = slice(max(0, int(cy) - reach), int(cy) + reach)
+        columns = slice(max(0, int(cx) - reach), int(cx) + reach)
+        u, v = rotate(x[rows, columns] - cx, y[rows, columns] - cy, rng.uniform(0, 2 * pi))
         distance = outline(u, v, kind, radius)
 
-        inside = distance < 0
-        after = instance.copy()
-        after[box][inside] = len(areas)
-        seen = np.bincount(after.ravel(), minlength=len(areas) + 1)[1:]
-        if (seen < VISIBLE * np.array([*areas[1:], pi * radius**2])).any():
-            continue  # it would lie mostly outside, or hide an earlier shape
-        instance = after
+        ids, inside = instance[rows, columns], distance < 0
+        left = np.append(visible - np.bincount(ids[inside], minlength=len(classes)), inside.sum())
+        least = np.append(needed, VISIBLE * pi * radius**2)
+        if (left < least).any():
+            continue  # it would lie mostly outside, or hide too much of an earlier shape
+        ids[inside] = len(classes)
         classes.append(kind)
-        areas.append(pi * radius**2)
+        visible, needed = left, least
 
-        patch = image[:, box[0], box[1]]
+        patch = image[:, rows, columns]
         patch *= 1 - 0.45 * np.exp(-np.maximum(distance, 0) / (0.02 * size))  # a shadow parts shapes that overlap
-        cover = np.clip(0.5 - distance, 0, 1)  # anti-aliased: a hard edge would give the mask away
-        fill = texture(rng, u, v, hue + GOLDEN * len(areas), size)
-        patch += cover * (fill - patch)
+        fill = texture(rng, u, v, hue + rng.uniform(0.2, 0.8), size)  # never the ground's own hue
+        patch += np.clip(0.5 - distance, 0, 1) * (fill - patch)  # soft edges, as a camera gives them
     image *= 0.75 + 0.5 * cloud(rng, x / size, y / size, 2)  # light falls unevenly
     image += rng.uniform(0.01, 0.05) * rng.standard_normal(image.shape, dtype=np.float32)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), np.array(classes)[instance], instance
 
 
 def outline(u: np.ndarray, v: np.ndarray, kind: int, radius: float) -> np.ndarray:
-    """Distance in pixels to the nearest side's line, negative inside, of a shape as large as a disk of `radius`."""
-    tips, notch = OUTLINES[kind]
+    """Distance in pixels to the sides' lines, negative inside, of a shape whose area is that of a disk of `radius`."""
+    r = np.hypot(u, v)
+    if kind == 1:
+        return r - radius
+    if kind == 2:
+        return np.abs(r - radius) - radius / 4  # from 3/4 to 5/4: pi (25 - 9) / 16 is pi again
+    tips, notch = POINTED[kind]
     tip = radius * sqrt(pi / (tips * notch * sin(pi / tips)))
     # All sides are mirror images of one, from a tip at angle 0 to a notch at pi / tips: fold the plane onto it.
     angle = np.abs((np.arctan2(v, u) + pi / tips) % (2 * pi / tips) - pi / tips)
-    across, along = np.cos(angle), np.sin(angle)
-    # The side's normal: perpendicular to (notch point - tip).
     dx, dy = notch * cos(pi / tips) - 1, notch * sin(pi / tips)
-    nx, ny = dy / np.hypot(dx, dy), -dx / np.hypot(dx, dy)
-    return np.hypot(u, v) * (nx * across + ny * along) - nx * tip
+    nx, ny = dy / hypot(dx, dy), -dx / hypot(dx, dy)  # the side's normal
+    return r * (nx * np.cos(angle) + ny * np.sin(angle)) - nx * tip
 
 
 def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -157,8 +152,8 @@ def texture(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, hue: float, 
             mix = cloud(rng, u / size, v / size, 8)
     light = rng.uniform(0.35, 0.75)
     tones = [
-        colorsys.hls_to_rgb((hue + shift) % 1, light + shade, rng.uniform(0.3, 0.8))
-        for shift, shade in ((0, -0.1), (0.06, 0.12))
+        colorsys.hls_to_rgb((hue + shift) % 1, light + shade, rng.uniform(0.4, 0.8))
+        for shift, shade in ((0, -0.05), (0.05, 0.06))
     ]
     first, second = np.array(tones, np.float32)[..., None, None]
     return first + (second - first) * mix
@@ -167,7 +162,8 @@ def texture(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, hue: float, 
 def cloud(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, waves: int) -> np.ndarray:
     """Smooth noise in 0..1, (H, W): a few plane waves of random direction and phase, bent by each other."""
     total = np.zeros_like(u)
-    for frequency in rng.uniform(0.5, 1, 4) * waves:
+    for _ in range(4):
+        frequency = waves * rng.uniform(0.5, 1)
         a, b = rotate(u, v, rng.uniform(0, 2 * pi))
         total += np.sin(2 * pi * (frequency * a + rng.random()) + np.sin(2 * pi * frequency * b))
     return 0.5 + total / 8

@@ -1,0 +1,17 @@
+"""Test a checkpoint: training's own test figures again, to the last digit.
+
+python src/eval.py runs/NAME/checkpoints/best.ckpt
+python src/eval.py runs/NAME/checkpoints/best.ckpt --split val --output val.json
+python src/eval.py runs/NAME/checkpoints/best.ckpt --data configs/data/camvid.yaml --trainer.devices 2
+"""
+
+from segmentation.errors import run_job
+from segmentation.evaluation import evaluate
+
+
+def main() -> None:
+    evaluate()
+
+
+if __name__ == "__main__":
+    run_job(main)

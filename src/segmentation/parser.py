@@ -1,0 +1,86 @@
+"""The command line's parser: errors are one line that lists the choices, and help starts with what matters."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+
+from lightning.pytorch.cli import LightningArgumentParser
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchvision.transforms import v2
+
+from segmentation.data import SegmentationData
+from segmentation.errors import InputError
+from segmentation.losses import SegmentationLoss
+from segmentation.nets import SegmentationNet
+
+#: Options whose value is a class, and the class that it must be a kind of.
+CLASS_OPTIONS: dict[str, type] = {
+    "data.dataset": SegmentationData,
+    "data.augment": v2.Transform,
+    "model.net": SegmentationNet,
+    "model.loss": SegmentationLoss,
+    "model.optimizer": Optimizer,
+    "model.schedule": LRScheduler,
+}
+
+#: What the data decides; nobody gives it on the command line.
+LINKED = {"in_channels", "num_classes", "optimizer", "params", "model.labels"}
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser, with our words for what can go wrong."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise InputError(self.explain(str(message)))
+
+    def explain(self, message: str) -> str:
+        """jsonargparse's message in one line, with the choices where a class or an option is misspelt."""
+        key = re.search(r'Parser key "([\w.]+)"', message)
+        name = re.search(r"Expected a dot import path string: (\S+)", message)
+        if key and name:
+            return self._unknown_class(key.group(1), name.group(1))
+        option = re.search(r"(?:unrecognized arguments: --|accept option '|Option ')([\w.+-]+)", message)
+        if option:
+            group = re.search(r"Group '([\w.]+)'", message)
+            return self._unknown_option(f"{group.group(1)}.{option.group(1)}" if group else option.group(1))
+        message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message)
+        message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
+        return " ".join(message.split())
+
+    def _unknown_class(self, option: str, name: str) -> str:
+        base = next((CLASS_OPTIONS[key] for key in CLASS_OPTIONS if option.startswith(key)), None)
+        choices = sorted({cls.__name__ for cls in _kinds(base)}) if base else []
+        return (
+            f"{option}: no class {name!r}. {_choose(name, choices)}, or the import path of your own (my_file.MyClass)"
+        )
+
+    def _unknown_option(self, name: str) -> str:
+        options = {action.dest for action in self._actions if action.dest not in LINKED | {"help"}}
+        for key, base in CLASS_OPTIONS.items():
+            options |= {f"{key}.{argument}" for cls in _kinds(base) for argument in _arguments(cls)}
+        # A nested option's error names only its last part.
+        matches = {option: option if "." in name else option.rpartition(".")[2] for option in options}
+        close = difflib.get_close_matches(name, matches.values(), n=1, cutoff=0.5)
+        likely = next(iter(sorted(o for o, short in matches.items() if close and short == close[0])), "")
+        group = likely.rpartition(".")[0] or name.rpartition(".")[0]
+        choices = sorted(option for option in options if option.rpartition(".")[0] == group)
+        return f"no option {name!r}. {_choose(likely, choices)}. All of them: --help"
+
+
+def _choose(likely: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(likely, choices, n=1)
+    return (f"Did you mean {close[0]}? " if close else "") + f"Choices: {', '.join(choices)}"
+
+
+def _kinds(base: type) -> Iterator[type]:
+    """The concrete classes below `base` that a user may name."""
+    for cls in base.__subclasses__():
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+            yield cls
+        yield from _kinds(cls)
+
+
+def _arguments(cls: type) -> list[str]:
+    return [name for name in inspect.signature(cls).parameters if name not in LINKED]

@@ -1,0 +1,53 @@
+"""What the tests share: a quiet, private place to run in, and small data sets in the real on-disk format."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test runs in a folder of its own, with a cache of its own, and without W&B."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("SEGMENTATION_RUN", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def seg_data() -> Path:
+    """The folder of real images, or a skip."""
+    path = os.environ.get("SEG_DATA")
+    if not path:
+        pytest.skip("SEG_DATA is not set: no real images here")
+    return Path(path)
+
+
+def write_image(path: Path, array: np.ndarray) -> None:
+    """Save an array as an image file, its folders made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def make_folder(
+    root: Path, counts: dict[str, int], size: tuple[int, int] = (48, 40), values: tuple[int, ...] = (0, 255)
+) -> Path:
+    """A data set in split folders: RGB images, brighter where the mask has the last of `values`."""
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        for index in range(count):
+            mask = rng.choice(np.array(values, dtype=np.uint8), size=(size[0] // 8, size[1] // 8))
+            mask = mask.repeat(8, axis=0).repeat(8, axis=1)
+            image = rng.integers(0, 100, (*mask.shape, 3), dtype=np.uint8) + (mask == values[-1])[..., None] * np.uint8(
+                80
+            )
+            write_image(root / split / "images" / f"{index:02d}.png", image)
+            write_image(root / split / "masks" / f"{index:02d}.png", mask)
+    return root
