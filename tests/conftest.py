@@ -1,14 +1,21 @@
 """What the tests share: a quiet, private place to run in, and small data sets in the real on-disk format."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+if TYPE_CHECKING:
+    from segmentation.cli import SegmentationCLI
+
+ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)  # two cores, and subprocesses beside: threads would wait for one another
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +58,27 @@ def make_folder(
             write_image(root / split / "images" / f"{index:02d}.png", image)
             write_image(root / split / "masks" / f"{index:02d}.png", mask)
     return root
+
+
+#: A run of seconds: few small images, a narrow net, no pictures.
+TINY = [
+    *("--data.dataset.train", "12", "--data.dataset.val", "5", "--data.dataset.test", "5", "--data.dataset.size", "48"),
+    *("--data.batch_size", "4", "--data.num_workers", "0", "--model.net.widths", "[4,8]", "--trainer.max_epochs", "2"),
+    *("--pictures.images", "0", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+]
+
+
+def train(*args: str) -> "SegmentationCLI":
+    """`python src/train.py *args`, in this process."""
+    from segmentation.cli import SegmentationCLI
+
+    cli = SegmentationCLI(list(args))
+    cli.run()
+    return cli
+
+
+def script(name: str, *args: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
+    """`python src/NAME.py *args`, in a process of its own."""
+    command = [sys.executable, str(ROOT / "src" / f"{name}.py"), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)

@@ -26,7 +26,7 @@ from segmentation.run import RunFolder, write_csv, write_json
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar with the loss, and a line that stays behind for every validated epoch."""
+    """Lightning's bar, with the loss alone: a line of EpochLines has the rest."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
@@ -35,21 +35,25 @@ class Progress(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         return f"epoch {current_epoch + 1:>3}/{self.trainer.max_epochs}"
 
+
+class EpochLines(Callback):
+    """A line for every validated epoch, on the terminal and in a cluster's log."""
+
+    validated: int | None = None
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
         self.validated = None if trainer.sanity_checking else trainer.current_epoch + 1
 
+    # The module logs its training figures after every callback's on_train_epoch_end, so the line comes a hook later.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.say(trainer)
-        super().on_train_epoch_start(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.say(trainer)
-        super().on_train_end(trainer, pl_module)
 
     def say(self, trainer: Trainer) -> None:
-        """The line of a validated epoch, when the module has logged its training figures too."""
-        epoch, self.validated = getattr(self, "validated", None), None
+        """Print the line, once."""
+        epoch, self.validated = self.validated, None
         found = trainer.callback_metrics
         if epoch and trainer.is_global_zero:
             print(
@@ -69,7 +73,7 @@ class Introduction(Callback):
     def __init__(self, run: RunFolder) -> None:
         self.run = run
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         data, labels, net = trainer.datamodule, pl_module.labels, pl_module.net
@@ -117,7 +121,8 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.images = self.seconds = self.minutes = 0.0
-        self.started = time.perf_counter()
+        self.epoch_images, self.epoch_seconds = 0, 0.0
+        self.started = self.since = time.perf_counter()
 
     def state_dict(self) -> dict[str, float]:
         return {"images": self.images, "seconds": self.seconds, "minutes": self.total_minutes()}
@@ -133,8 +138,8 @@ class Throughput(Callback):
     def images_per_second(self) -> float | None:
         return self.images / self.seconds if self.seconds else None
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch_images, self.epoch_seconds, self.since = 0, 0.0, time.perf_counter()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int
@@ -150,6 +155,7 @@ class Throughput(Callback):
         self.images, self.seconds = self.images + self.epoch_images, self.seconds + self.epoch_seconds
         rate = self.epoch_images / self.epoch_seconds if self.epoch_seconds else 0.0
         pl_module.log("train/images_per_second", rate, rank_zero_only=True)
+        self.epoch_images, self.epoch_seconds, self.since = 0, 0.0, time.perf_counter()
 
 
 class Pictures(Callback):

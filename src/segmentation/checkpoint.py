@@ -1,11 +1,12 @@
 """Load a trained model from one file, for every job but train. Nothing in the file can run code (`weights_only`)."""
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import instantiate_module
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.errors import InputError
 
@@ -48,9 +49,10 @@ def load_module(checkpoint: dict[str, Any], source: str) -> "SegmentationModule"
     try:
         module = instantiate_module(SegmentationModule, hparams)
         module.load_state_dict(checkpoint["state_dict"])
-    except (ImportError, ValueError, RuntimeError, TypeError) as error:
+    except (argparse.ArgumentError, ImportError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{source}: its net, {hparams['net'].get('class_path')}, cannot be built again: {error}. "
+            f"{source}: its net, {hparams['net'].get('class_path')}, cannot be built again: {reason}. "
             "Is its class importable, and unchanged since training?"
         ) from error
     return module.eval()
@@ -70,7 +72,8 @@ def warm_start(module: "SegmentationModule", path: str) -> None:
     module.net.load_state_dict(fits, strict=False)
     fresh = [f"{key} {tuple(value.shape)}" for key, value in own.items() if key not in fits]
     unused = [f"{key} {tuple(value.shape)}" for key, value in saved.items() if key not in fits]
-    rank_zero_info(f"Started from {path}: took {len(fits)} of {len(own)} tensors.")
-    for what, names in (("Started afresh, as nothing fits", fresh), ("Left behind", unused)):
-        if names:
-            rank_zero_info(f"  {what}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}")
+    if rank_zero_only.rank == 0:
+        print(f"start     {path}: took {len(fits)} of {len(own)} tensors")
+        for what, names in (("afresh, as nothing fits", fresh), ("left behind", unused)):
+            if names:
+                print(f"          {what}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}")

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from segmentation.callbacks import Introduction, Pictures, Progress, Throughput, report
+from segmentation.callbacks import EpochLines, Introduction, Pictures, Progress, Throughput, report
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
@@ -69,8 +69,7 @@ class SegmentationCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        quiet()
-        sys.path.append(os.getcwd())  # a class of the user's own, by class_path, lies where the command is typed
+        start_job()
         self.arguments = sys.argv[1:] if args is None else args
         super().__init__(
             SegmentationModule,
@@ -134,7 +133,8 @@ class SegmentationCLI(LightningCLI):
             Introduction(run),
             self.throughput,
             Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
-            Progress(),
+            EpochLines(),
+            *([Progress()] if trainer["enable_progress_bar"] is not False else []),
             *(trainer["callbacks"] or []),
         ]
         return Trainer(
@@ -156,6 +156,10 @@ class SegmentationCLI(LightningCLI):
             run.create(config)
             _tell_wandb(trainer, yaml.safe_load(config), self.datamodule.labels.names)
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
+        if trainer.overfit_batches:
+            if trainer.is_global_zero:
+                print(_verdict(float(trainer.callback_metrics["val/miou"])), flush=True)
+            return
         best = trainer.checkpoint_callback.best_model_path
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         if trainer.is_global_zero:
@@ -175,8 +179,10 @@ class PictureOptions:
     every_n_epochs: int = 5
 
 
-def quiet() -> None:
-    """Silence what a user can do nothing about: Lightning's small talk, and warnings meant for its developers."""
+def start_job() -> None:
+    """What every job does first: find classes of the user's own where the command is typed; and silence what a user can
+    do nothing about, Lightning's small talk and warnings meant for its developers."""
+    sys.path.append(os.getcwd())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
@@ -189,6 +195,16 @@ def quiet() -> None:
         ".*Experiment logs directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def _verdict(miou: float) -> str:
+    """What overfitting one batch has shown."""
+    if miou > 0.95:
+        return f"debug     learnt by heart (mIoU {miou:.3f}): net, loss and masks fit together"
+    return (
+        f"debug     could not learn the batch by heart (mIoU {miou:.3f}, wanted 0.95). Try more --trainer.max_epochs "
+        "first; if it stays, look at the pictures, the mask values in classes, the loss and the learning rate"
+    )
 
 
 def _has_bf16(accelerator: str) -> bool:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.callbacks import Progress, print_table
 from segmentation.checkpoint import load_module, read_checkpoint
-from segmentation.cli import OURS, quiet
+from segmentation.cli import OURS, start_job
 from segmentation.data import Labels, SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.parser import Parser
@@ -29,7 +29,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     Returns:
         The figures, under their logged keys without the split.
     """
-    quiet()
+    start_job()
     options, rest = _arguments(args)
     checkpoint = read_checkpoint(options.checkpoint)
     module = load_module(checkpoint, options.checkpoint)

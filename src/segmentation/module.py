@@ -106,6 +106,12 @@ class SegmentationModule(LightningModule):
         """Class indices (N, H, W) of logits (N, K, H, W): by threshold for one logit, else the largest."""
         return (logits[:, 0] > self.logit_threshold).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
 
+    def on_train_start(self) -> None:
+        # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, WarmupDecay):
+                config.scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # What a step draws (dropout) is a function of (seed, step, rank), so that a resumed run draws it again.
         torch.manual_seed(
@@ -169,8 +175,6 @@ class SegmentationModule(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
         scheduler = self.schedule(optimizer)
-        if isinstance(scheduler, WarmupDecay):
-            scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             config |= {"interval": "epoch", "monitor": scheduler.monitor}
@@ -178,6 +182,15 @@ class SegmentationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = self.trainer.precision
+        # Counts of an epoch that a mid-epoch checkpoint interrupts, those of all processes: the sum of them goes on.
+        with self.train_metrics.sync_context():
+            checkpoint["train_counts"] = {key: value.cpu() for key, value in self.train_metrics.metric_state.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.training and self.trainer.is_global_zero:
+            for key, value in checkpoint["train_counts"].items():
+                getattr(self.train_metrics, key).copy_(value)
+            self.train_metrics._update_count = 1
 
 
 def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:

@@ -1,7 +1,7 @@
 """The census: every sample of a split is read once, before the first step. It finds what is wrong with the files, and
 counts what losses and normalisation need: pixels per class, image sizes, mean and deviation of each band.
 
-It is kept in the user's cache, keyed by the file list (names, sizes, times) and the classes, so that it is counted once.
+It is kept in the user's cache, keyed by the file list (names, sizes, times) and the classes, and so counted once.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from platformdirs import user_cache_path
 from rich.progress import track
 from torch import Tensor
 
-from segmentation.data.base import SegmentationData
-from segmentation.data.labels import IGNORE_INDEX
+from segmentation.data.base import Sample, SegmentationData
+from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.errors import InputError
 
 #: Raised when what a census holds changes, so that old cache files are not read.
@@ -76,6 +76,7 @@ def _count(data: SegmentationData, split: str) -> Census:
     def read(index: int) -> tuple[tuple[int, int], Tensor, Tensor] | InputError:
         try:
             sample = data.load(split, index)
+            _check_sample(sample, data.labels, f"{split} sample {names[index]}")
         except InputError as error:
             return error
         mask = sample["mask"]
@@ -99,6 +100,20 @@ def _count(data: SegmentationData, split: str) -> Census:
     mean = moments[0] / total
     std = (moments[1] / total - mean.square()).clamp(min=0).sqrt()
     return Census(sizes, pixels[:-1].tolist(), int(pixels[-1]), mean.tolist(), std.tolist())
+
+
+def _check_sample(sample: Sample, labels: Labels, name: str) -> None:
+    """What a data set of the user's own must hold to; `FolderData` does."""
+    image, mask = sample["image"], sample["mask"]
+    if image.ndim != 3 or image.shape[0] != labels.channels or mask.shape != image.shape[1:]:
+        raise InputError(
+            f"{name}: image {tuple(image.shape)} and mask {tuple(mask.shape)} must be "
+            f"({labels.channels}, H, W) and (H, W)"
+        )
+    if mask.dtype != torch.int64 or not ((mask >= 0) & (mask < labels.num_classes) | (mask == IGNORE_INDEX)).all():
+        raise InputError(f"{name}: the mask must be int64 in 0..{labels.num_classes - 1}, or {IGNORE_INDEX} to ignore")
+    if image.is_floating_point() and not image.isfinite().all():
+        raise InputError(f"{name}: the image holds NaN or infinite values. Replace them")
 
 
 def _keep(path: Path, text: str) -> None:

@@ -90,15 +90,20 @@ class SegmentationDataModule(LightningDataModule):
         self.dataset = dataset
         self.labels = dataset.labels
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         crop_size = (crop, crop) if isinstance(crop, int) else tuple(crop) if crop else None
-        if batch_size < 1 or (crop_size and (len(crop_size) != 2 or min(crop_size) < 1)):
+        if min(batch_size, self.eval_batch_size) < 1 or (crop_size and (len(crop_size) != 2 or min(crop_size) < 1)):
             raise InputError(
-                f"data.batch_size {batch_size} and data.crop {crop} must be positive; crop one or two sides"
+                f"data.batch_size {batch_size}, data.eval_batch_size {eval_batch_size} and data.crop {crop} must be "
+                "positive; crop one or two sides"
             )
+        if seed < 0 or (num_workers or 0) < 0:
+            raise InputError(f"data.seed {seed} and data.num_workers {num_workers} must be 0 or more")
         self.augment = Augment(crop_size, augment or [])
         self.num_workers = num_workers
         self.seed = seed
+        self._censuses: dict[str, Census] = {}
+        self.place = {"epoch": 0, "batch": 0}
         #: The split that is tested: the validation split where a data set has no test split.
         self.test_split = "test" if dataset.names("test") else "val"
 
@@ -108,8 +113,10 @@ class SegmentationDataModule(LightningDataModule):
         return self.augment.crop or max(self.census("train").sizes, key=lambda size: size[0] * size[1])
 
     def census(self, split: str) -> Census:
-        """Counts over a split; cached."""
-        return take_census(self.dataset, split)
+        """Counts over a split; cached, and kept here too, should the user's cache not be writable."""
+        if split not in self._censuses:
+            self._censuses[split] = take_census(self.dataset, split)
+        return self._censuses[split]
 
     def check(self, splits: Sequence[str] = ("train", "val", "test")) -> None:
         """Read every sample of `splits` once and say, before the first step, what would stop a run or spoil it.
@@ -131,28 +138,39 @@ class SegmentationDataModule(LightningDataModule):
         self._check_shapes(census)
 
     def _check_shapes(self, census: Census) -> None:
-        """The smallest and the largest training images, as they will be batched, must have one shape."""
-        areas = [height * width for height, width in census.sizes]
-        ends = {areas.index(min(areas)), areas.index(max(areas))}
-        train = SplitDataset(self.dataset, "train", self.augment, self.seed)
-        shapes = {tuple(train[index]["image"].shape[1:]) for index in ends}
+        """Training images must have one shape when batched: tries the extreme ones, and a few for the transforms."""
+        sides = [list(side) for side in zip(*census.sizes, strict=True)]
+        train = self._split("train", self.augment)
+        some = {side.index(extreme(side)) for side in sides for extreme in (min, max)} | set(range(min(4, len(train))))
+        shapes = {tuple(train[index]["image"].shape[1:]): train.names[index] for index in sorted(some)}
         if len(shapes) > 1 and self.batch_size > 1:
-            (h, w), (h2, w2) = sorted(shapes)[:2]
+            ((h, w), name), ((h2, w2), other), *_ = shapes.items()
+            crop = max(32, min(min(side) for side in sides) // 32 * 32)
+            fix = "transforms in data.augment that keep the size" if self.augment.crop else f"data.crop: {crop}"
             raise InputError(
-                f"training images have unequal sizes ({w}x{h} and {w2}x{h2}) and cannot be batched. "
-                f"Fix: data.crop: {max(32, min(h, w) // 32 * 32)}, or data.batch_size: 1"
+                f"training images have unequal sizes ({name} {w}x{h}, {other} {w2}x{h2}) and cannot be batched. "
+                f"Fix: {fix}, or data.batch_size: 1"
             )
 
     def train_dataloader(self) -> DataLoader:
         overfit = self.trainer.overfit_batches > 0
-        split = self._split("train", augment=None if overfit else self.augment)
-        if overfit:  # the same crop for ever, without augmentation
-            split.augment = Augment(self.augment.crop, [])
+        # To overfit: the same crop for ever, without augmentation.
+        split = self._split("train", Augment(self.augment.crop, []) if overfit else self.augment)
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         batches = TrainBatches(len(split), self.batch_size, self.seed, rank, world_size, shuffle=not overfit)
         limit = self.trainer.limit_train_batches
         limit = limit if isinstance(limit, int) else max(1, int(len(batches) * limit))
-        return TrainLoader(split, batch_sampler=batches, limit=limit, **self._workers())
+        self.train_loader = TrainLoader(split, batch_sampler=batches, limit=limit, **self._workers())
+        self.train_loader.load_state_dict(self.place)
+        return self.train_loader
+
+    # Lightning gives a loader its state back in mid-epoch only; a new one must know its epoch in any case.
+    def state_dict(self) -> dict[str, int]:
+        """The next batch to train on, for a checkpoint."""
+        return self.train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.place = state_dict
 
     def val_dataloader(self) -> DataLoader:
         if self.trainer.overfit_batches > 0:  # does the net know by heart what it was trained on?
@@ -173,7 +191,7 @@ class SegmentationDataModule(LightningDataModule):
         return SplitDataset(self.dataset, split, augment, self.seed)
 
     def _workers(self) -> dict[str, Any]:
-        """How every loader reads: workers stay alive between epochs and hand over pinned memory where there is a GPU."""
+        """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         shared = min(8, max(1, cores // max(1, self.trainer.num_devices)))
         workers = shared if self.num_workers is None else self.num_workers

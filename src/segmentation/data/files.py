@@ -27,7 +27,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
             f"{path}: has {pixels.shape[0]} bands ({image.mode}), but channels says {channels}. "
             f"Fix: channels: {pixels.shape[0]}, or convert the images to one number of bands"
         )
-    return np.ascontiguousarray(pixels)
+    # A copy, since Pillow's own array is read-only; 32-bit integers become floats, which torch and torchvision handle.
+    return np.array(pixels, dtype=np.float32 if pixels.dtype == np.int32 else pixels.dtype, order="C")
 
 
 def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
@@ -50,7 +51,9 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            # MPO is what phones save: a JPEG and its previews.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            upright = ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except Image.DecompressionBombError as error:
@@ -59,6 +62,9 @@ def _open(path: Path) -> Image.Image:
         raise InputError(
             f"{path}: cannot be read as an image ({type(error).__name__}: {error}). Copy it again or remove it"
         ) from error
+    if frames > 1:
+        raise InputError(f"{path}: holds {frames} pictures. Save each as a file of its own")
+    return upright
 
 
 def _numeric(image: Image.Image) -> np.ndarray:

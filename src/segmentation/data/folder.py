@@ -57,13 +57,20 @@ class FolderData(SegmentationData):
     ) -> None:
         super().__init__(Labels.parse(classes, ignore, channels, task))
         self.root = _expand(root)
+        if not self.root.is_dir():
+            raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
         prefix = "{split}/" if (self.root / "train").is_dir() else ""
         folders = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks", "instance": instances}
         self.folders = {kind: pattern for kind, pattern in folders.items() if pattern}
+        self.lists = lists
+        if lists and "{split}" not in lists:
+            raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. lists: "{{split}}.txt"')
         if lists:
-            splits = {split: self._listed(self.root / lists.format(split=split), split) for split in SPLITS}
+            splits = {split: self._listed(split) for split in SPLITS}
         elif "{split}" in self.folders["image"]:
             splits = {split: self._pairs(split) for split in SPLITS}
+        elif any("{split}" in pattern for pattern in self.folders.values()):
+            raise InputError(f"{self.folders}: {{split}} stands in other folders, but not in that of the images")
         else:
             splits = _divide(self._pairs(""), val_fraction, test_fraction, split_seed)
         self.files: dict[str, dict[str, dict[str, Path]]] = splits
@@ -81,9 +88,11 @@ class FolderData(SegmentationData):
         _check_size(files["mask"], values.shape[:2], files["image"], tuple(image.shape[1:]))
         sample = Sample(image=image, mask=torch.from_numpy(self.labels.encode(values, str(files["mask"]))))
         if "instance" in files:
-            ids = read_mask(files["instance"]).astype(np.int64)
-            _check_size(files["instance"], ids.shape[:2], files["image"], tuple(image.shape[1:]))
-            sample["instance"] = torch.from_numpy(ids)
+            ids = read_mask(files["instance"])
+            if ids.ndim != 2:
+                raise InputError(f"{files['instance']}: is a colour image. Save one id an individual, 0 for none")
+            _check_size(files["instance"], ids.shape, files["image"], tuple(image.shape[1:]))
+            sample["instance"] = torch.from_numpy(ids.astype(np.int64))
         return sample
 
     def fingerprint(self, split: str) -> str:
@@ -91,31 +100,41 @@ class FolderData(SegmentationData):
         return repr((self.labels, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
 
     def _where(self, split: str) -> str:
+        if self.lists:
+            return f"List its images in {self._path(self.lists, split)}, one name a line"
         if "{split}" in self.folders["image"]:
-            return f"Put images into {self.root / self.folders['image'].format(split=split)} and masks beside them"
-        return "Give val_fraction a share of the images that leaves at least one in each split, or list files by lists"
+            folders = self._folders(split)
+            return f"Put images into {folders['image']} and their masks into {folders['mask']}"
+        return "It takes two images or more, and a val_fraction that leaves some to train on"
+
+    def _path(self, pattern: str, split: str) -> Path:
+        return self.root / pattern.replace("{split}", split)
+
+    def _folders(self, split: str) -> dict[str, Path]:
+        return {kind: self._path(pattern, split) for kind, pattern in self.folders.items()}
 
     def _pairs(self, split: str) -> dict[str, dict[str, Path]]:
-        """Every image of a split with its mask; {} where a split has no folder (the root must exist)."""
-        if not self.root.is_dir():
-            raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
-        folders = {kind: self.root / pattern.format(split=split) for kind, pattern in self.folders.items()}
+        """Every image of a split with its mask; {} where a split has no folder."""
+        folders = self._folders(split)
         if split in ("val", "test") and not folders["image"].exists():
             return {}
         found = {kind: _scan(folder) for kind, folder in folders.items()}
         for kind, other in (("image", "mask"), ("mask", "image"), ("image", "instance")):
-            if other in found:
+            # Masks that all splits share may belong to another split's images.
+            shared = "{split}" in self.folders["image"] and "{split}" not in self.folders[kind]
+            if other in found and not shared:
                 _check_partners(found[kind], found[other], kind, other, folders[other])
         return {name: {kind: files[name] for kind, files in found.items()} for name in sorted(found["image"])}
 
-    def _listed(self, path: Path, split: str) -> dict[str, dict[str, Path]]:
+    def _listed(self, split: str) -> dict[str, dict[str, Path]]:
+        path = self._path(self.lists, split)
         if not path.is_file():
             if split == "test":
                 return {}
             raise InputError(f"{path}: no such list file. It holds one image name a line")
-        folders = {kind: self.root / pattern.format(split=split) for kind, pattern in self.folders.items()}
+        folders = self._folders(split)
         found = {kind: _scan(folder) for kind, folder in folders.items()}
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         pairs: dict[str, dict[str, Path]] = {}
         for line in lines:
             name = line if line in found["image"] else _name(Path(line))
@@ -146,9 +165,10 @@ def _scan(folder: Path) -> dict[str, Path]:
         raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        name = _name(path.relative_to(folder))
+        below = path.relative_to(folder)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in below.parts):
+            continue  # .ipynb_checkpoints and the like hold copies
+        name = _name(below)
         if name in files:
             raise InputError(f"{path}: {files[name].name} has the same name but for its ending. Keep one of them")
         files[name] = path
@@ -161,7 +181,7 @@ def _check_partners(files: Mapping[str, Path], others: Mapping[str, Path], kind:
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
         raise InputError(
             f"{files[alone[0]]}: this {kind} has no {other}{more}. "
-            f"Fix: put {Path(alone[0]).name}.png into {folder}, or take the {kind} away"
+            f"Fix: add {folder / alone[0]}.png, or take the {kind} away"
         )
 
 

@@ -4,12 +4,14 @@ Nothing here is ever guessed from pixels. A mask value that nobody declared is a
 """
 
 import colorsys
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 
 from segmentation.errors import InputError
 
@@ -18,6 +20,9 @@ IGNORE_INDEX = -100
 
 #: A mask value: an integer of an index mask, or "#RRGGBB" of a colour mask.
 Value = int | str
+
+#: Index of a mask value that nobody declared; it never leaves `Labels.encode`.
+UNDECLARED = -1
 
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -67,13 +72,18 @@ class Labels:
             raise InputError(f"task {task!r} does not fit {len(classes)} classes: binary takes two, else multiclass")
         values, colors = [], []
         for name, spec in classes.items():
-            declared = spec.get("value") if isinstance(spec, Mapping) else spec
-            color = spec.get("color") if isinstance(spec, Mapping) else None
-            values.append(_as_values(declared, f"class {name!r}"))
+            if not isinstance(spec, Mapping):
+                spec = {"value": spec}
+            if unknown := sorted(set(spec) - {"value", "color"}):
+                raise InputError(f"class {name!r} has {unknown}: a class has value and color, nothing else")
+            color = spec.get("color")
+            values.append(_as_values(spec.get("value"), f"class {name!r}"))
+            if any(isinstance(value, int) and not 0 <= value < 2**16 for value in values[-1]):
+                raise InputError(f"class {name!r} has a mask value outside 0..65535, which no PNG can hold")
             mask_color = next((v for v in values[-1] if isinstance(v, str)), None)
             colors.append(_check_color(color or mask_color or _distinct_color(len(colors)), f"class {name!r}"))
         ignored = _as_values(ignore, "ignore") if ignore is not None else []
-        _check_values([*sum(values, []), *ignored])
+        _check_values([value for group in [*values, ignored] for value in group])
         return cls(task, [str(name) for name in classes], values, colors, ignored, channels)
 
     @property
@@ -113,26 +123,26 @@ class Labels:
         Raises:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
         """
-        if self.by_color != (mask.ndim == 3):
+        if self.by_color and mask.ndim != 3:
             raise InputError(
-                f"{source}: "
-                + (
-                    "the classes are declared by colour, but this mask holds one value a pixel. Declare integers: "
-                    f"classes: {{{self.names[0]}: 0, {self.names[1]}: 1}}"
-                    if self.by_color
-                    else "this mask is a colour image, but the classes are declared by integer. Declare colours: "
-                    f'classes: {{{self.names[0]}: "#000000", ...}}'
-                )
+                f"{source}: the classes are declared by colour, but this mask holds one value a pixel. "
+                f"Fix: {_classes(dict(zip(self.names, range(self.num_classes), strict=True)))}, or the values it has"
             )
-        codes = _pack_rgb(mask) if self.by_color else mask.astype(np.int64)
-        found, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
-        table = {_code(value): index for index, values in enumerate(self.values) for value in values}
-        table |= {_code(value): IGNORE_INDEX for value in self.ignore}
-        unknown = [(int(v), int(n)) for v, n in zip(found, counts, strict=True) if int(v) not in table]
-        if unknown:
-            raise InputError(self._undeclared(source, unknown, [int(v) for v in found], codes.size))
-        lookup = np.array([table[int(value)] for value in found], dtype=np.int64)
-        return lookup[inverse].reshape(codes.shape)
+        if not self.by_color and mask.ndim == 3:
+            found, counts = np.unique(_pack_rgb(mask), return_counts=True)
+            listed = _listed([(_hex(found[i]), int(counts[i])) for i in np.argsort(-counts, kind="stable")])
+            raise InputError(
+                f"{source}: this mask is a colour image, but the classes are declared by integer. Its colours: "
+                f'{listed}. Fix: give each class its colour, e.g. {self.names[0]}: "#000000"'
+            )
+        if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
+            raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
+        codes = _pack_rgb(mask) if self.by_color else mask
+        # Of bytes there are only 256: looking those up, not the pixels, is ten times faster.
+        index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
+        if (index == UNDECLARED).any():
+            raise InputError(self._undeclared(source, codes, index == UNDECLARED))
+        return index
 
     def decode(self, index: np.ndarray) -> np.ndarray:
         """The data set's own label values of class indices: (H, W) integers, or (H, W, 3) uint8 colours."""
@@ -141,29 +151,45 @@ class Labels:
         first = [int(values[0]) for values in self.values]
         return np.array(first, dtype=np.uint8 if max(first) < 256 else np.uint16)[index]
 
-    def _undeclared(self, source: str, unknown: list[tuple[int, int]], found: list[int], pixels: int) -> str:
-        show = (lambda v: f'"#{v:06X}"') if self.by_color else str
-        listed = ", ".join(f"{show(v)} ({n:,} pixels)" for v, n in unknown[:8])
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        message = f"{source}: mask values that classes does not declare: {listed}{more}, of {pixels:,}. "
-        used = {_code(v) for values in self.values for v in values}
-        if not self.by_color and self.num_classes == 2 and len(found) <= 2 and set(found) <= {0, 1, 255}:
-            low, high = (0, max(found)) if max(found) else (0, 255)
-            return message + f"Fix: classes: {{{self.names[0]}: {low}, {self.names[1]}: {high}}}"
+    def _look_up(self, codes: np.ndarray) -> np.ndarray:
+        """Class index, IGNORE_INDEX or UNDECLARED of each code."""
+        table = {_code(value): index for index, values in enumerate(self.values) for value in values}
+        table |= {_code(value): IGNORE_INDEX for value in self.ignore}
+        known = np.array(sorted(table))
+        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        return np.where(known[place] == codes, np.array([table[int(code)] for code in known])[place], UNDECLARED)
+
+    def _undeclared(self, source: str, codes: np.ndarray, where: np.ndarray) -> str:
+        """The message of a mask that holds undeclared values: each with its pixels, and the YAML to add."""
+        values, counts = np.unique(codes[where], return_counts=True)
+        unknown: list[Value] = [_hex(value) if self.by_color else int(value) for value in values]
+        message = (
+            f"{source}: mask values that classes does not declare: "
+            f"{_listed(list(zip(unknown, counts.tolist(), strict=True)))}, of {codes.size:,}. "
+        )
         if len(unknown) > 8:
             return message + (
-                "So many values mean that this is not an index mask (JPEG, anti-aliased or a photograph?): "
-                "save masks as PNG with one value a class."
+                "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a "
+                "photograph?): save masks as PNG with one value a class"
             )
-        declared = {
-            name: values[0] if len(values) == 1 else values
-            for name, values in zip(self.names, self.values, strict=True)
-        }
-        names = ", ".join(f"{name}: {_yaml(value)}" for name, value in declared.items())
-        extra = ", ".join(f"class_{v if not self.by_color else f'{v:06x}'}: {show(v)}" for v, _ in unknown)
-        ignored = ", ".join([*(_yaml(v) for v in self.ignore), *(show(v) for v, _ in unknown)])
-        assert used is not None
-        return message + f"Fix: classes: {{{names}, {extra}}}, or, if they count nowhere, ignore: [{ignored}]"
+        top = int(codes.max())
+        if self._is_zero_and(top, codes):
+            # The same two classes, saved as 0/255 where 0/1 is declared, or the other way round.
+            fix = dict(zip(self.names, (0, top) if self.values[0] < self.values[1] else (top, 0), strict=True))
+        else:
+            fix = {name: v[0] if len(v) == 1 else v for name, v in zip(self.names, self.values, strict=True)}
+            fix |= {f"class_{str(value).lstrip('#')}": value for value in unknown}
+        return f"{message}Fix: {_classes(fix)}, or, if they count nowhere, ignore: {_flow([*self.ignore, *unknown])}"
+
+    def _is_zero_and(self, top: int, codes: np.ndarray) -> bool:
+        """Whether two classes of one value each meet a mask of the values 0 and 1, or 0 and 255, neither ignored."""
+        return (
+            not self.by_color
+            and [len(values) for values in self.values] == [1, 1]
+            and top in (1, 255)
+            and not {0, top} & set(self.ignore)
+            and bool(np.isin(codes, (0, top)).all())
+        )
 
 
 def hex_to_rgb(color: str) -> tuple[int, int, int]:
@@ -171,10 +197,23 @@ def hex_to_rgb(color: str) -> tuple[int, int, int]:
     return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
 
 
-def _yaml(value: Value | list[Value]) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_yaml(v) for v in value) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)
+def _hex(code: int) -> str:
+    return f"#{code:06X}"
+
+
+def _flow(value: Any) -> str:
+    """YAML of one line."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf).strip()
+
+
+def _classes(declared: dict[str, Any]) -> str:
+    return f"classes: {_flow(declared)}"
+
+
+def _listed(counts: list[tuple[Value, int]]) -> str:
+    """The first eight values with their pixels."""
+    listed = ", ".join(f"{value} ({pixels:,} pixels)" for value, pixels in counts[:8])
+    return listed + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:
@@ -185,7 +224,10 @@ def _as_values(declared: Any, where: str) -> list[Value]:
         if isinstance(value, str):
             _check_color(value, where)
         elif isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f'{where} has the mask value {value!r}: give an integer, a list of them, or "#RRGGBB"')
+            raise InputError(
+                f"{where} has the mask value {value!r}: give an integer, a list of them, or "
+                '"#RRGGBB" in quotes (YAML takes a bare # for a comment)'
+            )
     return values
 
 
@@ -197,7 +239,7 @@ def _check_color(color: str, where: str) -> str:
 
 def _check_values(values: list[Value]) -> None:
     codes = [_code(value) for value in values]
-    twice = sorted({_yaml(value) for value, code in zip(values, codes, strict=True) if codes.count(code) > 1})
+    twice = sorted({str(value) for value, code in zip(values, codes, strict=True) if codes.count(code) > 1})
     if twice:
         raise InputError(f"mask value {', '.join(twice)} is declared twice in classes and ignore: keep one")
     if len({isinstance(value, str) for value in values}) > 1:

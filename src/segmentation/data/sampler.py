@@ -30,7 +30,7 @@ class TrainBatches(Sampler[list[Index]]):
     """Batches of one process over a permutation of the samples, new in each epoch.
 
     Step i of N processes holds the samples that step i of one process with an N times larger batch would hold. Samples
-    that do not fill a batch wait for another epoch's permutation; a split smaller than one batch is repeated to fill it.
+    that do not fill a batch wait for another epoch's permutation; a split smaller than a batch is repeated to fill it.
 
     Args:
         length: number of samples.
@@ -100,7 +100,7 @@ class EvalBatches(Sampler[list[Index]]):
 
 class TrainLoader(DataLoader):
     """A DataLoader over `TrainBatches` that knows its place, so that a run resumed in mid-epoch goes on with the very
-    next batch. Lightning keeps `state_dict()` in every checkpoint and gives it back before it iterates.
+    next batch. The datamodule keeps its `state_dict()` in every checkpoint and gives it back to a new loader.
 
     Args:
         limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), or None for all.

@@ -22,16 +22,26 @@ class Augment:
     Args:
         crop: (height, width), or None for the whole image. Smaller images are padded: ignored pixels below and right.
         transforms: torchvision.transforms.v2 transforms, applied in their order. They must keep the image's dtype.
+
+    Raises:
+        InputError: a transform whose `fill` would be a class; or, when called, one that changes the image's dtype.
     """
 
     def __init__(self, crop: tuple[int, int] | None, transforms: Sequence[v2.Transform]) -> None:
         self.crop = crop
         self.transforms = list(transforms)
+        for transform in self.transforms:
+            fill = getattr(transform, "fill", None)
+            if fill is not None and not isinstance(fill, dict) and any(torch.as_tensor(fill).flatten()):
+                raise InputError(
+                    f"data.augment: {type(transform).__name__} would fill masks with {fill} too. Remove fill: "
+                    "what it brings in is black in the image and ignored in the mask"
+                )
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """A new sample; the same for the same seed. The generator of the caller is left as it was."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
             maps = {name: value for name, value in sample.items() if name != "image"}
             maps["mask"] = torch.where(sample["mask"] == IGNORE_INDEX, 0, sample["mask"] + 1)
             image, maps = self._crop(sample["image"], maps)

@@ -1,0 +1,110 @@
+"""A checkpoint is enough by itself, and cannot run code."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, train
+
+from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.cli import SegmentationCLI
+from segmentation.errors import InputError
+from segmentation.evaluation import evaluate
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> SegmentationCLI:
+    return train(*TINY, "--name", "run")
+
+
+def test_eval_gives_the_test_figures_again(trained: SegmentationCLI) -> None:
+    summary = json.loads(Path("runs/run/summary.json").read_text())
+    evaluate(["runs/run/checkpoints/best.ckpt", "--output", "eval.json", "--trainer.accelerator", "cpu"])
+    found = json.loads(Path("eval.json").read_text())
+    assert found["split"] == "test"
+    assert found["metrics"] == {k.removeprefix("test/"): v for k, v in summary.items() if k.startswith("test/")}
+    # another batch size: the same counts
+    again = evaluate(["runs/run/checkpoints/best.ckpt", "--data.eval_batch_size", "1", "--trainer.accelerator", "cpu"])
+    assert again["miou"] == summary["test/miou"]
+    # the validation split, as validation counted it
+    val = evaluate(["runs/run/checkpoints/best.ckpt", "--split", "val", "--trainer.accelerator", "cpu"])
+    assert val["miou"] == summary["val/miou"]
+
+
+def test_checkpoint_is_enough(trained: SegmentationCLI) -> None:
+    """Net, labels, normalisation and threshold come back from the file; the output is the same."""
+    checkpoint = read_checkpoint("runs/run/checkpoints/last.ckpt")
+    module = load_module(checkpoint, "last.ckpt")
+    image = trained.datamodule.dataset.load("test", 0)["image"][None]
+    with torch.no_grad():
+        assert module(image).isfinite().all()
+    assert all(torch.equal(value, checkpoint["state_dict"][key]) for key, value in module.state_dict().items())
+    assert module.labels == trained.datamodule.labels
+    assert checkpoint["precision"] == "32-true"
+    assert checkpoint["datamodule_hyper_parameters"]["dataset"]["class_path"].endswith("ShapesData")
+    assert torch.equal(module.mean, torch.tensor(trained.datamodule.census("train").mean))
+
+
+def test_malicious_pickle_does_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"state_dict": {}, "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError, match=r"evil\.ckpt"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None], ids=["empty", "text", "another project's"])
+def test_not_a_checkpoint(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "wrong.ckpt"
+    torch.save({"state_dict": {}}, path) if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=r"wrong\.ckpt"):
+        read_checkpoint(path)
+
+
+def test_cut_off_checkpoint(trained: SegmentationCLI) -> None:
+    path = Path("runs/run/checkpoints/best.ckpt")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"best\.ckpt.*cut off"):
+        read_checkpoint(path)
+
+
+def test_warm_start_takes_what_fits_and_says_what_did_not(
+    trained: SegmentationCLI, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    start = "runs/run/checkpoints/last.ckpt"
+    saved = torch.load(start, weights_only=True)["state_dict"]
+    cli = SegmentationCLI([*TINY, "--model.init_from", start, "--model.net.widths", "[4,8,16]", "--name", "warm"])
+    cli.trainer.fit_loop.epoch_loop.max_steps = 0  # set up, but not a step
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    own = cli.model.net.state_dict()
+    fitting = [k for k in own if f"net.{k}" in saved and saved[f"net.{k}"].shape == own[k].shape]
+    assert len(fitting) > 10
+    assert all(torch.equal(own[key], saved[f"net.{key}"]) for key in fitting)
+    out = capsys.readouterr().out
+    assert f"took {len(fitting)} of {len(own)}" in out
+    assert "down.1.0.0.weight (16, 8, 3, 3)" in out
+
+
+def test_warm_start_where_nothing_fits(trained: SegmentationCLI, tmp_path: Path) -> None:
+    checkpoint = torch.load("runs/run/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["state_dict"] = {"net.other": torch.zeros(3)}
+    torch.save(checkpoint, "other.ckpt")
+    cli = SegmentationCLI([*TINY, "--model.init_from", "other.ckpt", "--name", "warm"])
+    with pytest.raises(InputError, match=r"other\.ckpt"):
+        cli.run()
+
+
+def test_eval_refuses_other_classes(trained: SegmentationCLI, tmp_path: Path) -> None:
+    from conftest import make_folder
+
+    make_folder(tmp_path / "data", {"train": 2, "val": 2})
+    Path("other.yaml").write_text(
+        f"data: {{dataset: {{class_path: FolderData, init_args: {{root: {tmp_path}/data, classes: {{a: 0, b: 255}}}}}}}}"
+    )
+    with pytest.raises(InputError, match="classes"):
+        evaluate(["runs/run/checkpoints/best.ckpt", "--data", "other.yaml"])

@@ -1,0 +1,227 @@
+"""The command line: names, overrides, classes of one's own, and errors of one line with exit status 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY, make_folder, script, train, write_image
+
+from segmentation.cli import SegmentationCLI
+from segmentation.errors import InputError
+
+
+def parse(*args: str) -> SegmentationCLI:
+    return SegmentationCLI([*TINY, *args])
+
+
+def refused(*args: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
+    train(*TINY, "--name", "run", "--pictures.images", "2")
+    run = tmp_path / "runs/run"
+    for name in ("config.yaml", "metrics.csv", "summary.json", "per_image.csv"):
+        assert (run / name).is_file(), name
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "pictures").iterdir()} == {
+        "epoch-0000.png",
+        "epoch-0001.png",
+        "test.png",
+        "confusion.png",
+    }
+    summary = json.loads((run / "summary.json").read_text())
+    figures = {"loss", "miou", "miou_per_image", "pixel_accuracy", "iou/disk", "dice/disk"}
+    assert {f"{split}/{key}" for split in ("train", "val", "test") for key in figures} <= summary.keys()
+    assert summary["split"] == "test"
+    assert summary["images_per_second"] > 0
+    assert (run / "per_image.csv").read_text().splitlines()[0] == "name,class,tp,fp,fn"
+    assert len((run / "per_image.csv").read_text().splitlines()) == 1 + 5 * 5
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert "name" not in config
+    assert "resume" not in config
+    # config.yaml reruns unchanged under a new name
+    train("--config", str(run / "config.yaml"), "--name", "again")
+    again = json.loads((tmp_path / "runs/again/summary.json").read_text())
+    assert {k: v for k, v in again.items() if k.startswith("test/")} == {
+        k: v for k, v in summary.items() if k.startswith("test/")
+    }
+
+
+def test_options_override_overlays_override_defaults(tmp_path: Path) -> None:
+    (tmp_path / "overlay.yaml").write_text("trainer: {max_epochs: 7}\ndata: {batch_size: 3}\n")
+    cli = SegmentationCLI(["--config", "overlay.yaml", "--trainer.max_epochs", "50", "--model.net", "UNet",
+                           "--model.net.widths", "[8,16]", "--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"])  # fmt: skip
+    assert cli.trainer.max_epochs == 50
+    assert cli.datamodule.batch_size == 3
+    assert [conv.out_channels for conv in cli.model.net.heads] == [5]
+    assert cli.model.net.stride == 2
+    assert cli.config.model.optimizer.class_path == "torch.optim.SGD"
+
+
+OWN = """
+import torch
+from segmentation.data import Labels, SegmentationData
+from segmentation.nets import Heads, SegmentationNet
+
+
+class Stripes(SegmentationData):
+    def __init__(self, length: int = 6):
+        super().__init__(Labels.parse({"dark": 0, "gray": 1, "bright": 2}, channels=1))
+        self.length = length
+
+    def names(self, split):
+        return [f"{split}{i}" for i in range(self.length)] if split != "test" else []
+
+    def load(self, split, index):
+        mask = (torch.arange(16) // 4 % 3).expand(16, 16).contiguous()
+        return {"image": (mask * 100).to(torch.uint8)[None], "mask": mask}
+
+    def fingerprint(self, split):
+        return f"stripes {self.length}"
+
+
+class Linear(SegmentationNet):
+    stride = 1
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 1, bias: bool = True):
+        super().__init__(in_channels, num_classes)
+        self.conv = torch.nn.Conv2d(in_channels, num_classes, 1, bias=bias)
+
+    def compute(self, image, level=None):
+        return Heads((self.conv(image),))
+"""
+
+
+def test_classes_of_ones_own(tmp_path: Path) -> None:
+    """A data set and a net in a file where the command is typed, by class_path, through the script itself."""
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.yaml").write_text(
+        "data: {dataset: {class_path: own.Stripes, init_args: {length: 8}}, batch_size: 4, augment: null}\n"
+        "model: {net: {class_path: own.Linear, init_args: {bias: true}}}\n"
+    )
+    args = ["--config", "own.yaml", "--name", "own", "--trainer.max_epochs", "1", "--data.num_workers", "0"]
+    done = script("train", *args)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "runs/own/summary.json").read_text())
+    assert summary["split"] == "val"  # a data set without a test split
+    done = script("eval", "runs/own/checkpoints/best.ckpt", "--output", "eval.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "eval.json").read_text())
+    assert found["split"] == "val"
+    assert found["metrics"] == {k.removeprefix("test/"): v for k, v in summary.items() if k.startswith("test/")}
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--model.net", "UNt"], ["model.net", "'UNt'", "Did you mean UNet", "Choices"]),
+        (["--data.dataset", "FolderDat"], ["'FolderDat'", "FolderData", "ShapesData"]),
+        (["--model.loss", "CrosEntropy"], ["'CrosEntropy'", "CrossEntropy"]),
+        (["--model.optimizer", "AdamX"], ["'AdamX'", "AdamW", "SGD"]),
+        (["--model.net.wdths", "[1]"], ["'wdths'", "Did you mean model.net.widths"]),
+        (["--trainer.max_epoch", "3"], ["trainer.max_epoch", "Did you mean trainer.max_epochs"]),
+        (["--nam", "x"], ["'nam'", "Did you mean name"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
+        (["--data.batch_size", "many"], ["data.batch_size", "int", "many"]),
+        (["--data.batch_size", "0"], ["batch_size", "positive"]),
+        (["--model.threshold", "2"], ["threshold", "between 0 and 1"]),
+        (["--model.net.class_path", "nowhere.Net"], ["model.net", "nowhere"]),
+        (["--model.mean", "[0.5]", "--model.std", "[0.5]"], ["model.mean", "3", "1"]),
+        (["--name", "a/b"], ["--name", "slashes"]),
+        (["--resume"], ["--resume", "--name"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_misspelt(args: list[str], parts: list[str]) -> None:
+    message = refused(*args)
+    for part in parts:
+        assert part in message
+
+
+def test_misspelt_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("trainer: {max_epoch: 3}\n")
+    assert "Did you mean trainer.max_epochs" in refused("--config", "wrong.yaml")
+
+
+def test_a_name_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "runs/taken").mkdir(parents=True)
+    message = refused("--name", "taken")
+    assert "taken" in message
+    assert "--resume" in message
+
+
+class TestBadData:
+    """Each through the script: one line on standard error, exit status 2, and no run folder."""
+
+    def fails(self, *args: str) -> str:
+        done = script("train", "--name", "bad", *args)
+        assert done.returncode == 2, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1, done.stderr
+        assert not Path("runs/bad").exists()
+        return lines[0]
+
+    def overlay(self, root: Path, classes: str = "{background: 0, nucleus: 255}") -> list[str]:
+        Path("overlay.yaml").write_text(
+            f"data: {{dataset: {{class_path: FolderData, init_args: {{root: {root}, classes: {classes}}}}},"
+            " crop: 32, num_workers: 0}\n"
+        )
+        return ["--config", "overlay.yaml"]
+
+    def test_undeclared_mask_value(self, tmp_path: Path) -> None:
+        make_folder(tmp_path / "data", {"train": 3, "val": 2})
+        line = self.fails(*self.overlay(tmp_path / "data", "{background: 0, nucleus: 1}"))
+        assert "masks/00.png" in line
+        assert "255" in line
+        assert "classes: {background: 0, nucleus: 255}" in line
+
+    def test_image_without_mask(self, tmp_path: Path) -> None:
+        make_folder(tmp_path / "data", {"train": 3, "val": 2})
+        (tmp_path / "data/train/masks/01.png").unlink()
+        assert "train/images/01.png" in self.fails(*self.overlay(tmp_path / "data"))
+
+    def test_truncated_image(self, tmp_path: Path) -> None:
+        make_folder(tmp_path / "data", {"train": 3, "val": 2})
+        path = tmp_path / "data/val/images/01.png"
+        path.write_bytes(path.read_bytes()[:200])
+        assert "val/images/01.png" in self.fails(*self.overlay(tmp_path / "data"))
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        assert "no such folder" in self.fails(*self.overlay(tmp_path / "nowhere"))
+
+    def test_unequal_sizes_without_crop(self, tmp_path: Path) -> None:
+        make_folder(tmp_path / "data", {"train": 3, "val": 2})
+        for kind in ("images", "masks"):
+            path = tmp_path / "data/train" / kind / "01.png"
+            import numpy as np
+            from PIL import Image
+
+            write_image(path, np.array(Image.open(path))[:32])
+        line = self.fails(*self.overlay(tmp_path / "data"), "--data.crop", "null")
+        assert "data.crop: 32" in line
+
+
+def test_debug_overlay_says_whether_one_batch_could_be_overfitted(capsys: pytest.CaptureFixture) -> None:
+    debug = ["--config", "configs/trainer/debug.yaml"]
+    from conftest import ROOT
+
+    debug[1] = str(ROOT / debug[1])
+    train(*debug, *TINY, "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1", "--name", "two")
+    assert "could not" in capsys.readouterr().out.lower()
+    args = ["--trainer.max_epochs", "250", "--model.net.widths", "[16,32,64]", "--model.schedule.decay", "cosine"]
+    train(*debug, *TINY, *args, "--name", "many", "--trainer.check_val_every_n_epoch", "50", "--data.batch_size", "2")
+    assert "learnt by heart" in capsys.readouterr().out
+
+
+def test_help_reads(tmp_path: Path) -> None:
+    done = script("train", "--help")
+    assert done.returncode == 0
+    for option in ("--name", "--resume", "--data.batch_size", "--model.net", "--trainer.max_epochs", "--wandb.project"):
+        assert option in done.stdout
+    assert "--trainer.logger" not in done.stdout  # no option that does nothing

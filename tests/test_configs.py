@@ -1,0 +1,93 @@
+"""Every YAML in configs/, through the real command line, for a batch: a config cannot rot."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TINY, make_folder, train, write_image
+from jsonargparse import Namespace
+
+from segmentation.data import SegmentationDataModule
+from segmentation.module import SegmentationModule
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+ONE_BATCH = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+ONE_BATCH += ["--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+ONE_BATCH += ["--data.num_workers", "0", "--pictures.images", "1", "--trainer.check_val_every_n_epoch", "1"]
+
+
+def fake_data(root: Path, config: dict) -> None:
+    """Files as the config's FolderData declares them: folders, mask values, bands."""
+    options = config["data"]["dataset"]["init_args"]
+    values = tuple(spec["value"] if isinstance(spec, dict) else spec for spec in options["classes"].values())
+    folder = root / Path(options["root"]).name
+    make_folder(folder, {"train": 9, "val": 2}, size=(64, 64), values=values)
+    for path in folder.rglob("masks/*.png"):
+        if options.get("instances"):
+            write_image(path.parents[1] / "instances" / path.name, _pixels(path))
+        if options.get("channels", 3) == 1:
+            image = path.parents[1] / "images" / path.name
+            write_image(image, _pixels(image)[..., 0])
+
+
+def _pixels(path: Path):  # noqa: ANN202
+    import numpy as np
+    from PIL import Image
+
+    return np.array(Image.open(path))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT / "configs")) for path in CONFIGS])
+def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load(path.read_text())
+    monkeypatch.setenv("SEG_DATA", str(tmp_path / "data"))
+    args = ["--config", str(path), "--name", "run"]
+    if "dataset" in config.get("data", {}) and "root" in config["data"]["dataset"]["init_args"]:
+        fake_data(tmp_path / "data", config)
+        args += ["--data.crop", "32"]
+    else:
+        args += [*TINY, "--data.dataset.train", "16"]
+    if path.parent.name in ("data", "model"):  # the net in a size for a test: as deep, but narrow
+        widths = config.get("model", {}).get("net", {}).get("init_args", {}).get("widths", [0] * 3)
+        args += ["--model.net.widths", str([4 * 2**level for level in range(len(widths))])]
+    if path.parent.name == "trainer" and config["trainer"].get("accelerator") == "gpu":
+        args += ["--model.compile", "false"]
+    cli = train(*args, *ONE_BATCH)
+    assert cli.trainer.global_step == 1
+    if not cli.trainer.overfit_batches:  # debug.yaml does not test
+        assert (tmp_path / "runs/run/summary.json").is_file()
+    assert (tmp_path / "runs/run/checkpoints/best.ckpt").is_file()
+
+
+def test_overlays_hold_differences_only() -> None:
+    """No overlay repeats what default.yaml says already, but where it names the class whose options it gives."""
+    default = _flat(yaml.safe_load((ROOT / "configs/default.yaml").read_text()))
+    for path in CONFIGS:
+        if path.name == "default.yaml":
+            continue
+        overlay = _flat(yaml.safe_load(path.read_text()))
+        same = [k for k, v in overlay.items() if k in default and default[k] == v and not k.endswith("class_path")]
+        explicit = {"trainer.devices", "model.loss.init_args.class_weights"}  # what an overlay's name promises
+        assert set(same) <= explicit, f"{path}: {same}"
+
+
+def test_default_is_complete() -> None:
+    """Every option of data and model stands in default.yaml."""
+    import inspect
+
+    config = yaml.safe_load((ROOT / "configs/default.yaml").read_text())
+    for section, cls in (("data", SegmentationDataModule), ("model", SegmentationModule)):
+        options = set(inspect.signature(cls).parameters) - {"labels"}  # linked from the data
+        assert options == set(config[section]), section
+
+
+def _flat(config: dict) -> dict:
+    def walk(node: object, prefix: str):  # noqa: ANN202
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from walk(value, f"{prefix}.{key}" if prefix else key)
+        else:
+            yield prefix, node
+
+    assert isinstance(config, dict | Namespace)
+    return dict(walk(config, ""))

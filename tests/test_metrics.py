@@ -1,0 +1,174 @@
+"""The figures, against a matrix done by hand and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+
+from segmentation.data import IGNORE_INDEX, Labels
+from segmentation.metrics import SegmentationMetrics, confusion_counts, mean_iou, table_rows
+
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+MATRIX = np.array(
+    [
+        [923, 4, 21, 8, 4, 1, 5, 5, 23, 6],
+        [5, 972, 2, 0, 0, 0, 0, 1, 5, 15],
+        [26, 2, 892, 30, 13, 8, 17, 5, 4, 3],
+        [12, 4, 32, 826, 24, 48, 30, 12, 5, 7],
+        [5, 1, 28, 24, 898, 13, 14, 14, 2, 1],
+        [7, 2, 28, 111, 18, 801, 13, 17, 0, 3],
+        [5, 0, 16, 27, 3, 4, 943, 1, 1, 0],
+        [9, 1, 14, 13, 22, 17, 3, 915, 2, 4],
+        [37, 10, 4, 4, 0, 1, 2, 1, 931, 10],
+        [20, 39, 3, 3, 0, 0, 2, 1, 9, 923],
+    ]
+)
+LOSS = torch.tensor(0.5)
+
+
+def labels(count: int, task: str | None = None) -> Labels:
+    return Labels.parse({f"class{index}": index for index in range(count)}, task=task)
+
+
+def compute(metrics: SegmentationMetrics) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.compute().items()}
+
+
+def test_ten_classes_fed_as_pixels() -> None:
+    """Every cell of the matrix as so many pixels, shuffled over images and batches, with some ignored ones between."""
+    true, predicted = np.indices(MATRIX.shape)
+    mask, prediction = (np.repeat(x.ravel(), MATRIX.ravel()) for x in (true, predicted))
+    mask, prediction = (np.append(x, fill) for x, fill in ((mask, [IGNORE_INDEX] * 500), (prediction, [3] * 500)))
+    order = np.random.default_rng(0).permutation(len(mask))
+    mask, prediction = (torch.from_numpy(x[order]).view(21, 25, 20) for x in (mask, prediction))
+
+    metrics = SegmentationMetrics(Labels.parse({name: index for index, name in enumerate(CLASSES)}))
+    for start in range(0, 21, 4):
+        metrics.update(prediction[start : start + 4], mask[start : start + 4], LOSS)
+    found = compute(metrics)
+
+    by_hand = [MATRIX[c, c] / (MATRIX[c].sum() + MATRIX[:, c].sum() - MATRIX[c, c]) for c in range(10)]
+    assert found["iou/dog"] == pytest.approx(801 / (1000 + 893 - 801), abs=1e-15)
+    assert [found[f"iou/{name}"] for name in CLASSES] == pytest.approx(by_hand, abs=1e-15)
+    assert found["miou"] == pytest.approx(sum(by_hand) / 10, abs=1e-15)
+    assert found["pixel_accuracy"] == pytest.approx(np.trace(MATRIX) / 10000, abs=1e-15)
+    assert torch.equal(metrics.confmat, torch.from_numpy(MATRIX))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 10_000), st.booleans())
+def test_against_scikit_learn(classes: int, seed: int, ignore: bool) -> None:
+    rng = np.random.default_rng(seed)
+    mask, prediction = rng.integers(0, classes, (2, 4, 6, 5))
+    if ignore:
+        mask[rng.random(mask.shape) < 0.3] = IGNORE_INDEX
+    metrics = SegmentationMetrics(labels(classes, "multiclass"))
+    metrics.update(torch.from_numpy(prediction), torch.from_numpy(mask), LOSS)
+    found = compute(metrics)
+
+    valid = mask != IGNORE_INDEX
+    y, p = mask[valid], prediction[valid]
+    every = list(range(classes))
+    assert np.array_equal(metrics.confmat.numpy(), confusion_matrix(y, p, labels=every))
+    present = [c for c in every if c in y or c in p]
+    iou = jaccard_score(y, p, labels=present, average=None)
+    assert [found[f"iou/class{c}"] for c in present] == pytest.approx(iou)
+    assert [found[f"dice/class{c}"] for c in present] == pytest.approx(f1_score(y, p, labels=present, average=None))
+    assert found["miou"] == pytest.approx(iou.mean())
+    per_image = [
+        jaccard_score(m[m >= 0], q[m >= 0], labels=np.union1d(m[m >= 0], q[m >= 0]), average="macro")
+        for m, q in zip(mask, prediction, strict=True)
+        if (m >= 0).any()
+    ]
+    assert found["miou_per_image"] == pytest.approx(np.mean(per_image), abs=1e-11)
+
+
+def test_absent_class_is_nan_and_not_averaged() -> None:
+    metrics = SegmentationMetrics(labels(3))
+    metrics.update(torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 1, 1, 1]]]), LOSS)
+    found = compute(metrics)
+    assert np.isnan(found["iou/class2"])
+    assert np.isnan(found["dice/class2"])
+    assert found["miou"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_class_only_predicted_counts_as_zero() -> None:
+    metrics = SegmentationMetrics(labels(3))
+    metrics.update(torch.tensor([[[0, 2]]]), torch.tensor([[[0, 0]]]), LOSS)
+    assert compute(metrics)["miou"] == pytest.approx((1 / 2 + 0) / 2)
+
+
+def test_binary_has_the_foreground_only_and_miou_over_both() -> None:
+    metrics = SegmentationMetrics(labels(2))
+    metrics.update(torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]), LOSS)
+    found = compute(metrics)
+    assert "iou/class0" not in found
+    assert found["iou/class1"] == pytest.approx(1 / 2)
+    assert found["miou"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_any_grouping_gives_the_same_digits() -> None:
+    """Batches of 1, 3 and 7 and their sum over three processes, to the last bit."""
+    rng = torch.Generator().manual_seed(0)
+    mask = torch.randint(-1, 4, (7, 9, 11), generator=rng)
+    mask[mask < 0] = IGNORE_INDEX
+    mask[3] = IGNORE_INDEX  # an image of which nothing counts
+    prediction = torch.randint(0, 4, (7, 9, 11), generator=rng)
+    index = torch.arange(7)
+
+    def fed(order: list[int], batch: int) -> SegmentationMetrics:
+        metrics = SegmentationMetrics(labels(4), images=7)
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            metrics.update(prediction[chosen], mask[chosen], LOSS, index[chosen])
+        return metrics
+
+    reference = fed([0, 1, 2, 3, 4, 5, 6], 7)
+    others = [fed([6, 5, 4, 3, 2, 1, 0], 1), fed([0, 2, 4, 6, 1, 3, 5], 3)]
+    shares = [fed([0, 3, 6], 2), fed([1, 4], 2), fed([2, 5], 1)]
+    summed = SegmentationMetrics(labels(4), images=7)
+    for state in summed._defaults:
+        setattr(summed, state, sum(getattr(share, state) for share in shares))
+    summed._update_count = 1
+    for metrics in [*others, summed]:
+        for key, value in reference.compute().items():
+            assert torch.equal(value, metrics.compute()[key]), key
+        assert torch.equal(metrics.table, reference.table)
+
+
+def test_table_rows_and_fillers() -> None:
+    metrics = SegmentationMetrics(labels(2), images=2)
+    mask = torch.tensor([[[0, 1, 1]], [[IGNORE_INDEX] * 3]])
+    metrics.update(torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), mask, LOSS, torch.tensor([1, -1]))
+    rows = table_rows(metrics.table, ["a", "b"], ["class0", "class1"])
+    assert rows[2:] == [
+        {"name": "b", "class": "class0", "tp": 1, "fp": 1, "fn": 0},
+        {"name": "b", "class": "class1", "tp": 1, "fp": 0, "fn": 1},
+    ]
+    assert all(row["tp"] == row["fp"] == row["fn"] == 0 for row in rows[:2])
+    assert compute(metrics)["miou_per_image"] == pytest.approx((1 / 2 + 1 / 2) / 2)
+
+
+def test_loss_is_averaged_over_pixels() -> None:
+    metrics = SegmentationMetrics(labels(2))
+    metrics.update(torch.zeros(1, 1, 3).long(), torch.tensor([[[0, 0, IGNORE_INDEX]]]), torch.tensor(4.0))
+    metrics.update(torch.zeros(1, 1, 4).long(), torch.zeros(1, 1, 4).long(), torch.tensor(1.0))
+    assert compute(metrics)["loss"] == pytest.approx((2 * 4.0 + 4 * 1.0) / 6)
+
+
+def test_heads_are_kept_apart() -> None:
+    mask = torch.tensor([[[0, 1]]])
+    right, wrong = torch.tensor([[[0, 1]]]), torch.tensor([[[1, 0]]])
+    metrics = SegmentationMetrics(labels(2), heads=2)
+    metrics.update(right, mask, LOSS, heads=[wrong, right])
+    assert compute(metrics)["head1/miou"] == 0
+    assert compute(metrics)["head2/miou"] == 1
+
+
+def test_counts_of_each_image() -> None:
+    mask = torch.tensor([[[0, 1]], [[1, 1]]])
+    counts = confusion_counts(torch.tensor([[[0, 0]], [[1, 1]]]), mask, 2)
+    assert counts.tolist() == [[[1, 0], [1, 0]], [[0, 0], [0, 2]]]
+    assert mean_iou(counts).tolist() == pytest.approx([(1 / 2 + 0) / 2, 1.0])

@@ -1,0 +1,54 @@
+"""The same checkpoint gives the same figures on 1, 2 and 3 CPU processes and with batches of 1 and 4."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY, script, train
+
+
+def figures(checkpoint: str, processes: int, batch: int, *args: str) -> dict[str, float]:
+    output = f"{processes}-{batch}.json"
+    options = ["--trainer.accelerator", "cpu", "--trainer.devices", str(processes), "--data.eval_batch_size", str(batch)]
+    done = script("eval", checkpoint, "--output", output, *options, *args)
+    assert done.returncode == 0, done.stderr
+    return json.loads(Path(output).read_text())["metrics"]
+
+
+def exactly_equal(found: dict[str, float], expected: dict[str, float]) -> None:
+    """Every figure but the loss, a sum of floats, is derived from integers: equal to the last digit."""
+    assert {k: v for k, v in found.items() if k != "loss"} == {k: v for k, v in expected.items() if k != "loss"}
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_split_smaller_than_the_number_of_processes() -> None:
+    train(*TINY, "--name", "run", "--data.dataset.test", "2")
+    checkpoint = "runs/run/checkpoints/best.ckpt"
+    expected = figures(checkpoint, 1, 4)
+    exactly_equal(figures(checkpoint, 3, 1), expected)
+    exactly_equal(figures(checkpoint, 2, 4), expected)
+
+
+@pytest.mark.slow
+def test_nuclei_of_mixed_sizes(seg_data: Path) -> None:
+    from conftest import ROOT
+
+    overlay = ["--config", str(ROOT / "configs/data/nuclei.yaml"), "--name", "run", "--trainer.accelerator", "cpu"]
+    train(*overlay, "--model.net.widths", "[4,8]", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "5",
+          "--trainer.check_val_every_n_epoch", "1", "--pictures.images", "0")  # fmt: skip
+    checkpoint = "runs/run/checkpoints/best.ckpt"
+    expected = figures(checkpoint, 1, 1)
+    for processes, batch in ((1, 4), (2, 1), (2, 4), (3, 4)):
+        exactly_equal(figures(checkpoint, processes, batch), expected)
+
+
+@pytest.mark.slow
+def test_training_in_two_processes(tmp_path: Path) -> None:
+    """DDP through the script: one run folder, one last.ckpt, the steps of a batch twice as large."""
+    done = script("train", *TINY, "--trainer.devices", "2", "--name", "ddp", "--data.dataset.train", "16")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in Path("runs").iterdir()] == ["ddp"]
+    import torch
+
+    checkpoint = torch.load("runs/ddp/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2 * 16 // (4 * 2)

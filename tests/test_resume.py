@@ -1,0 +1,91 @@
+"""A run that was interrupted and resumed, at an epoch's end or in the middle of one, is the run it would have been."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, train
+from lightning.pytorch import Callback
+
+from segmentation.cli import SegmentationCLI
+from segmentation.errors import InputError
+
+#: Augmentation that draws random numbers, dropout in no net yet, three epochs of three steps.
+ARGS = [*TINY, "--trainer.max_epochs", "3", "--checkpoint.every_minutes", "0"]
+
+
+class Pull(Callback):
+    """Pulls the plug after so many batches, as a power cut would: no handler, no saving."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if not self.batches:
+            raise RuntimeError("plug pulled")
+        self.batches -= 1
+
+
+def interrupted(name: str, batches: int, *args: str) -> None:
+    cli = SegmentationCLI([*ARGS, *args, "--name", name])
+    cli.trainer.callbacks.insert(0, Pull(batches))
+    with pytest.raises(RuntimeError, match="plug pulled"):
+        cli.run()
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    return torch.load(Path("runs") / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (Path("runs") / name / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if v and "per_second" not in k} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("batches", "workers"), [(3, 0), (4, 0), (5, 2), (8, 0)], ids=["epoch end", "mid-epoch", "mid-epoch, workers", "late"]
+)
+def test_same_weights_and_figures_as_unbroken(batches: int, workers: int) -> None:
+    extra = ["--data.num_workers", str(workers)]
+    train(*ARGS, *extra, "--name", "whole")
+    interrupted("broken", batches, *extra)
+    train(*ARGS, *extra, "--name", "broken", "--resume")
+    whole, broken = weights("whole"), weights("broken")
+    assert whole.keys() == broken.keys()
+    for key in whole:
+        assert torch.equal(whole[key], broken[key]), key
+    assert table("whole") == table("broken")
+    summaries = [json.loads((Path("runs") / name / "summary.json").read_text()) for name in ("whole", "broken")]
+    for summary in summaries:
+        del summary["minutes"], summary["images_per_second"], summary["train/images_per_second"]
+    assert summaries[0] == summaries[1]
+
+
+def test_resume_starts_a_run_that_has_not_begun() -> None:
+    cli = train(*TINY, "--name", "new", "--resume")
+    assert cli.trainer.global_step == 2 * 3
+
+
+def test_resume_may_lengthen() -> None:
+    train(*TINY, "--name", "longer", "--trainer.max_epochs", "1")
+    cli = train(*TINY, "--name", "longer", "--trainer.max_epochs", "2", "--resume")
+    assert cli.trainer.global_step == 2 * 3
+    # and only an option that the command line gives counts: the rest is the run's own config
+    cli = train("--name", "longer", "--trainer.max_epochs", "3", "--resume")
+    assert cli.trainer.global_step == 3 * 3
+    assert len(table("longer")) == 2 * 3 + 1  # train and val of three epochs, and the last test
+
+
+def test_resume_as_another_run_is_refused() -> None:
+    train(*TINY, "--name", "run", "--trainer.max_epochs", "1")
+    for option in (["--model.net.widths", "[4,8,16]"], ["--data.batch_size", "2"], ["--model.net.norm", "group"]):
+        with pytest.raises(InputError) as caught:
+            SegmentationCLI([*TINY, "--trainer.max_epochs", "1", *option, "--name", "run", "--resume"])
+        assert option[0].removeprefix("--").rpartition(".")[2] in str(caught.value)
+        assert "another --name" in str(caught.value)
+    with pytest.raises(InputError, match="max_epochs"):
+        SegmentationCLI(["--trainer.max_epochs", "0", "--name", "run", "--resume"])

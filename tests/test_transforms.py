@@ -1,0 +1,162 @@
+"""Augmentation: image, mask, ids and weights move as one, what is not in the picture counts nowhere, seeds decide."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from segmentation.data.base import Sample
+from segmentation.data.labels import IGNORE_INDEX
+from segmentation.data.transforms import Augment
+from segmentation.errors import InputError
+
+HEIGHT, WIDTH = 24, 17
+
+
+def coordinates(dtype: torch.dtype = torch.uint8) -> Sample:
+    """Every pixel holds its own coordinates, one above zero, in the image and, packed, in each map."""
+    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    code = y * WIDTH + x
+    image = torch.stack([y + 1, x + 1, torch.full_like(x, 7)]).to(dtype)
+    return Sample(image=image, mask=code, instance=code + 1, weight=code + 1.5)
+
+
+def check_together(sample: Sample) -> Tensor:
+    """Every map says of each pixel what the image says. Returns where there is picture."""
+    y, x = sample["image"][0].long() - 1, sample["image"][1].long() - 1
+    inside = y >= 0
+    code = y * WIDTH + x
+    assert torch.equal(sample["mask"], torch.where(inside, code, IGNORE_INDEX))
+    assert torch.equal(sample["instance"], torch.where(inside, code + 1, 0))
+    assert torch.equal(sample["weight"], torch.where(inside, code + 1.5, 0.0))
+    assert sample["mask"].dtype == sample["instance"].dtype == torch.int64
+    assert sample["weight"].dtype == torch.float32
+    assert all(type(value) is Tensor for value in sample.values())
+    return inside
+
+
+def equal(a: Sample, b: Sample) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+NEAREST = v2.InterpolationMode.NEAREST
+MOVES: list[tuple[str, tuple[int, int] | None, list[v2.Transform]]] = [
+    ("nothing", None, []),
+    ("crop", (11, 9), []),
+    ("crop that pads", (40, 9), []),
+    ("flips", None, [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]),
+    ("rotation", (16, 16), [v2.RandomRotation(180, interpolation=NEAREST)]),
+    ("affine", None, [v2.RandomAffine(30, (0.2, 0.2), (0.7, 1.4), 10, interpolation=NEAREST)]),
+    ("resized crop", None, [v2.RandomResizedCrop((20, 20), interpolation=NEAREST, antialias=False)]),
+    ("pad", None, [v2.Pad(3)]),
+    ("zoom out", None, [v2.RandomZoomOut(p=1.0)]),
+    ("sometimes", None, [v2.RandomApply([v2.RandomRotation(90, expand=True)], 0.5), v2.RandomCrop((9, 9))]),
+]
+
+
+@pytest.mark.parametrize(("crop", "transforms"), [case[1:] for case in MOVES], ids=[case[0] for case in MOVES])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_everything_moves_together(crop: Any, transforms: list[v2.Transform], dtype: torch.dtype) -> None:
+    augment = Augment(crop, transforms)
+    before = coordinates(dtype)
+    for seed in range(6):
+        after = augment(before, seed)
+        assert after["image"].dtype == dtype
+        assert after["image"].is_contiguous()
+        check_together(after)
+    assert equal(before, coordinates(dtype))  # the data set's own tensors are left as they were
+
+
+@pytest.mark.parametrize("crop", [(8, 8), (HEIGHT, WIDTH), (30, 8), (8, 30), (30, 40), (1, 1)])
+def test_crop(crop: tuple[int, int]) -> None:
+    corners = set()
+    for seed in range(200):
+        after = Augment(crop, [])(coordinates(), seed)
+        assert tuple(after["mask"].shape) == tuple(after["image"].shape[1:]) == crop
+        inside = check_together(after)
+        kept = min(crop[0], HEIGHT), min(crop[1], WIDTH)
+        assert inside[: kept[0], : kept[1]].all()  # all the picture there is, padded below and right
+        assert inside.sum() == kept[0] * kept[1]
+        corners.add(tuple(after["image"][:2, 0, 0].tolist()))
+    tops, lefts = zip(*corners, strict=True)
+    assert (min(tops), min(lefts)) == (1, 1)
+    assert (max(tops), max(lefts)) == (max(HEIGHT - crop[0], 0) + 1, max(WIDTH - crop[1], 0) + 1)  # the far edges too
+
+
+def test_a_rotation_brings_in_ignored_pixels_and_no_class() -> None:
+    sample = Sample(image=torch.full((3, 20, 20), 9, dtype=torch.uint8), mask=torch.ones(20, 20, dtype=torch.int64))
+    after = Augment(None, [v2.RandomRotation((45, 45))])(sample, 0)
+    assert after["mask"].unique().tolist() == [IGNORE_INDEX, 1]
+    assert after["mask"][0, 0] == after["mask"][-1, -1] == IGNORE_INDEX
+    assert (after["image"][:, after["mask"] == IGNORE_INDEX].float().mean() < 5).all()
+
+
+def test_ignored_pixels_stay_ignored() -> None:
+    mask = torch.tensor([[0, 1], [IGNORE_INDEX, 2]])
+    after = Augment(None, [v2.RandomHorizontalFlip(1.0)])(Sample(image=torch.zeros(3, 2, 2), mask=mask), 0)
+    assert after["mask"].tolist() == [[1, 0], [2, IGNORE_INDEX]]
+
+
+def test_masks_are_never_interpolated_nor_coloured() -> None:
+    mask = torch.zeros(32, 32, dtype=torch.int64)
+    mask[8:20, 5:30] = 4
+    image = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8)
+    transforms = [
+        v2.RandomRotation(40, interpolation=v2.InterpolationMode.BILINEAR),
+        v2.RandomResizedCrop(24),
+        v2.ElasticTransform(),
+        v2.ColorJitter(0.5, 0.5, 0.5, 0.1),
+        v2.GaussianBlur(5),
+    ]
+    for seed in range(5):
+        after = Augment(None, transforms)(Sample(image=image, mask=mask), seed)
+        assert set(after["mask"].unique().tolist()) <= {IGNORE_INDEX, 0, 4}
+        assert not torch.equal(after["image"], image[:, :24, :24])
+
+
+def test_the_seed_alone_decides() -> None:
+    augment = Augment((10, 10), [v2.RandomHorizontalFlip(), v2.RandomRotation(30), v2.ColorJitter(0.5)])
+    torch.manual_seed(1)
+    first = augment(coordinates(), 5)
+    torch.manual_seed(2)
+    torch.rand(3)
+    assert equal(augment(coordinates(), 5), first)
+    results = [augment(coordinates(), seed)["image"].numpy().tobytes() for seed in range(20)]
+    assert len(set(results)) == 20
+
+
+def test_global_generators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def touched(*_: Any) -> None:
+        raise AssertionError("the GPU's generator was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", touched)
+    torch.default_generator.manual_seed(3)
+    expected = torch.rand(4)
+    torch.default_generator.manual_seed(3)
+    Augment((8, 8), [v2.RandomRotation(30)])(coordinates(), 99)
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize(
+    "transform", [v2.ToDtype(torch.float32, scale=True), v2.ToDtype({tv_tensors.Image: torch.float32, "others": None})]
+)
+def test_a_transform_that_changes_the_type_is_refused(transform: v2.Transform) -> None:
+    with pytest.raises(InputError, match=r"turns torch\.uint8 images into torch\.float32\. Remove ToDtype"):
+        Augment(None, [v2.RandomHorizontalFlip(), transform])(coordinates(), 0)
+
+
+@pytest.mark.parametrize("fill", [255, 1.0, [124, 116, 104]])
+def test_a_fill_that_would_be_a_class_is_refused(fill: Any) -> None:
+    with pytest.raises(InputError, match=r"RandomRotation would fill masks .* Remove fill"):
+        Augment(None, [v2.RandomHorizontalFlip(), v2.RandomRotation(30, fill=fill)])
+    Augment(None, [v2.RandomRotation(30, fill=0), v2.RandomRotation(30, fill=[0, 0, 0]), v2.RandomRotation(30)])
+
+
+def test_one_may_fill_the_image_alone() -> None:
+    sample = Sample(image=torch.full((3, 20, 20), 9, dtype=torch.uint8), mask=torch.ones(20, 20, dtype=torch.int64))
+    transform = v2.RandomRotation((45, 45), fill={tv_tensors.Image: 200, tv_tensors.Mask: 0})
+    after = Augment(None, [transform])(sample, 0)
+    assert (after["mask"][0, 0], after["image"][0, 0, 0]) == (IGNORE_INDEX, 200)
