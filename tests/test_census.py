@@ -101,6 +101,23 @@ def test_second_call_reads_nothing_and_a_change_is_counted(place: Path) -> None:
     assert take()[0] == 0
 
 
+def test_a_change_that_keeps_the_files_size_is_counted(place: Path) -> None:
+    for split in ("train", "val"):
+        write_image(place / split / "images/a.png", np.zeros((8, 8, 3), np.uint8))
+        write_image(place / split / "masks/a.bmp", np.zeros((8, 8), np.uint8))
+    assert take_census(FolderData(str(place), CLASSES), "train").pixels == [64, 0]
+    write_image(place / "train/masks/a.bmp", np.full((8, 8), 255, np.uint8))
+    assert take_census(FolderData(str(place), CLASSES), "train").pixels == [0, 64]
+
+
+def test_splits_are_kept_apart_though_a_fingerprint_forgets_them() -> None:
+    data = Given(GOOD, torch.zeros(4, 5, dtype=torch.int64))
+    take_census(data, "train")
+    data.sample["image"] = GOOD.clone()
+    data.sample["image"][:, -1, -1] = 255
+    assert take_census(data, "val").mean == [1 / 20] * 3
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sizes": 3}', '{"sizes": [], "unknown": 1}'])
 def test_a_damaged_cache_is_counted_anew(place: Path, text: str) -> None:
     data = Counted(str(make_folder(place / "data", {"train": 2, "val": 1})), CLASSES)

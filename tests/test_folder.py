@@ -116,13 +116,13 @@ def test_masks_of_all_splits_in_one_folder(place: Path) -> None:
 
 
 def test_list_files(place: Path) -> None:
-    for index, name in enumerate(("a", "b.v1", "sub/c", "d", "scan.tif")):
+    for index, name in enumerate(("a", "b.v1", "sub/c", "d.v2", "scan.tif")):
         write_pair(place, name, index)
     (place / "train.txt").write_text("\ufeffb.v1\r\n\r\n  sub/c.png \r\n", encoding="utf-8")
-    (place / "val.txt").write_text("./d\nscan.tif")
+    (place / "val.txt").write_text("./d.v2\nscan.tif")
     data = FolderData(str(place), CLASSES, lists="{split}.txt")
     assert content(data, "train") == {"b.v1": (1, 1), "sub/c": (2, 2)}
-    assert content(data, "val") == {"d": (3, 3), "scan.tif": (4, 4)}
+    assert content(data, "val") == {"d.v2": (3, 3), "scan.tif": (4, 4)}
     assert data.names("test") == []
 
 

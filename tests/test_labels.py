@@ -164,6 +164,7 @@ def test_zero_and_255(classes: dict[str, int], mask: list[int], fixed: list[int]
         ({"a": 1, "b": 2}, None, [0, 1, 2], "0 (1 pixels), of 3"),
         ({"a": 1, "b": 2}, None, [0, 0], "0 (2 pixels), of 2"),
         ({"a": 0, "b": 1}, None, [0, 1, 255], "255 (1 pixels), of 3"),  # 255 is not the b of a mask that has a b
+        ({"a": 1, "b": 2}, 0, [0, 255], "255 (1 pixels), of 2"),
         ({"a": 0, "b": 7}, 255, [0, 1, 255], "1 (1 pixels), of 3"),
         ({"größe": 0, "b": {"value": 1, "color": "#102030"}}, [9], [0, 9, 300], "300 (1 pixels), of 3"),
     ],

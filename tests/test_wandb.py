@@ -1,25 +1,38 @@
 """A run with W&B offline: exactly one run, with the expected keys, config and images; read from its own record."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TINY, train
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from segmentation.run import WandbOptions
 
 
+def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """Records of a .wandb file: LevelDB's log format, 32 KiB blocks of (crc 4, length 2, kind 1, data)."""
+    data, at, parts = path.read_bytes(), 7, b""  # the file's own header is 7 bytes
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:  # too little room for another header in this block
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
 def read(path: Path) -> dict[str, Any]:
     """History keys, summary, config and identity of an offline run."""
-    store = DataStore()
-    store.open_for_scan(str(path))
     found: dict[str, Any] = {"history": set(), "summary": {}, "config": {}, "runs": set(), "metrics": {}}
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found["runs"].add(record.run.run_id)
@@ -28,7 +41,7 @@ def read(path: Path) -> dict[str, Any]:
         elif kind == "config":
             found["config"] |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.config.update}
         elif kind == "history":
-            found["history"] |= {item.key or ".".join(item.nested_key) for item in record.history.item}
+            found["history"] |= {item.key or item.nested_key[0] for item in record.history.item}
         elif kind == "summary":
             found["summary"] |= {item.key or ".".join(item.nested_key): item.value_json for item in record.summary.update}
         elif kind == "metric":
@@ -38,14 +51,14 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = ["--pictures.images", "2", "--wandb.group", "nets", "--wandb.tags", "[a,b]"]
+    extra = ["--trainer.log_every_n_steps", "1", "--pictures.images", "2", "--wandb.group", "nets", "--wandb.tags", "[a,b]"]
     train(*TINY, *extra, "--name", "run")
     import wandb
 
     wandb.finish()
-    records = list(Path("runs/run/wandb").glob("offline-run-*/*.wandb"))
-    assert len(records) == 1
-    found = read(records[0])
+    found_records = list(Path("runs/run/wandb").glob("offline-run-*/*.wandb"))
+    assert len(found_records) == 1
+    found = read(found_records[0])
     assert len(found["runs"]) == 1
     expected = {f"{s}/{k}" for s in ("train", "val", "test") for k in ("loss", "miou", "iou/disk", "pixel_accuracy")}
     expected |= {"train/images_per_second", "val/images", "test/images", "test/confusion", "epoch"}
@@ -58,7 +71,7 @@ def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert config["classes"] == ["background", *[c for c in config["classes"] if c != "background"]]
     assert config["model"]["net"]["init_args"]["widths"] == [4, 8]
     assert "git_commit" in config
-    media = records[0].parent / "files/media/images"
+    media = found_records[0].parent / "files/media/images"
     assert len(list((media / "val").glob("images_*.png"))) == 2 * 2
     assert len(list((media / "mask/val").glob("*.png"))) == 2 * 2 * 2
 

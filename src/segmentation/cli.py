@@ -12,6 +12,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -133,6 +134,7 @@ class SegmentationCLI(LightningCLI):
             Introduction(run),
             self.throughput,
             Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
+            LearningRateMonitor("step"),
             EpochLines(),
             *([Progress()] if trainer["enable_progress_bar"] is not False else []),
             *(trainer["callbacks"] or []),

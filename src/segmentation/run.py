@@ -228,7 +228,7 @@ def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> lis
         logger = WandbLogger(
             name=run.name,
             id=_wandb_id(run),
-            save_dir=str(run.path),
+            save_dir=str(run.path.resolve()),
             project=options.project,
             entity=options.entity,
             group=options.group,
