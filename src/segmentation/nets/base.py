@@ -22,7 +22,7 @@ class Heads(NamedTuple):
     Attributes:
         logits: raw, ungated logits, each (N, K, H, W) at the input's size, ordered so that the last predicts.
         presence: (N, K) logits of UNet3+'s classification-guided module: is class k anywhere in the image? Else None.
-            Their target is `mask == k` somewhere in the image, derived from the masks; with one channel, any foreground.
+            Their target comes from the masks: 1 if some pixel is k; with one channel, if some pixel is foreground.
     """
 
     logits: tuple[Tensor, ...]
@@ -30,7 +30,7 @@ class Heads(NamedTuple):
 
 
 class SegmentationNet(nn.Module, ABC):
-    """Base class of the nets. A subclass sets its `stride`, says its `num_heads` and writes `compute`; padding is done here.
+    """Base class of the nets. A subclass sets `stride` and writes `compute`; padding is done here.
 
     Args:
         in_channels: bands of the image.

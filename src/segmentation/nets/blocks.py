@@ -83,11 +83,12 @@ def run(block: nn.Module, *inputs: Tensor, checkpointing: bool = False) -> Tenso
 @contextmanager
 def statistics_kept(block: nn.Module) -> Iterator[None]:
     """While `block` runs a second time on the same batch, its batch norms must not count that batch a second time."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

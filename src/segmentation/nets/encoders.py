@@ -190,7 +190,8 @@ def drop_unused(
 def _drop(module: nn.Module, used: set[int]) -> None:
     for name, child in module.named_children():
         ids = {id(parameter) for parameter in child.parameters()}
-        if ids and not ids & used:
+        container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)  # some code loops over these
+        if ids and not ids & used and not container:
             setattr(module, name, Dropped())
         else:
             _drop(child, used)

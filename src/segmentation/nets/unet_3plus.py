@@ -58,13 +58,13 @@ class UNet3Plus(SegmentationNet):
 
     For 3 bands and 1 class at the paper's widths, beside the authors' code (ZJUGiveLab/UNet-Version):
 
-    |                                | here       | there      | the difference                                         |
-    |--------------------------------|------------|------------|--------------------------------------------------------|
-    | one head                       | 26,965,249 | 26,971,777 | 6,528 biases before a norm, which takes them away:     |
-    |                                |            |            | 3,968 in the encoder and 4 x (320 + 320) in the nodes  |
-    | with deep supervision          | 26,983,109 | 26,989,637 | the same; 17,860 for four more heads on both sides     |
-    | and the guided module          | 26,984,134 | 26,991,687 | and 1,025 there for a second logit, "present" against  |
-    |                                |            |            | "absent", which one logit with a sigmoid says as well  |
+    |                        | here       | there      | the difference                                          |
+    |------------------------|------------|------------|---------------------------------------------------------|
+    | one head               | 26,965,249 | 26,971,777 | 6,528 biases before a norm, which takes them away:      |
+    |                        |            |            | 3,968 in the encoder and 4 x (320 + 320) in the nodes   |
+    | with deep supervision  | 26,983,109 | 26,989,637 | the same; four more heads are 17,860 on both sides      |
+    | and the guided module  | 26,984,134 | 26,991,687 | and 1,025 there for a second logit, "present" against   |
+    |                        |            |            | "absent", which one logit with a sigmoid says as well   |
 
     Args:
         in_channels: bands of the image.

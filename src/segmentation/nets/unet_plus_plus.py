@@ -26,19 +26,19 @@ class Node(nn.Module):
 
 
 class UNetPlusPlus(SegmentationNet):
-    """UNet++, figure 1a: a triangle of nodes; the encoder is its left edge, the heads sit on its upper edge.
+    r"""UNet++, figure 1a: a triangle of nodes; the encoder is its left edge, the heads sit on its upper edge.
 
     ```
               head 1  head 2  head 3  head 4
                 |       |       |       |
     X00 ───── X01 ─── X02 ─── X03 ─── X04      H    x W       X(i,j) sees X(i,0) .. X(i,j-1),
-      ╲      ╱   ╲   ╱   ╲   ╱   ╲   ╱                        all of its row to the left,
+      \      /   \   /   \   /   \   /                        all of its row to the left,
       X10 ───── X11 ─── X12 ─── X13            H/2  x W/2     and X(i+1,j-1), up-sampled
-        ╲      ╱   ╲   ╱   ╲   ╱
+        \      /   \   /   \   /
         X20 ───── X21 ─── X22                  H/4  x W/4
-          ╲      ╱   ╲   ╱
+          \      /   \   /
           X30 ───── X31                        H/8  x W/8
-            ╲      ╱
+            \      /
             X40                                H/16 x W/16
     ```
 
@@ -109,9 +109,7 @@ class UNetPlusPlus(SegmentationNet):
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         depth = self.depth if level is None or self.num_heads == 1 else level
-        x = [
-            [first] for first in self.encoder(image, depth + 1)
-        ]  # x[i][j] is X(i, j), (N, widths[i], H / 2^i, W / 2^i)
+        x = [[first] for first in self.encoder(image, depth + 1)]  # x[i][j] is X(i, j), at H / 2^i x W / 2^i
         for i, j in triangle(depth):
             x[i].append(run(self.nodes[f"{i}_{j}"], *x[i], x[i + 1][j - 1], checkpointing=self.checkpointing))
         wanted = self.heads if level is None else [str(depth)]
