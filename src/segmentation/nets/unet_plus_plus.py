@@ -60,7 +60,8 @@ class UNetPlusPlus(SegmentationNet):
         upsample: `bilinear` (the usual PyTorch form) or `transposed` (the authors' 2x2).
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, the `mean` (the paper's accurate mode), or a level (its fast mode).
-        checkpointing: keep only each node's output in training and compute the rest again: less memory, more time.
+        checkpointing: keep only each node's output in training and compute the rest again: a third less memory, a third
+            more time.
         pad_to: sides are padded to a multiple of it; null for the smallest that fits. A pruned net has its parent's.
     """
 
