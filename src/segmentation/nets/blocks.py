@@ -15,10 +15,13 @@ Upsample = Literal["transposed", "bilinear"]
 
 
 def norm_layer(kind: Norm, channels: int) -> nn.Module:
-    """Batch norm, or group norm (at most 8 groups) for batches too small for it. SyncBatchNorm is the trainer's."""
+    """Batch norm, or group norm for batches too small for it. SyncBatchNorm is the trainer's.
+
+    Groups are 8, or fewer, so that each has two channels at least: one alone has no variance on a map of 1x1.
+    """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)
+    return nn.GroupNorm(next((groups for groups in (8, 4, 2) if channels % (2 * groups) == 0), 1), channels)
 
 
 class ConvNormReLU(nn.Sequential):

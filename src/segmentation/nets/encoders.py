@@ -68,7 +68,7 @@ class LibraryEncoder(nn.Module):
         if levels > 6:
             raise InputError(f"encoder: {name} goes down to stride 32, which 6 widths need; got {levels}")
         body = library_encoder(name, in_channels, depth=max(levels - 1, 3), weights=weights)
-        sides = [side for side in (2 ** (levels - 1), 32, 64) if side >= 2 ** (levels - 1)]
+        sides = [2**i for i in range(levels - 1, 7)]
         image, maps = drop_unused(body, lambda image: body(image)[:levels], in_channels, sides, name)
 
         self.stride = image.shape[-1]
@@ -175,10 +175,10 @@ def drop_unused(
         try:
             with torch.enable_grad():
                 maps = outputs(image)
+                total = sum(x.sum() for x in maps)
         except (AssertionError, RuntimeError, ValueError) as error:
             reason = error
             continue
-        total = sum(x.sum() for x in maps)
         gradients = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else ()
         used = {id(p) for p, gradient in zip(parameters, gradients, strict=False) if gradient is not None}
         _drop(module, used)

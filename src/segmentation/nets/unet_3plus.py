@@ -126,7 +126,7 @@ class UNet3Plus(SegmentationNet):
         logits = []
         for i in reversed(range(len(maps))):
             if i < len(self.nodes):  # the deepest map has no node: De5 is En5
-                # maps holds En_k for finer k, De_k for coarser ones
+                # `maps` holds En_k for the finer k and this one, and already De_k for the coarser ones
                 maps[i] = run(self.nodes[i], *maps, checkpointing=self.checkpointing)
             this = self.num_heads - i  # De1 is the last head
             if i < self.num_heads and level in (None, this):
@@ -156,8 +156,6 @@ def conv_of_enlarged(x: Tensor, weight: Tensor, factor: int) -> Tensor:
     taps = weight.permute(3, 2, 0, 1).flatten(0, 2)[:, :, None, None]  # (dx dy O, C, 1, 1)
     y = F.conv2d(x, taps)  # (N, dx dy O, h, w)
     left, middle, right = F.interpolate(y, scale_factor=(1.0, float(factor)), mode="bilinear").chunk(3, dim=1)
-    y = (
-        F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))
-    )  # (N, dy O, h, factor w); pad's zeros are the convolution's
+    y = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))  # (N, dy O, h, factor w); the zeros are the padding
     above, middle, below = F.interpolate(y, scale_factor=(float(factor), 1.0), mode="bilinear").chunk(3, dim=1)
     return F.pad(above, (0, 0, 1, -1)) + middle + F.pad(below, (0, 0, -1, 1))  # (N, O, factor h, factor w)

@@ -127,7 +127,8 @@ class UNetPlusPlus(SegmentationNet):
         Raises:
             InputError: there is no such head, for instance because the net was trained without deep supervision.
         """
-        small = type(self)(**self.pruned_arguments(level))
+        with torch.inference_mode(False):  # so that it can be trained on, wherever it was made
+            small = type(self)(**self.pruned_arguments(level))
         state = self.state_dict()
         small.load_state_dict({key: state[key] for key in small.state_dict()})
         like = next(self.parameters())
