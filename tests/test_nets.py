@@ -124,7 +124,7 @@ def test_gate_for_binary():
     assert (gated[1].sigmoid() == 0).all()
 
 
-def test_compiled_statistics_of_checkpointing_match():
+def test_checkpointing_changes_no_gradient_and_no_statistic():
     """A checkpointed step has the plain step's gradients and batch-norm statistics."""
     for name in ("unet++", "unet3+"):
         nets = []

@@ -101,7 +101,7 @@ class SegmentationNet(nn.Module, ABC):
     def predict(self, image: Tensor) -> Tensor:
         """Logits that predict, (N, K, H, W): a forward pass of what the inference rule needs, then `combine`."""
         level = {"last": self.num_heads, "mean": None}.get(self.inference, self.inference)
-        return self.combine(self.forward(image, level=level))
+        return self.combine(self(image, level=level))  # not `self.forward`, which `net.compile()` leaves as it is
 
     def prune(self, level: int) -> "SegmentationNet":
         """A smaller net whose output is head `level` of this one; only UNet++ is built so that this is possible."""
