@@ -59,7 +59,7 @@ def test_options_override_overlays_override_defaults(tmp_path: Path) -> None:
                            "--model.net.widths", "[8,16]", "--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"])  # fmt: skip
     assert cli.trainer.max_epochs == 50
     assert cli.datamodule.batch_size == 3
-    assert [conv.out_channels for conv in cli.model.net.heads] == [5]
+    assert cli.model.net.num_classes == 5
     assert cli.model.net.stride == 2
     assert cli.config.model.optimizer.class_path == "torch.optim.SGD"
 

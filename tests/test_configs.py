@@ -48,8 +48,11 @@ def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     else:
         args += [*TINY, "--data.dataset.train", "16"]
     if path.parent.name in ("data", "model"):  # the net in a size for a test: as deep, but narrow
-        widths = config.get("model", {}).get("net", {}).get("init_args", {}).get("widths", [0] * 3)
-        args += ["--model.net.widths", str([4 * 2**level for level in range(len(widths))])]
+        net = config.get("model", {}).get("net", {}).get("init_args", {})
+        if "architecture" not in net:
+            args += ["--model.net.widths", str([4 * 2**level for level in range(len(net.get("widths", [0] * 3)))])]
+        if "encoder_weights" in net:  # no download in a test
+            args += ["--model.net.encoder_weights", "null"]
     if path.parent.name == "trainer" and config["trainer"].get("accelerator") == "gpu":
         args += ["--model.compile", "false"]
     cli = train(*args, *ONE_BATCH)

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 
 from segmentation.checkpoint import warm_start
 from segmentation.data.census import scale_of
-from segmentation.data.labels import Labels
+from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.sampler import derive_seed
 from segmentation.errors import InputError
 from segmentation.losses import CrossEntropy, SegmentationLoss
@@ -27,8 +28,11 @@ class SegmentationModule(LightningModule):
         net: the network, by class name; its bands and classes follow from the data.
         labels: `Labels.as_dict()` of the data set; the command line fills it in.
         loss: the criterion, applied to every head.
-        head_weights: factor on each head's loss, the coarsest head first; null means 1 each.
+        head_weights: factor on each head's loss, the first head first; null means 1 each, `halving` 1 for the last head
+            and half as much for each one before it.
+        presence_weight: factor on the loss of a classification-guided module (UNet3+), where the net has one.
         optimizer: any torch optimizer.
+        encoder_lr: factor on the learning rate of a net's pretrained encoder.
         schedule: any torch learning-rate scheduler; WarmupDecay learns the number of steps by itself.
         schedule_interval: whether the scheduler steps with every `step` or every `epoch`.
         mean: of each band, scaled to 0..1 (integer images); null means that of the training split.
@@ -44,10 +48,12 @@ class SegmentationModule(LightningModule):
         net: SegmentationNet,
         labels: dict[str, Any],
         loss: SegmentationLoss | None = None,
-        head_weights: list[float] | None = None,
+        head_weights: list[float] | Literal["halving"] | None = None,
+        presence_weight: float = 1.0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3),
+        encoder_lr: float = 1.0,
         schedule: LRSchedulerCallable = lambda o: WarmupDecay(o, warmup=0.05),
-        schedule_interval: str = "step",
+        schedule_interval: Literal["step", "epoch"] = "step",
         mean: list[float] | None = None,
         std: list[float] | None = None,
         threshold: float = 0.5,
@@ -60,7 +66,10 @@ class SegmentationModule(LightningModule):
         self.labels = Labels(**labels)
         self.net = net
         self.loss = loss or CrossEntropy()
+        if head_weights == "halving":
+            head_weights = [0.5**k for k in reversed(range(net.num_heads))]
         self.head_weights = head_weights or [1.0] * net.num_heads
+        self.presence_weight, self.encoder_lr = presence_weight, encoder_lr
         if len(self.head_weights) != net.num_heads:
             raise InputError(f"model.head_weights has {len(self.head_weights)} numbers for {net.num_heads} heads")
         self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
@@ -120,10 +129,9 @@ class SegmentationModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         heads = self.net(self.normalize(batch["image"]))
-        loss, each = self.criterion(heads, batch)
+        loss, terms = self.criterion(heads, batch)
         self.log("train/loss_step", loss.detach(), prog_bar=True)
-        if len(each) > 1:
-            self.log_dict({f"train/head{k}/loss": head.detach() for k, head in enumerate(each, start=1)})
+        self.log_dict({f"train/{key}": term.detach() for key, term in terms.items()})
         self.count("train", heads, batch, loss)
         return loss
 
@@ -138,11 +146,20 @@ class SegmentationModule(LightningModule):
         heads = self.net(self.normalize(batch["image"]))
         self.count(split, heads, batch, self.criterion(heads, batch)[0])
 
-    def criterion(self, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
-        """The weighted sum of the heads' losses (deep supervision; one head is a sum of one), and each head's own."""
+    def criterion(self, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Deep supervision: the weighted sum of the heads' losses, and that of class presence where a net predicts it.
+
+        Returns:
+            The sum, and its terms by their logged keys (without the split); none where there is one head alone.
+        """
         each = [self.loss(logits, batch["mask"], batch.get("weight")) for logits in heads.logits]
         total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
-        return total, each
+        terms = {f"head{number}/loss": loss for number, loss in enumerate(each, start=1)} if len(each) > 1 else {}
+        if heads.presence is not None:
+            target = class_presence(batch["mask"], heads.presence.shape[1])
+            terms["presence/loss"] = F.binary_cross_entropy_with_logits(heads.presence.float(), target)
+            total = total + self.presence_weight * terms["presence/loss"]
+        return total, terms
 
     @torch.no_grad()
     def count(self, split: str, heads: Heads, batch: dict[str, Any], loss: Tensor) -> None:
@@ -173,7 +190,14 @@ class SegmentationModule(LightningModule):
         self.report("test")
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        backbone = set(self.net.backbone.parameters()) if self.net.backbone is not None else set()
+        if self.encoder_lr != 1 and backbone:
+            groups = [[p for p in trained if p not in backbone], [p for p in trained if p in backbone]]
+            optimizer = self.optimizer([{"params": group} for group in groups])
+            optimizer.param_groups[1]["lr"] *= self.encoder_lr
+        else:
+            optimizer = self.optimizer(trained)
         scheduler = self.schedule(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -191,6 +215,14 @@ class SegmentationModule(LightningModule):
             for key, value in checkpoint["train_counts"].items():
                 getattr(self.train_metrics, key).copy_(value)
             self.train_metrics._update_count = 1
+
+
+def class_presence(mask: Tensor, channels: int) -> Tensor:
+    """Which classes are in an image: (N, H, W) class indices -> (N, K) of 0 and 1; one channel means the foreground."""
+    bins = max(2, channels)
+    index = torch.where(mask == IGNORE_INDEX, bins, mask).flatten(1)
+    present = torch.zeros(len(mask), bins + 1, device=mask.device).scatter_(1, index, 1.0)
+    return present[:, 1:2] if channels == 1 else present[:, :channels]
 
 
 def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:

@@ -1,6 +1,12 @@
-"""The nets, by hand. To add one: a file here, an import below, an overlay in configs/model, a row in tests/test_nets.py."""
+"""The nets, by hand.
+
+To add one: a file here, an import below, an overlay in configs/model, a row in tests/test_nets.py.
+"""
 
 from segmentation.nets.base import Heads, SegmentationNet
+from segmentation.nets.baselines import SmpNet
 from segmentation.nets.unet import UNet
+from segmentation.nets.unet_3plus import UNet3Plus
+from segmentation.nets.unet_plus_plus import UNetPlusPlus
 
-__all__ = ["Heads", "SegmentationNet", "UNet"]
+__all__ = ["Heads", "SegmentationNet", "SmpNet", "UNet", "UNet3Plus", "UNetPlusPlus"]

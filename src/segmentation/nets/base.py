@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmentation.errors import InputError
+
 Inference = Literal["last", "mean", 1, 2, 3, 4, 5]
+
+# The logit of a class that the gate closes: sigmoid and softmax give exactly 0, float16 holds it, means and sums of a
+# few of them stay finite (minus infinity would turn a mean, or a softmax of nothing else, into NaN).
+CLOSED = -1e4
 
 
 class Heads(NamedTuple):
@@ -15,7 +21,8 @@ class Heads(NamedTuple):
 
     Attributes:
         logits: raw, ungated logits, each (N, K, H, W) at the input's size, ordered so that the last predicts.
-        presence: (N, K) logits of UNet3+'s classification-guided module, else None.
+        presence: (N, K) logits of UNet3+'s classification-guided module: is class k anywhere in the image? Else None.
+            Their target comes from the masks: 1 if some pixel is k; with one channel, if some pixel is foreground.
     """
 
     logits: tuple[Tensor, ...]
@@ -23,26 +30,39 @@ class Heads(NamedTuple):
 
 
 class SegmentationNet(nn.Module, ABC):
-    """Base class of the nets. A subclass sets `stride` and `num_heads` and writes `compute`; padding is done here.
+    """Base class of the nets. A subclass sets `stride` and writes `compute`; padding is done here.
 
     Args:
         in_channels: bands of the image.
         num_classes: channels of the output: 1 for a binary task, K for K classes.
         inference: which head predicts: `last`, the `mean` of the logits, or a level (1 is the first head).
+        num_heads: logits in `Heads`.
 
     Attributes:
         stride: sides of what `compute` gets are multiples of it.
-        num_heads: logits in `Heads`.
+
+    Raises:
+        InputError: `inference` asks for heads that the net does not have.
     """
 
-    stride: int
-    num_heads: int = 1
+    stride: int = 1
 
-    def __init__(self, in_channels: int = 3, num_classes: int = 1, inference: Inference = "last") -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1,
+        inference: Inference = "last",
+        num_heads: int = 1,
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.inference: Inference = inference
+        self.num_heads = num_heads
+        if inference != "last" and num_heads == 1:
+            raise InputError(f"inference: {inference!r} needs deep_supervision: true; the net has one head")
+        if not isinstance(inference, str) and not 1 <= inference <= num_heads:
+            raise InputError(f"inference: {inference} is no head of this net; choose 1 to {num_heads}, last or mean")
 
     @abstractmethod
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
@@ -54,7 +74,14 @@ class SegmentationNet(nn.Module, ABC):
         Args:
             image: (N, C, H, W), normalised; any H and W from 1 up.
             level: 1..num_heads, or None for all.
+
+        Raises:
+            InputError: the image has other bands than the net was built for, or there is no such level.
         """
+        if image.shape[1] != self.in_channels:
+            raise InputError(f"the image has {image.shape[1]} bands, the net takes in_channels: {self.in_channels}")
+        if level is not None and not 1 <= level <= self.num_heads:
+            raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
         height, width = image.shape[-2:]
         bottom, right = -height % self.stride, -width % self.stride
         # Zeros below and to the right, cut off again by negative padding: slicing would break a dynamic export.
@@ -62,14 +89,41 @@ class SegmentationNet(nn.Module, ABC):
         return Heads(tuple(F.pad(logits, (0, -right, 0, -bottom)) for logits in heads.logits), heads.presence)
 
     def combine(self, heads: Heads) -> Tensor:
-        """Logits that predict, (N, K, H, W), from the heads of one forward pass, by the inference rule."""
+        """Logits that predict, (N, K, H, W), from the heads of one forward pass: the inference rule, then the gate."""
         if self.inference == "mean":
-            return torch.stack(heads.logits).mean(dim=0)
-        if self.inference == "last" or len(heads.logits) == 1:
-            return heads.logits[-1]
-        return heads.logits[self.inference - 1]
+            logits = torch.stack(heads.logits).mean(dim=0)
+        elif self.inference == "last" or len(heads.logits) == 1:
+            logits = heads.logits[-1]
+        else:
+            logits = heads.logits[self.inference - 1]
+        return logits if heads.presence is None else gate(logits, heads.presence)
 
     def predict(self, image: Tensor) -> Tensor:
         """Logits that predict, (N, K, H, W): a forward pass of what the inference rule needs, then `combine`."""
         level = {"last": self.num_heads, "mean": None}.get(self.inference, self.inference)
-        return self.combine(self.forward(image, level=level))
+        return self.combine(self(image, level=level))  # not `self.forward`, which `net.compile()` leaves as it is
+
+    def prune(self, level: int) -> "SegmentationNet":
+        """A smaller net whose output is head `level` of this one; only UNet++ is built so that this is possible."""
+        raise InputError(f"{type(self).__name__} cannot be pruned; UNetPlusPlus with deep_supervision: true can")
+
+    @property
+    def backbone(self) -> nn.Module | None:
+        """What a library pretrained, for a learning rate of its own; None where the net has the paper's encoder."""
+        return getattr(getattr(self, "encoder", None), "body", None)
+
+
+def gate(logits: Tensor, presence: Tensor) -> Tensor:
+    """Logits in which a class that is absent from the image gets no pixel (UNet3+, section 2.3, for K classes).
+
+    The paper multiplies its probabilities by 0 or 1. On logits the same is `CLOSED` for 0: a factor of 0 would say
+    "half sure". Where every one of several classes is called absent, that is no answer, and the image stays ungated.
+
+    Args:
+        logits: (N, K, H, W).
+        presence: (N, K) logits; above 0 is present.
+    """
+    absent = presence <= 0
+    if logits.shape[1] > 1:
+        absent = absent & ~absent.all(dim=1, keepdim=True)
+    return logits.masked_fill(absent[:, :, None, None], CLOSED)

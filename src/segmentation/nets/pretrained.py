@@ -1,0 +1,123 @@
+"""Encoders of segmentation-models-pytorch with their weights: from a file, from a known folder, or fetched once.
+
+The library takes seconds to import, so it is imported by those who use it.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from segmentation.errors import InputError
+
+
+def library_encoder(name: str, in_channels: int, depth: int, weights: str | None) -> nn.Module:
+    """An encoder of segmentation-models-pytorch that gives maps at strides 1, 2, ..., 2^depth or deeper.
+
+    Args:
+        name: `resnet34`, or `tu-` and a name of timm's, `tu-convnext_tiny`.
+        in_channels: bands of the image; the first convolution of pretrained weights is adapted to them.
+        depth: 1..5; some encoders want 3 at least.
+        weights: null for random ones; a file (.safetensors, .pth); or a name: `imagenet` or another that the library
+            has for this encoder (for `tu-` any name stands for the one that timm has). Weights by name are looked for
+            in the folder `place` says, then fetched from the Hugging Face hub, or its cache.
+
+    Raises:
+        InputError: there is no such encoder, no such weights, or no way to fetch them; says what to do.
+    """
+    from segmentation_models_pytorch.encoders import encoders
+
+    check_name(name)
+    if name.startswith("tu-"):
+        return _timm_encoder(name, in_channels, depth, weights)
+    known = encoders[name]["pretrained_settings"]
+    if weights is None or _file(name, weights) is not None:
+        return _with_file(name, in_channels, depth, _file(name, weights))
+    if weights not in known:
+        raise InputError(f"encoder_weights: {name} has no {weights}; choose {', '.join(known)}, a file, or null")
+    url = "https://huggingface.co/{repo_id}/resolve/{revision}/model.safetensors".format(**known[weights])
+    return _fetched(name, in_channels, depth, weights, url)
+
+
+def check_name(name: str) -> None:
+    """Raise InputError, with the names that are nearest, if there is no such encoder."""
+    import timm
+    from segmentation_models_pytorch.encoders import encoders
+
+    if name in encoders or (name.startswith("tu-") and timm.is_model(name.removeprefix("tu-").split(".")[0])):
+        return
+    close = get_close_matches(name, [*encoders, *(f"tu-{model}" for model in timm.list_models())], n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see segmentation-models-pytorch's list of encoders"
+    raise InputError(f"encoder: there is no {name}; {hint}")
+
+
+def place(name: str, weights: str) -> Path:
+    """Where weights by name are looked for first: torch's folder for downloads (see TORCH_HOME)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.{weights}.safetensors"
+
+
+def _file(name: str, weights: str | None) -> Path | None:
+    """The file that `weights` means, if it means one that is here."""
+    if weights is None:
+        return None
+    given = Path(weights).expanduser()
+    if given.suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        if not given.is_file():
+            raise InputError(f"encoder_weights: there is no file {given}")
+        return given
+    return place(name, weights) if place(name, weights).is_file() else None
+
+
+def _with_file(name: str, in_channels: int, depth: int, file: Path | None) -> nn.Module:
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    encoder = get_encoder(name, in_channels=3, depth=depth, weights=None)
+    if file is not None:
+        try:
+            encoder.load_state_dict(_read(file))
+        except RuntimeError as error:
+            raise InputError(f"encoder_weights: {file} is not for {name}: {error}") from error
+    encoder.set_in_channels(in_channels, pretrained=file is not None)
+    return encoder
+
+
+def _timm_encoder(name: str, in_channels: int, depth: int, weights: str | None) -> nn.Module:
+    import timm
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    file = _file(name, weights)
+    try:
+        if weights is None:
+            return get_encoder(name, in_channels=in_channels, depth=depth, weights=None)
+        if file is not None:
+            source = {"pretrained_cfg_overlay": {"file": str(file)}}
+            return get_encoder(name, in_channels=in_channels, depth=depth, weights=True, **source)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"encoder: {name} does not give maps at strides 2, 4, 8, ... ({error})") from error
+    known = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+    if known is None or not (known.hf_hub_id or known.url):
+        raise InputError(f"encoder_weights: timm has none for {name}; give a file, or null")
+    url = f"https://huggingface.co/{known.hf_hub_id}/resolve/main/model.safetensors" if known.hf_hub_id else known.url
+    return _fetched(name, in_channels, depth, weights, url)
+
+
+def _fetched(name: str, in_channels: int, depth: int, weights: str, url: str) -> nn.Module:
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    try:
+        source = True if name.startswith("tu-") else weights
+        return get_encoder(name, in_channels=in_channels, depth=depth, weights=source)
+    except Exception as error:  # each library on the way has its own errors for "no network"
+        raise InputError(
+            f"encoder_weights: {weights} for {name} could not be fetched ({type(error).__name__}). Where there is "
+            f"internet, download {url} and put it here as {place(name, weights)}, or name the file in encoder_weights"
+        ) from error
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)

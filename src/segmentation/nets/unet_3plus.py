@@ -1,0 +1,161 @@
+"""UNet3+: Huang et al., "UNet 3+: A Full-Scale Connected UNet for Medical Image Segmentation", ICASSP 2020."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmentation.nets.base import Heads, Inference, SegmentationNet
+from segmentation.nets.blocks import ConvNormReLU, Norm, enlarge, init_he, norm_layer, run
+from segmentation.nets.encoders import build_encoder
+
+
+class FullScaleNode(nn.Module):
+    """X_De^i, figure 2: maps of all scales, each brought to scale i and convolved, then fused.
+
+    finer maps   max-pool -> 3x3 convolution ─┐
+    same scale               3x3 convolution ─┼─ concatenate ─ norm, ReLU ─ 3x3 convolution, norm, ReLU
+    coarser      up-sample -> 3x3 convolution ┘
+
+    The paper has norm and ReLU in each branch; over the concatenation they are the same functions with the same
+    parameters, and a training step keeps one map less.
+
+    Args:
+        channels: of the maps, the finest first.
+        scale: place of this node among them.
+        width: channels of each branch; the node has as many times `width` as there are branches.
+        norm: `batch` or `group`.
+    """
+
+    def __init__(self, channels: Sequence[int], scale: int, width: int, norm: Norm) -> None:
+        super().__init__()
+        self.scale = scale
+        self.branches = nn.ModuleList(nn.Conv2d(c, width, kernel_size=3, padding=1, bias=False) for c in channels)
+        self.norm = norm_layer(norm, width * len(channels))
+        self.fuse = ConvNormReLU(width * len(channels), width * len(channels), norm)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        parts = []
+        for k, (conv, x) in enumerate(zip(self.branches, maps, strict=True)):
+            if k <= self.scale:
+                parts.append(conv(F.max_pool2d(x, kernel_size=2 ** (self.scale - k)) if k < self.scale else x))
+            else:
+                parts.append(conv_of_enlarged(x, conv.weight, 2 ** (k - self.scale)))
+        return self.fuse(F.relu(self.norm(torch.cat(parts, dim=1)), inplace=True))
+
+
+class UNet3Plus(SegmentationNet):
+    """UNet3+, figure 1c: each decoder node sees maps of all scales, finer from the encoder, coarser from the decoder.
+
+    ```
+    En1 ─┬────────────────────────────── De1 ─ head 5      H   x W         De_i sees
+      En2 ─┬─────────────────────── De2 ─┘ ─ head 4        H/2 x W/2       En_1 .. En_i and
+        En3 ─┬──────────────── De3 ─┘ ─ head 3             H/4 x W/4       De_i+1 .. De_4, En_5
+          En4 ─┬───────── De4 ─┘ ─ head 2                  H/8 x W/8
+            En5 ──────────┘ ─ head 1, presence             H/16 x W/16
+    ```
+
+    For 3 bands and 1 class at the paper's widths, beside the authors' code (ZJUGiveLab/UNet-Version):
+
+    |                        | here       | there      | the difference                                          |
+    |------------------------|------------|------------|---------------------------------------------------------|
+    | one head               | 26,965,249 | 26,971,777 | 6,528 biases before a norm, which takes them away:      |
+    |                        |            |            | 3,968 in the encoder and 4 x (320 + 320) in the nodes   |
+    | with deep supervision  | 26,983,109 | 26,989,637 | the same; four more heads are 17,860 on both sides      |
+    | and the guided module  | 26,984,134 | 26,991,687 | and 1,025 there for a second logit, "present" against   |
+    |                        |            |            | "absent", which one logit with a sigmoid says as well   |
+
+    Args:
+        in_channels: bands of the image.
+        num_classes: channels of the output: 1 for a binary task, K for K classes.
+        widths: channels of each encoder level, the finest first; their number is the depth: 5 go down to a stride of
+            16, 6 to 32. With an `encoder` only the number counts, and what the stem at full size takes of them.
+        skip_channels: channels of each branch of a decoder node.
+        deep_supervision: a 3x3 head at every decoder node and at the deepest map, up-sampled to the input's size.
+        classification_guided: predict which classes are in the image, from the deepest map (section 2.3): dropout, 1x1
+            convolution, global max-pool. At inference a class that is not there gets no pixel.
+        encoder: null for the paper's, or a name that segmentation-models-pytorch knows: resnet34, tu-convnext_tiny.
+        encoder_weights: null for random ones, a name such as imagenet, or a file.
+        freeze_encoder: keep the encoder's weights as they are.
+        norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
+        inference: which head predicts: `last`, `mean`, or a level.
+        checkpointing: keep only each node's output in training and compute the rest again: a fifth less memory, a third
+            more time.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1,
+        widths: Sequence[int] = (64, 128, 256, 512, 1024),
+        skip_channels: int = 64,
+        deep_supervision: bool = False,
+        classification_guided: bool = False,
+        encoder: str | None = None,
+        encoder_weights: str | None = None,
+        freeze_encoder: bool = False,
+        norm: Norm = "batch",
+        inference: Inference = "last",
+        checkpointing: bool = False,
+    ) -> None:
+        scales = len(widths)
+        heads = scales if deep_supervision else 1
+        super().__init__(in_channels, num_classes, inference, num_heads=heads)
+        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, checkpointing)
+        self.stride = self.encoder.stride
+        self.checkpointing = checkpointing
+
+        channels = list(self.encoder.channels)
+        self.presence = (
+            nn.Sequential(nn.Dropout(0.5), nn.Conv2d(channels[-1], num_classes, kernel_size=1))
+            if classification_guided
+            else None
+        )
+        nodes = []
+        for i in reversed(range(scales - 1)):
+            nodes.append(FullScaleNode(channels, i, skip_channels, norm))
+            channels[i] = skip_channels * scales  # from here on the decoder's map stands for the encoder's
+        self.nodes = nn.ModuleList(reversed(nodes))
+        self.heads = nn.ModuleList(nn.Conv2d(c, num_classes, kernel_size=3, padding=1) for c in channels[:heads])
+        init_he(self.nodes, self.heads, *([self.presence] if classification_guided else []))
+
+    def compute(self, image: Tensor, level: int | None = None) -> Heads:
+        maps = self.encoder(image)  # En1 .. En5
+        presence = None if self.presence is None else self.presence(maps[-1]).amax(dim=(2, 3))  # (N, K)
+        logits = []
+        for i in reversed(range(len(maps))):
+            if i < len(self.nodes):  # the deepest map has no node: De5 is En5
+                # `maps` holds En_k for the finer k and this one, and already De_k for the coarser ones
+                maps[i] = run(self.nodes[i], *maps, checkpointing=self.checkpointing)
+            this = self.num_heads - i  # De1 is the last head
+            if i < self.num_heads and level in (None, this):
+                logits.append(enlarge(self.heads[i](maps[i]), 2**i))
+            if level == this:
+                break
+        return Heads(tuple(logits), presence)
+
+
+def conv_of_enlarged(x: Tensor, weight: Tensor, factor: int) -> Tensor:
+    """`conv3x3(enlarge(x, factor))` with zero padding, computed at the size of x: exact, from a fraction of the work.
+
+    Three steps are linear and change places. A 3x3 convolution is nine 1x1 convolutions, the taps, whose results are
+    shifted by (dy, dx) and added; a 1x1 convolution may as well come before the up-sampling, on factor^2 times fewer
+    pixels; and shifts and bilinear up-sampling treat rows and columns separately:
+
+        conv(up(x)) = sum over dy of  shift_dy( up_y( sum over dx of  shift_dx( up_x( W[dy, dx] . x ))))
+
+    Args:
+        x: (N, C, h, w).
+        weight: (O, C, 3, 3).
+        factor: at least 2; for 1 the plain convolution is cheaper.
+
+    Returns:
+        (N, O, factor * h, factor * w).
+    """
+    taps = weight.permute(3, 2, 0, 1).flatten(0, 2)[:, :, None, None]  # (dx dy O, C, 1, 1)
+    y = F.conv2d(x, taps)  # (N, dx dy O, h, w)
+    left, middle, right = F.interpolate(y, scale_factor=(1.0, float(factor)), mode="bilinear").chunk(3, dim=1)
+    y = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))  # (N, dy O, h, factor w); the zeros are the padding
+    above, middle, below = F.interpolate(y, scale_factor=(float(factor), 1.0), mode="bilinear").chunk(3, dim=1)
+    return F.pad(above, (0, 0, 1, -1)) + middle + F.pad(below, (0, 0, -1, 1))  # (N, O, factor h, factor w)

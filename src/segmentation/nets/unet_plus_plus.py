@@ -1,0 +1,148 @@
+"""UNet++: Zhou, Siddiquee, Tajbakhsh, Liang, "UNet++: A Nested U-Net Architecture for Medical Image Segmentation",
+DLMIA 2018, and "UNet++: Redesigning Skip Connections to Exploit Multiscale Features", IEEE TMI 2019."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from segmentation.errors import InputError
+from segmentation.nets.base import Heads, Inference, SegmentationNet
+from segmentation.nets.blocks import DoubleConv, Norm, Up, Upsample, init_he, run
+from segmentation.nets.encoders import build_encoder
+
+
+class Node(nn.Module):
+    """X(i, j): two convolutions over all nodes to its left in row i and the up-sampled node below it (eq. 1)."""
+
+    def __init__(self, left: int, below: int, width: int, upsample: Upsample, norm: Norm) -> None:
+        super().__init__()
+        self.up = Up(below, width, upsample)
+        self.conv = DoubleConv(left + self.up.out_channels, width, norm)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        *left, below = inputs
+        return self.conv(torch.cat([*left, self.up(below)], dim=1))
+
+
+class UNetPlusPlus(SegmentationNet):
+    r"""UNet++, figure 1a: a triangle of nodes; the encoder is its left edge, the heads sit on its upper edge.
+
+    ```
+              head 1  head 2  head 3  head 4
+                |       |       |       |
+    X00 ───── X01 ─── X02 ─── X03 ─── X04      H    x W       X(i,j) sees X(i,0) .. X(i,j-1),
+      \      /   \   /   \   /   \   /                        all of its row to the left,
+      X10 ───── X11 ─── X12 ─── X13            H/2  x W/2     and X(i+1,j-1), up-sampled
+        \      /   \   /   \   /
+        X20 ───── X21 ─── X22                  H/4  x W/4
+          \      /   \   /
+          X30 ───── X31                        H/8  x W/8
+            \      /
+            X40                                H/16 x W/16
+    ```
+
+    Head L needs the nodes with i + j <= L and no other, which is why the net can be cut to its level L: `prune`.
+
+    9,159,780 parameters for 3 bands, 1 class and four heads at the paper's widths. The usual PyTorch form has 3,648
+    more, 9,163,428: a bias in each convolution before a batch norm, which takes it away again. The authors' Keras net
+    has 9,041,601: one band, one head, 2x2 transposed convolutions (`upsample: transposed`), biases in place of norms.
+
+    Args:
+        in_channels: bands of the image.
+        num_classes: channels of the output: 1 for a binary task, K for K classes.
+        widths: channels of each row, the finest first; their number is the size of the triangle: 5 go down to a stride
+            of 16, 6 to 32. With an `encoder` they are those of the nodes it does not give, and the last only counts.
+        deep_supervision: a head on each of X(0,1), X(0,2), ..., not only on the last.
+        encoder: null for the paper's, or a name that segmentation-models-pytorch knows: resnet34, tu-convnext_tiny.
+        encoder_weights: null for random ones, a name such as imagenet, or a file.
+        freeze_encoder: keep the encoder's weights as they are.
+        upsample: `bilinear` (the usual PyTorch form) or `transposed` (the authors' 2x2).
+        norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
+        inference: which head predicts: `last`, the `mean` (the paper's accurate mode), or a level (its fast mode).
+        checkpointing: keep only each node's output in training and compute the rest again: a third less memory, a third
+            more time.
+        pad_to: sides are padded to a multiple of it; null for the smallest that fits. A pruned net has its parent's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1,
+        widths: Sequence[int] = (32, 64, 128, 256, 512),
+        deep_supervision: bool = False,
+        encoder: str | None = None,
+        encoder_weights: str | None = None,
+        freeze_encoder: bool = False,
+        upsample: Upsample = "bilinear",
+        norm: Norm = "batch",
+        inference: Inference = "last",
+        checkpointing: bool = False,
+        pad_to: int | None = None,
+    ) -> None:
+        depth = len(widths) - 1
+        super().__init__(in_channels, num_classes, inference, num_heads=depth if deep_supervision else 1)
+        self.depth, self.checkpointing = depth, checkpointing
+        self.arguments = {
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "widths": tuple(widths),
+            "encoder": encoder,
+            "freeze_encoder": freeze_encoder,
+            "upsample": upsample,
+            "norm": norm,
+            "checkpointing": checkpointing,
+        }
+        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, checkpointing)
+        self.stride = pad_to or self.encoder.stride
+        if self.stride % self.encoder.stride:
+            raise InputError(f"pad_to: {pad_to} is no multiple of {self.encoder.stride}, which this net needs")
+
+        channels = [[first] for first in self.encoder.channels]  # channels[i][j] of X(i, j)
+        self.nodes = nn.ModuleDict()
+        for i, j in triangle(depth):
+            left, below = sum(channels[i]), channels[i + 1][j - 1]
+            self.nodes[f"{i}_{j}"] = Node(left, below, widths[i], upsample, norm)
+            channels[i].append(widths[i])
+        first = 1 if deep_supervision else depth
+        self.heads = nn.ModuleDict({str(j): nn.Conv2d(widths[0], num_classes, 1) for j in range(first, depth + 1)})
+        init_he(self.nodes, self.heads)
+
+    def compute(self, image: Tensor, level: int | None = None) -> Heads:
+        depth = self.depth if level is None or self.num_heads == 1 else level
+        x = [[first] for first in self.encoder(image, depth + 1)]  # x[i][j] is X(i, j), at H / 2^i x W / 2^i
+        for i, j in triangle(depth):
+            x[i].append(run(self.nodes[f"{i}_{j}"], *x[i], x[i + 1][j - 1], checkpointing=self.checkpointing))
+        wanted = self.heads if level is None else [str(depth)]
+        return Heads(tuple(self.heads[j](x[0][int(j)]) for j in wanted))
+
+    def prune(self, level: int) -> "UNetPlusPlus":
+        """The net that head `level` needs, with its own copy of the weights: its output equals that head's.
+
+        Parameters, FLOPs and time fall accordingly: at the paper's widths to 5.7 % of the parameters at level 2.
+
+        Args:
+            level: 1..num_heads.
+
+        Raises:
+            InputError: there is no such head, for instance because the net was trained without deep supervision.
+        """
+        with torch.inference_mode(False):  # so that it can be trained on, wherever it was made
+            small = type(self)(**self.pruned_arguments(level))
+        state = self.state_dict()
+        small.load_state_dict({key: state[key] for key in small.state_dict()})
+        like = next(self.parameters())
+        return small.to(like.device, like.dtype).train(self.training)
+
+    def pruned_arguments(self, level: int) -> dict:
+        """What the pruned net is built with, for a checkpoint or a YAML file. Raises as `prune` does."""
+        if self.num_heads == 1:
+            raise InputError("prune needs a head at every level: train with model.net.init_args.deep_supervision: true")
+        if not 1 <= level <= self.num_heads:
+            raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
+        return self.arguments | {"widths": self.arguments["widths"][: level + 1], "pad_to": self.stride}
+
+
+def triangle(depth: int) -> list[tuple[int, int]]:
+    """(i, j) of the nodes right of the encoder, column by column, so that each comes after those that it sees."""
+    return [(i, j) for j in range(1, depth + 1) for i in range(depth - j + 1)]

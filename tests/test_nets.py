@@ -1,0 +1,162 @@
+"""The contract, for every net: a new one is a row in NETS."""
+
+import pytest
+import torch
+
+from segmentation.errors import InputError
+from segmentation.nets import Heads, SmpNet, UNet, UNet3Plus, UNetPlusPlus
+from segmentation.nets.base import CLOSED, gate
+
+WIDTHS = (4, 6, 8, 8, 8)
+NETS = {
+    "unet": lambda **options: UNet(**{"widths": WIDTHS, **options}),
+    "unet++": lambda **options: UNetPlusPlus(**{"widths": WIDTHS, **options}),
+    "unet3+": lambda **options: UNet3Plus(**{"widths": WIDTHS, "skip_channels": 4, **options}),
+}
+HEADS = {"unet": 4, "unet++": 4, "unet3+": 5}
+# an encoder of the library's own, one without a stage at stride 2, one with a map at full size, one that needs 32
+ENCODERS = [None, "resnet18", "tu-convnext_atto", "vgg11", "mit_b0", "efficientnet-b0"]
+SIZES = [(1, 1), (17, 40), (31, 2)]
+
+
+def nets_of_all_settings():
+    for name in NETS:
+        for deep in (False, True):
+            for encoder in ENCODERS:
+                yield pytest.param(name, deep, encoder, id=f"{name}-{'deep' if deep else 'one'}-{encoder or 'own'}")
+
+
+@pytest.mark.parametrize(("name", "deep", "encoder"), nets_of_all_settings())
+def test_contract(name, deep, encoder):
+    net = NETS[name](in_channels=2, num_classes=3, deep_supervision=deep, encoder=encoder)
+    check_contract(net, heads=HEADS[name] if deep else 1)
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "DeepLabV3Plus", "PAN"])
+def test_contract_of_baselines(architecture):
+    check_contract(SmpNet(in_channels=2, num_classes=3, architecture=architecture, encoder="resnet18"), heads=1)
+
+
+def check_contract(net, heads):
+    """Every parameter gets a gradient, every size its logits, every level what the whole pass gives."""
+    assert net.num_heads == heads
+    net.train()
+    result = net(torch.randn(2, 2, 33, 48))
+    sum(logits.square().mean() for logits in result.logits).backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+
+    net.eval()
+    with torch.no_grad():
+        for height, width in SIZES:
+            image = torch.randn(1, 2, height, width)
+            result = net(image)
+            assert isinstance(result, Heads)
+            assert len(result.logits) == heads
+            assert all(logits.shape == (1, 3, height, width) for logits in result.logits)
+            assert net.predict(image).shape == (1, 3, height, width)
+        for level in range(1, heads + 1):
+            alone = net(image, level=level).logits
+            assert len(alone) == 1
+            torch.testing.assert_close(alone[0], result.logits[level - 1])
+        torch.testing.assert_close(net.predict(image), result.logits[-1])
+        last = net.to(memory_format=torch.channels_last)(image.to(memory_format=torch.channels_last)).logits[-1]
+        torch.testing.assert_close(last, result.logits[-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("options", [{"norm": "group"}, {"widths": (4, 4)}, {"widths": (4, 4, 4, 4, 4, 4)}], ids=str)
+def test_other_settings(name, options):
+    net = NETS[name](in_channels=2, num_classes=3, **options)
+    check_contract(net, heads=1)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet++"])
+@pytest.mark.parametrize("upsample", ["transposed", "bilinear"])
+def test_upsampling(name, upsample):
+    check_contract(NETS[name](in_channels=2, num_classes=3, upsample=upsample, deep_supervision=True), heads=4)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_inference_rules(name):
+    image = torch.randn(1, 3, 20, 20)
+    mean = NETS[name](deep_supervision=True, inference="mean").eval()
+    torch.testing.assert_close(mean.predict(image), torch.stack(mean(image).logits).mean(0))
+    second = NETS[name](deep_supervision=True, inference=2).eval()
+    torch.testing.assert_close(second.predict(image), second(image).logits[1])
+    torch.testing.assert_close(second.combine(second(image)), second(image).logits[1])
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: UNet(widths=(4,)), "at least two"),
+        (lambda: UNet(widths=WIDTHS, inference="mean"), "deep_supervision: true"),
+        (lambda: UNet(widths=WIDTHS, inference=5, deep_supervision=True), "1 to 4"),
+        (lambda: UNet(widths=WIDTHS, encoder_weights="imagenet"), "need an encoder"),
+        (lambda: UNet(widths=WIDTHS, freeze_encoder=True), "need an encoder"),
+        (lambda: UNet(widths=WIDTHS)(torch.zeros(1, 4, 8, 8)), "4 bands.*in_channels: 3"),
+        (lambda: UNet(widths=WIDTHS)(torch.zeros(1, 3, 8, 8), level=2), "1 to 1"),
+        (lambda: UNet(widths=WIDTHS).prune(1), "UNetPlusPlus"),
+        (lambda: UNetPlusPlus(widths=WIDTHS).prune(1), "deep_supervision: true"),
+        (lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(5), "1 to 4"),
+        (lambda: UNetPlusPlus(widths=WIDTHS, pad_to=8), "multiple of 16"),
+        (lambda: SmpNet(architecture="Unett"), "choose one of .*Unet,"),
+        (lambda: SmpNet(encoder="resnet18", options={"decoder_chanels": 3}), "decoder_channels"),
+    ],
+)
+def test_errors_say_the_fix(build, says):
+    with pytest.raises(InputError, match=says):
+        build()
+
+
+def test_gate_for_classes():
+    logits = torch.tensor([[1.0, 5.0, 2.0]]).repeat(2, 1)[:, :, None, None]
+    presence = torch.tensor([[3.0, -1.0, 0.5], [-3.0, -1.0, -0.5]])
+    gated = gate(logits, presence)
+    assert gated[0, 1] == CLOSED  # absent
+    assert gated[0].argmax() == 2
+    assert torch.equal(gated[1], logits[1])  # all absent is no answer
+
+
+def test_gate_for_binary():
+    gated = gate(torch.full((2, 1, 2, 2), 7.0), torch.tensor([[0.1], [-0.1]]))
+    assert (gated[0].sigmoid() > 0.5).all()
+    assert (gated[1].sigmoid() == 0).all()
+
+
+def test_checkpointing_changes_no_gradient_and_no_statistic():
+    """A checkpointed step has the plain step's gradients and batch-norm statistics."""
+    for name in ("unet++", "unet3+"):
+        nets = []
+        for checkpointing in (False, True):
+            torch.manual_seed(0)
+            nets.append(NETS[name](deep_supervision=True, checkpointing=checkpointing).double().train())
+        image = torch.randn(2, 3, 32, 32, dtype=torch.double)
+        for net in nets:
+            sum(logits.square().mean() for logits in net(image).logits).backward()
+        for (key, plain), kept in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+            torch.testing.assert_close(kept.grad, plain.grad, msg=key)
+        for (key, plain), kept in zip(nets[0].named_buffers(), nets[1].buffers(), strict=True):
+            torch.testing.assert_close(kept, plain, msg=key)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_overfits_a_batch(name):
+    """Discs and squares: the net tells them apart, and from the background, in every pixel but a few."""
+    torch.manual_seed(0)
+    grid = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"))
+    distance = (grid[None] - torch.tensor([[9, 9], [20, 11]])[:, :, None, None]).abs()
+    mask = torch.where(distance.square().sum(1) < 40, 1, 0)
+    away = (grid[None] - torch.tensor([[22, 22], [8, 24]])[:, :, None, None]).abs()
+    mask = torch.where(away.amax(1) < 6, 2, mask)
+    image = (mask[:, None] > 0) * 0.8 + torch.randn(2, 3, 32, 32) * 0.1
+    net = NETS[name](num_classes=3, deep_supervision=True, widths=(8, 16, 16, 32)).train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = sum(torch.nn.functional.cross_entropy(logits, mask) for logits in net(image).logits)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = net.combine(net(image)).argmax(1)
+    ious = [((found == k) & (mask == k)).sum() / ((found == k) | (mask == k)).sum() for k in range(3)]
+    assert torch.stack(ious).mean() > 0.98
