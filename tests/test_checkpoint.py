@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, train
 
+from conftest import TINY, train
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
@@ -104,7 +104,8 @@ def test_eval_refuses_other_classes(trained: SegmentationCLI, tmp_path: Path) ->
 
     make_folder(tmp_path / "data", {"train": 2, "val": 2})
     Path("other.yaml").write_text(
-        f"data: {{dataset: {{class_path: FolderData, init_args: {{root: {tmp_path}/data, classes: {{a: 0, b: 255}}}}}}}}"
+        f"data: {{dataset: {{class_path: FolderData, init_args: {{root: {tmp_path}/data, "
+        "classes: {a: 0, b: 255}}}}"
     )
     with pytest.raises(InputError, match="classes"):
         evaluate(["runs/run/checkpoints/best.ckpt", "--data", "other.yaml"])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, make_folder, script, train, write_image
 
+from conftest import TINY, make_folder, script, train, write_image
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
 
@@ -55,8 +55,9 @@ def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
 
 def test_options_override_overlays_override_defaults(tmp_path: Path) -> None:
     (tmp_path / "overlay.yaml").write_text("trainer: {max_epochs: 7}\ndata: {batch_size: 3}\n")
-    cli = SegmentationCLI(["--config", "overlay.yaml", "--trainer.max_epochs", "50", "--model.net", "UNet",
-                           "--model.net.widths", "[8,16]", "--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"])  # fmt: skip
+    args = ["--config", "overlay.yaml", "--trainer.max_epochs", "50", "--model.net", "UNet"]
+    args += ["--model.net.widths", "[8,16]", "--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"]
+    cli = SegmentationCLI(args)
     assert cli.trainer.max_epochs == 50
     assert cli.datamodule.batch_size == 3
     assert cli.model.net.num_classes == 5

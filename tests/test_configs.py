@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, make_folder, train, write_image
 from jsonargparse import Namespace
 
+from conftest import ROOT, TINY, make_folder, train, write_image
 from segmentation.data import SegmentationDataModule
 from segmentation.module import SegmentationModule
 
@@ -30,7 +30,7 @@ def fake_data(root: Path, config: dict) -> None:
             write_image(image, _pixels(image)[..., 0])
 
 
-def _pixels(path: Path):  # noqa: ANN202
+def _pixels(path: Path):
     import numpy as np
     from PIL import Image
 
@@ -85,7 +85,7 @@ def test_default_is_complete() -> None:
 
 
 def _flat(config: dict) -> dict:
-    def walk(node: object, prefix: str):  # noqa: ANN202
+    def walk(node: object, prefix: str):
         if isinstance(node, dict):
             for key, value in node.items():
                 yield from walk(value, f"{prefix}.{key}" if prefix else key)

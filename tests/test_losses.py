@@ -117,7 +117,7 @@ def test_auto_weights_come_from_the_census() -> None:
 def test_auto_without_census_or_foreground_says_what_to_do() -> None:
     with pytest.raises(InputError, match=r"setup\(census\)"):
         CrossEntropy(pos_weight="auto")(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2).long())
-    with pytest.raises(InputError, match="no|none"):
+    with pytest.raises(InputError, match="has none"):
         CrossEntropy(pos_weight="auto").setup(census([10, 0]))
 
 

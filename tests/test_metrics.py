@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from segmentation.data import IGNORE_INDEX, Labels
 from segmentation.metrics import SegmentationMetrics, confusion_counts, mean_iou, table_rows
 
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MATRIX = np.array(
     [
         [923, 4, 21, 8, 4, 1, 5, 5, 23, 6],

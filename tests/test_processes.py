@@ -4,12 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+
 from conftest import TINY, script, train
 
 
 def figures(checkpoint: str, processes: int, batch: int, *args: str) -> dict[str, float]:
     output = f"{processes}-{batch}.json"
-    options = ["--trainer.accelerator", "cpu", "--trainer.devices", str(processes), "--data.eval_batch_size", str(batch)]
+    options = [
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.devices",
+        str(processes),
+        "--data.eval_batch_size",
+        str(batch),
+    ]
     done = script("eval", checkpoint, "--output", output, *options, *args)
     assert done.returncode == 0, done.stderr
     return json.loads(Path(output).read_text())["metrics"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, train
 from lightning.pytorch import Callback
 
+from conftest import TINY, train
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
 
@@ -47,7 +47,9 @@ def table(name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("batches", "workers"), [(3, 0), (4, 0), (5, 2), (8, 0)], ids=["epoch end", "mid-epoch", "mid-epoch, workers", "late"]
+    ("batches", "workers"),
+    [(3, 0), (4, 0), (5, 2), (8, 0)],
+    ids=["epoch end", "mid-epoch", "mid-epoch, workers", "late"],
 )
 def test_same_weights_and_figures_as_unbroken(batches: int, workers: int) -> None:
     extra = ["--data.num_workers", str(workers)]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, train
 from wandb.proto import wandb_internal_pb2
 
+from conftest import TINY, train
 from segmentation.run import WandbOptions
 
 
@@ -39,11 +39,15 @@ def read(path: Path) -> dict[str, Any]:
             found["group"], found["tags"] = record.run.run_group, list(record.run.tags)
             found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "config":
-            found["config"] |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.config.update}
+            found["config"] |= {
+                item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.config.update
+            }
         elif kind == "history":
             found["history"] |= {item.key or item.nested_key[0] for item in record.history.item}
         elif kind == "summary":
-            found["summary"] |= {item.key or ".".join(item.nested_key): item.value_json for item in record.summary.update}
+            found["summary"] |= {
+                item.key or ".".join(item.nested_key): item.value_json for item in record.summary.update
+            }
         elif kind == "metric":
             found["metrics"][record.metric.name] = record.metric
     return found
@@ -51,7 +55,16 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = ["--trainer.log_every_n_steps", "1", "--pictures.images", "2", "--wandb.group", "nets", "--wandb.tags", "[a,b]"]
+    extra = [
+        "--trainer.log_every_n_steps",
+        "1",
+        "--pictures.images",
+        "2",
+        "--wandb.group",
+        "nets",
+        "--wandb.tags",
+        "[a,b]",
+    ]
     train(*TINY, *extra, "--name", "run")
     import wandb
 

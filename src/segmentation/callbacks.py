@@ -56,11 +56,10 @@ class EpochLines(Callback):
         epoch, self.validated = self.validated, None
         found = trainer.callback_metrics
         if epoch and trainer.is_global_zero:
-            print(
-                f"epoch {epoch:>3}/{trainer.max_epochs}  loss {found['train/loss']:.4f}  val loss {found['val/loss']:.4f}  "
-                f"val mIoU {found['val/miou']:.4f}  {found['train/images_per_second']:.1f} images/s",
-                flush=True,
-            )
+            shown = {"train/loss": "loss", "val/loss": "val loss", "val/miou": "val mIoU"}
+            figures = "  ".join(f"{label} {found[key]:.4f}" for key, label in shown.items())
+            rate = found["train/images_per_second"]
+            print(f"epoch {epoch:>3}/{trainer.max_epochs}  {figures}  {rate:.1f} images/s", flush=True)
 
 
 class Introduction(Callback):
@@ -85,12 +84,13 @@ class Introduction(Callback):
         flops = count_flops(net, (1, labels.channels, height, width))
         size = f"{labels.channels}x{height}x{width}"
         steps = int(trainer.estimated_stepping_batches)
+        batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        where = f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}"
         lines = {
             "run": f"{self.run.path}",
             "data": f"{type(data.dataset).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes",
             "net": f"{type(net).__name__}: {parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOPs for {size}",
-            "training": f"{trainer.max_epochs} epochs, {steps:,} steps of {data.batch_size * trainer.world_size} images "
-            f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}",
+            "training": f"{trainer.max_epochs} epochs, {steps:,} steps of {batch} images {where}",
         }
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -73,7 +73,7 @@ def _refuse(message: str) -> None:
 
 
 def _configure(checkpoint: dict[str, Any], overlay: str | None, rest: list[str]) -> Namespace:
-    """The datamodule, built, and the trainer's options: the checkpoint's, then the overlay's, then the command line's."""
+    """The datamodule, built, and the trainer's options: of the checkpoint, then the overlay, then the command line."""
     parser = Parser(usage="python src/eval.py CHECKPOINT [--any.option value]", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_lightning_class_args(SegmentationDataModule, "data")
