@@ -1,14 +1,19 @@
 """The command line: names, overrides, classes of one's own, and errors of one line with exit status 2."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from conftest import TINY, make_folder, script, train, write_image
+from conftest import ROOT, TINY, make_folder, script, train, write_image
 from segmentation.cli import SegmentationCLI
-from segmentation.errors import InputError
+from segmentation.errors import InputError, run_job
 
 
 def parse(*args: str) -> SegmentationCLI:
@@ -210,8 +215,6 @@ class TestBadData:
 
 def test_debug_overlay_says_whether_one_batch_could_be_overfitted(capsys: pytest.CaptureFixture) -> None:
     debug = ["--config", "configs/trainer/debug.yaml"]
-    from conftest import ROOT
-
     debug[1] = str(ROOT / debug[1])
     train(*debug, *TINY, "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1", "--name", "two")
     assert "could not" in capsys.readouterr().out.lower()
@@ -226,3 +229,67 @@ def test_help_reads(tmp_path: Path) -> None:
     for option in ("--name", "--resume", "--data.batch_size", "--model.net", "--trainer.max_epochs", "--wandb.project"):
         assert option in done.stdout
     assert "--trainer.logger" not in done.stdout  # no option that does nothing
+
+
+def test_ctrl_c_ends_with_130_and_the_run_can_go_on(tmp_path: Path) -> None:
+    args = [*TINY, "--name", "run", "--trainer.max_epochs", "10000"]
+    command = [sys.executable, str(ROOT / "src/train.py"), *args]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:  # once an epoch is through
+        if line.startswith("epoch   2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    torch.load(tmp_path / "runs/run/checkpoints/last.ckpt", weights_only=True)
+
+
+class TestRunJob:
+    """Exit status and the one line, for what can end a job."""
+
+    @pytest.mark.parametrize(
+        ("error", "status", "words"),
+        [
+            (InputError("a.png: wrong"), 2, "error: a.png: wrong"),
+            (
+                InputError("Caught InputError in DataLoader worker\nTraceback\nx.InputError: b.png: bad\n"),
+                2,
+                "b.png: bad",
+            ),
+            (torch.OutOfMemoryError("CUDA out of memory"), 2, "data.batch_size"),
+            (
+                RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+                2,
+                "data.crop",
+            ),
+            (KeyboardInterrupt(), 130, "--resume"),
+        ],
+        ids=["input", "worker", "cuda memory", "cpu memory", "ctrl-c"],
+    )
+    def test_status(
+        self,
+        error: BaseException,
+        status: int,
+        words: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
+    ) -> None:
+        def job() -> None:
+            raise error
+
+        monkeypatch.setattr(os, "_exit", sys.exit)  # this process goes on
+        with pytest.raises(SystemExit) as stop:
+            run_job(job)
+        assert stop.value.code == status
+        text = capsys.readouterr().err
+        assert words in text
+        assert text.count("\n") == 1
+
+    def test_a_bug_keeps_its_trace(self) -> None:
+        def job() -> None:
+            raise RuntimeError("a bug of ours")
+
+        with pytest.raises(RuntimeError, match="a bug of ours"):
+            run_job(job)

@@ -31,7 +31,14 @@ def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
 
 def read(path: Path) -> dict[str, Any]:
     """History keys, summary, config and identity of an offline run."""
-    found: dict[str, Any] = {"history": set(), "summary": {}, "config": {}, "runs": set(), "metrics": {}}
+    found: dict[str, Any] = {
+        "history": set(),
+        "summary": {},
+        "config": {},
+        "artifacts": [],
+        "runs": set(),
+        "metrics": {},
+    }
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -48,6 +55,8 @@ def read(path: Path) -> dict[str, Any]:
             found["summary"] |= {
                 item.key or ".".join(item.nested_key): item.value_json for item in record.summary.update
             }
+        elif kind == "artifact":
+            found["artifacts"].append((record.artifact.name, record.artifact.type))
         elif kind == "metric":
             found["metrics"][record.metric.name] = record.metric
     return found
@@ -65,7 +74,7 @@ def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "--wandb.tags",
         "[a,b]",
     ]
-    train(*TINY, *extra, "--name", "run")
+    train(*TINY, *extra, "--name", "run", "--wandb.log_checkpoint", "true")
     import wandb
 
     wandb.finish()
@@ -78,6 +87,7 @@ def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert expected <= found["history"]
     assert any(key.startswith("lr-") for key in found["history"])
     assert found["metrics"]["val/miou"].summary.max
+    assert found["artifacts"] == [("run", "model")]
     assert found["group"] == "nets"
     assert found["tags"] == ["a", "b"]
     config = found["config"]

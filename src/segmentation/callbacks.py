@@ -208,9 +208,11 @@ class Pictures(Callback):
                 logger.experiment.log({f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
 
 
-def report(trainer: Trainer, module: LightningModule, run: RunFolder, throughput: Throughput) -> None:
+def report(
+    trainer: Trainer, module: LightningModule, run: RunFolder, throughput: Throughput, log_checkpoint: bool
+) -> None:
     """At a run's end, in rank 0: the table of IoU per class on the terminal; `summary.json`, `per_image.csv` and the
-    plot of the confusion matrix in the run folder; the plot in W&B."""
+    plot of the confusion matrix in the run folder; the plot, and by option the best checkpoint, in W&B."""
     data, labels = trainer.datamodule, module.labels
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
     matrix, table = module.test_counts
@@ -235,6 +237,10 @@ def report(trainer: Trainer, module: LightningModule, run: RunFolder, throughput
             import wandb
 
             logger.experiment.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
+            if log_checkpoint:
+                artifact = wandb.Artifact(run.name, type="model", metadata={"val/miou": summary.get("val/miou")})
+                artifact.add_file(str(run.best))
+                logger.experiment.log_artifact(artifact)
 
 
 def _figures_of_epoch(run: RunFolder, epoch: int) -> dict[str, float]:

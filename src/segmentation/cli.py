@@ -165,7 +165,7 @@ class SegmentationCLI(LightningCLI):
         best = trainer.checkpoint_callback.best_model_path
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         if trainer.is_global_zero:
-            report(trainer, self.model, run, self.throughput)
+            report(trainer, self.model, run, self.throughput, self.config_init.wandb.log_checkpoint)
 
 
 @dataclass

@@ -16,6 +16,7 @@ OUT_OF_MEMORY = (
     "out of memory. Turn down, in this order: data.batch_size (and data.eval_batch_size), data.crop, "
     "model.net.widths; or use --trainer.precision bf16-mixed, which halves the memory of activations."
 )
+INTERRUPTED = "interrupted: what was saved is kept; the same command with --name and --resume goes on from there."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -38,9 +39,14 @@ def run_job(job: Callable[[], None]) -> None:
     try:
         job()
     except InputError as error:
-        _stop(2, f"error: {error}")
+        # In a worker of a DataLoader, torch puts that process's stack trace before the message.
+        _stop(2, f"error: {str(error).rpartition('InputError: ')[2].strip()}")
     except KeyboardInterrupt:
-        _stop(130, "interrupted: what was saved is kept; the same command with --resume goes on from there.")
+        _stop(130, INTERRUPTED)
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        _stop(130, INTERRUPTED)  # Lightning has caught Ctrl-C and left by sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

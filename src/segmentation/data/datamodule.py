@@ -199,5 +199,5 @@ class SegmentationDataModule(LightningDataModule):
             "collate_fn": collate,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
+            "pin_memory": self.trainer.strategy.root_device.type == "cuda",
         }

@@ -1,0 +1,57 @@
+"""Every command of the README, as it stands there, shortened by options appended to it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT, make_folder, script
+from test_configs import fake_data
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"python src/\w+\.py[^`\n]*", README)
+SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "2"]
+SHORT += ["--trainer.limit_test_batches", "2", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+SHORT += ["--data.num_workers", "0", "--pictures.images", "1", "--trainer.check_val_every_n_epoch", "1"]
+
+
+def test_yaml_and_numbers_are_complete() -> None:
+    assert "@" not in README.replace("@media", "")
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.slow
+def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("src", "configs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.setenv("SEG_DATA", str(tmp_path / "data"))
+    for name in ("camvid", "isbi2012", "nuclei"):
+        fake_data(tmp_path / "data", yaml.safe_load((ROOT / f"configs/data/{name}.yaml").read_text()))
+    make_folder(tmp_path / "pool", {"train": 12, "val": 4}, size=(64, 64))
+    own = next(block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "my_data.yaml" in block)
+    (tmp_path / "my_data.yaml").write_text(own.replace("/path/to/my_data", str(tmp_path / "pool")))
+
+    seen = set()
+    for command in COMMANDS:
+        words = shlex.split(command)[1:]
+        job = Path(words[0]).stem
+        args = words[1:]
+        if command in seen:
+            continue
+        seen.add(command)
+        if job == "train" and not any("help" in word for word in args):
+            if "--name" not in args:
+                args += ["--name", "unnamed"]
+            if "--resume" not in args:
+                args += SHORT
+            if "configs/data" in command or "my_data" in command:
+                args += ["--data.crop", "32"]
+            args += [] if "--resume" in args else ["--data.batch_size", "2"]
+            if "camvid" in command:
+                args += ["--model.net.widths", "[4,8,16]"]
+        if job == "eval":
+            args += ["--trainer.limit_test_batches", "2", "--data.num_workers", "0"]
+        done = script(job, *args)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
