@@ -166,7 +166,7 @@ class TestBadData:
     """Each through the script: one line on standard error, exit status 2, and no run folder."""
 
     def fails(self, *args: str) -> str:
-        done = script("train", "--name", "bad", *args)
+        done = script("train", "--name", "bad", *args, WANDB_MODE="offline")
         assert done.returncode == 2, done.stderr
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         assert len(lines) == 1, done.stderr
@@ -221,6 +221,11 @@ def test_debug_overlay_says_whether_one_batch_could_be_overfitted(capsys: pytest
     args = ["--trainer.max_epochs", "250", "--model.net.widths", "[16,32,64]", "--model.schedule.decay", "cosine"]
     train(*debug, *TINY, *args, "--name", "many", "--trainer.check_val_every_n_epoch", "50", "--data.batch_size", "2")
     assert "learnt by heart" in capsys.readouterr().out
+
+
+def test_a_run_that_never_validated_tests_its_last_checkpoint(capsys: pytest.CaptureFixture) -> None:
+    train(*TINY, "--name", "run", "--trainer.check_val_every_n_epoch", "9")
+    assert "tested checkpoint: runs/run/checkpoints/last.ckpt" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_reads(tmp_path: Path) -> None:

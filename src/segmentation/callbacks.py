@@ -3,6 +3,7 @@
 import csv
 import time
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ class EpochLines(Callback):
             shown = {"train/loss": "loss", "val/loss": "val loss", "val/miou": "val mIoU"}
             figures = "  ".join(f"{label} {found[key]:.4f}" for key, label in shown.items())
             rate = found["train/images_per_second"]
-            print(f"epoch {epoch:>3}/{trainer.max_epochs}  {figures}  {rate:.1f} images/s", flush=True)
+            of = f"/{trainer.max_epochs}" if trainer.max_epochs > 0 else ""
+            print(f"epoch {epoch:>3}{of}  {figures}  {rate:.1f} images/s", flush=True)
 
 
 class Introduction(Callback):
@@ -170,13 +172,15 @@ class Pictures(Callback):
 
     def __init__(self, run: RunFolder, images: int, every_n_epochs: int) -> None:
         self.run, self.images, self.every_n_epochs = run, images, every_n_epochs
+        self.shown: int | None = None  # epoch of the last sheet
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
         final = trainer.max_epochs is not None and epoch == trainer.max_epochs - 1
-        wanted = epoch % self.every_n_epochs == 0 or final
+        wanted = self.shown is None or epoch - self.shown >= self.every_n_epochs or final
         if trainer.sanity_checking or not self.images or not wanted or not trainer.is_global_zero:
             return
+        self.shown = epoch
         self.show(trainer, pl_module, "val", "val", f"epoch-{epoch:04d}", f"Validation images after epoch {epoch + 1}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -209,10 +213,15 @@ class Pictures(Callback):
 
 
 def report(
-    trainer: Trainer, module: LightningModule, run: RunFolder, throughput: Throughput, log_checkpoint: bool
+    trainer: Trainer,
+    module: LightningModule,
+    run: RunFolder,
+    tested: Path,
+    throughput: Throughput,
+    log_checkpoint: bool,
 ) -> None:
     """At a run's end, in rank 0: the table of IoU per class on the terminal; `summary.json`, `per_image.csv` and the
-    plot of the confusion matrix in the run folder; the plot, and by option the best checkpoint, in W&B."""
+    plot of the confusion matrix in the run folder; the plot, and by option the tested checkpoint, in W&B."""
     data, labels = trainer.datamodule, module.labels
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
     matrix, table = module.test_counts
@@ -221,7 +230,7 @@ def report(
     write_csv(run.per_image, rows)
     run.pictures.mkdir(parents=True, exist_ok=True)
     save_png(confusion_figure(matrix, labels), run.pictures / "confusion.png")
-    epoch = read_checkpoint(run.best)["epoch"]
+    epoch = read_checkpoint(tested)["epoch"]
     summary = {
         **_figures_of_epoch(run, epoch),
         **found,
@@ -231,7 +240,7 @@ def report(
         "images_per_second": throughput.images_per_second(),
     }
     write_json(run.summary, summary)
-    print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; best checkpoint: {run.best})", flush=True)
+    print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {tested})", flush=True)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             import wandb
@@ -239,7 +248,7 @@ def report(
             logger.experiment.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
             if log_checkpoint:
                 artifact = wandb.Artifact(run.name, type="model", metadata={"val/miou": summary.get("val/miou")})
-                artifact.add_file(str(run.best))
+                artifact.add_file(str(tested))
                 logger.experiment.log_artifact(artifact)
 
 

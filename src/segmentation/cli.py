@@ -117,9 +117,8 @@ class SegmentationCLI(LightningCLI):
             own = parser.parse_args(["--config", str(self.run_folder.config)])
             now = parser.parse_args(["--config", str(self.run_folder.config), *args])
             _refuse_changes(_flat(own), _flat(now), self.run_folder)
+            now.pop("name"), now.pop("resume")
             self.config = now
-            for key in ("name", "resume"):
-                self.config.pop(key)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with its loggers and callbacks, which live in the run folder."""
@@ -162,10 +161,10 @@ class SegmentationCLI(LightningCLI):
             if trainer.is_global_zero:
                 print(_verdict(float(trainer.callback_metrics["val/miou"])), flush=True)
             return
-        best = trainer.checkpoint_callback.best_model_path
-        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        tested = Path(trainer.checkpoint_callback.best_model_path or run.checkpoints / "last.ckpt")  # never validated
+        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         if trainer.is_global_zero:
-            report(trainer, self.model, run, self.throughput, self.config_init.wandb.log_checkpoint)
+            report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
 
 
 @dataclass
@@ -221,10 +220,14 @@ def _flat(config: Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(config.as_flat()).items() if key.split(".")[0] not in skip}
 
 
+def _length(limit: int | None) -> float:
+    return float("inf") if limit in (None, -1) else limit
+
+
 def _refuse_changes(own: dict[str, Any], now: dict[str, Any], run: RunFolder) -> None:
     """A resumed run is the run it was, but it may be longer."""
     changed = [key for key in sorted(own.keys() | now.keys()) if own.get(key) != now.get(key)]
-    wrong = [key for key in changed if key not in LENGTHENS or (now[key] or 0) < (own[key] or 0)]
+    wrong = [key for key in changed if key not in LENGTHENS or _length(now[key]) < _length(own[key])]
     if wrong:
         listed = ", ".join(f"{key} (run: {own.get(key)}, now: {now.get(key)})" for key in wrong[:4])
         raise InputError(

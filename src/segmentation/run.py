@@ -89,13 +89,12 @@ class RunFolder:
         self.pictures = self.path / "pictures"
         self.checkpoints = self.path / "checkpoints"
         self.resuming = resume and self.config.is_file()
+        # The W&B run's id is the folder's own, so that a resumed run is one run. Only rank 0 logs.
+        self._wandb_id = self.path / "wandb" / "run_id"
+        known = self.resuming and self._wandb_id.is_file()
+        self.wandb_id = self._wandb_id.read_text().strip() if known else os.urandom(4).hex()
         if self.path.exists() and not resume and rank_zero_only.rank == 0:
             raise InputError(f"{self.path} exists: choose another --name, or add --resume to go on with that run")
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint that was tested."""
-        return self.checkpoints / "best.ckpt"
 
     @property
     def last(self) -> Path | None:
@@ -104,8 +103,9 @@ class RunFolder:
         return path if self.resuming and path.is_file() else None
 
     def create(self, config: str) -> None:
-        """Make the folder, in rank 0, and keep the config."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Make the folder, in rank 0, and keep the config and the id of the W&B run."""
+        self._wandb_id.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._wandb_id, self.wandb_id + "\n")
         write_text(self.config, config)
 
 
@@ -220,14 +220,14 @@ def checkpoint_callbacks(run: RunFolder, options: CheckpointOptions) -> list[Cal
 
 
 def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> list[Logger]:
-    """CSV always; W&B unless disabled. The W&B run's id is the run folder's own, so that a resumed run is one run."""
+    """CSV always; W&B unless disabled."""
     loggers: list[Logger] = [KeptCSVLogger(run, step)]
     mode = options.resolved_mode()
     if mode != "disabled":
         os.environ.setdefault("WANDB_SILENT", "true")  # the run says itself where it is logged
         logger = WandbLogger(
             name=run.name,
-            id=_wandb_id(run),
+            id=run.wandb_id,
             save_dir=str(run.path.resolve()),
             project=options.project,
             entity=options.entity,
@@ -238,14 +238,3 @@ def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> lis
         logger._wandb_init.pop("anonymous", None)  # W&B warns of this option, which Lightning gives it unasked
         loggers.append(logger)
     return loggers
-
-
-def _wandb_id(run: RunFolder) -> str | None:
-    """An id made at the run's start and kept beside its checkpoints; None in processes that do not log."""
-    if rank_zero_only.rank != 0:
-        return None
-    path = run.path / "wandb" / "run_id"
-    if not (run.resuming and path.is_file()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, os.urandom(4).hex())
-    return path.read_text().strip()
