@@ -33,6 +33,17 @@ def test_eval_gives_the_test_figures_again(trained: SegmentationCLI) -> None:
     assert val["miou"] == summary["val/miou"]
 
 
+def test_the_loss_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    """With class weights a batch's loss is divided by the sum of its weights, not by its pixels."""
+    train(*TINY, "--name", "run", "--model.loss.class_weights", "[1,20,3,4,5]", "--data.dataset.test", "5")
+    found = [
+        evaluate(["--data.eval_batch_size", str(n), "--trainer.accelerator", "cpu", "runs/run/checkpoints/best.ckpt"])
+        for n in (1, 2, 5)
+    ]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    assert found[0]["loss"] == pytest.approx(found[2]["loss"], rel=1e-5)
+
+
 def test_checkpoint_is_enough(trained: SegmentationCLI) -> None:
     """Net, labels, normalisation and threshold come back from the file; the output is the same."""
     checkpoint = read_checkpoint("runs/run/checkpoints/last.ckpt")
@@ -87,7 +98,7 @@ def test_warm_start_takes_what_fits_and_says_what_did_not(
     assert all(torch.equal(own[key], saved[f"net.{key}"]) for key in fitting)
     out = capsys.readouterr().out
     assert f"took {len(fitting)} of {len(own)}" in out
-    assert "down.1.0.0.weight (16, 8, 3, 3)" in out
+    assert "(16,)" in out.split("afresh")[1]
 
 
 def test_warm_start_where_nothing_fits(trained: SegmentationCLI, tmp_path: Path) -> None:

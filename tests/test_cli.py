@@ -139,6 +139,7 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         (["--model.threshold", "2"], ["threshold", "between 0 and 1"]),
         (["--model.net.class_path", "nowhere.Net"], ["model.net", "nowhere"]),
         (["--model.mean", "[0.5]", "--model.std", "[0.5]"], ["model.mean", "3", "1"]),
+        (["--trainer.accelerator", "gpu", "--trainer.devices", "64"], ["trainer", "options"]),
         (["--name", "a/b"], ["--name", "slashes"]),
         (["--resume"], ["--resume", "--name"]),
     ],

@@ -122,7 +122,7 @@ def test_any_grouping_gives_the_same_digits() -> None:
         metrics = SegmentationMetrics(labels(4), images=7)
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
-            metrics.update(prediction[chosen], mask[chosen], LOSS, index[chosen])
+            metrics.update(prediction[chosen], mask[chosen], LOSS, index=index[chosen])
         return metrics
 
     reference = fed([0, 1, 2, 3, 4, 5, 6], 7)
@@ -141,7 +141,7 @@ def test_any_grouping_gives_the_same_digits() -> None:
 def test_table_rows_and_fillers() -> None:
     metrics = SegmentationMetrics(labels(2), images=2)
     mask = torch.tensor([[[0, 1, 1]], [[IGNORE_INDEX] * 3]])
-    metrics.update(torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), mask, LOSS, torch.tensor([1, -1]))
+    metrics.update(torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), mask, LOSS, index=torch.tensor([1, -1]))
     rows = table_rows(metrics.table, ["a", "b"], ["class0", "class1"])
     assert rows[2:] == [
         {"name": "b", "class": "class0", "tp": 1, "fp": 1, "fn": 0},

@@ -46,6 +46,33 @@ def table(name: str) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if v and "per_second" not in k} for row in rows]
 
 
+def test_a_finished_run_stays_as_it_is(capsys: pytest.CaptureFixture) -> None:
+    train(*TINY, "--name", "run", "--trainer.max_epochs", "1")
+    before = weights("run")
+    cli = train(*TINY, "--name", "run", "--trainer.max_epochs", "1", "--resume")
+    assert cli.trainer.global_step == 0
+    assert "finished" in capsys.readouterr().out
+    assert all(torch.equal(before[key], value) for key, value in weights("run").items())
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--trainer.accumulate_grad_batches", "2"],
+        ["--trainer.check_val_every_n_epoch", "2"],
+        ["--model.loss.class_weights", "auto", "--trainer.limit_train_batches", "2"],
+    ],
+    ids=" ".join,
+)
+def test_other_settings_resume_exactly(extra: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    train(*ARGS, *extra, "--name", "whole")
+    interrupted("broken", 5, *extra)
+    train(*ARGS, *extra, "--name", "broken", "--resume")
+    whole, broken = weights("whole"), weights("broken")
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+    assert table("whole") == table("broken")
+
+
 @pytest.mark.parametrize(
     ("batches", "workers"),
     [(3, 0), (4, 0), (5, 2), (8, 0)],
@@ -84,7 +111,7 @@ def test_resume_may_lengthen() -> None:
 
 def test_resume_as_another_run_is_refused() -> None:
     train(*TINY, "--name", "run", "--trainer.max_epochs", "1")
-    for option in (["--model.net.widths", "[4,8,16]"], ["--data.batch_size", "2"], ["--model.net.norm", "group"]):
+    for option in (["--model.net.widths", "[4,8,16]"], ["--data.batch_size", "2"], ["--model.net", "UNet3Plus"]):
         with pytest.raises(InputError) as caught:
             SegmentationCLI([*TINY, "--trainer.max_epochs", "1", *option, "--name", "run", "--resume"])
         assert option[0].removeprefix("--").rpartition(".")[2] in str(caught.value)

@@ -83,16 +83,20 @@ class Introduction(Callback):
             f"{len(data.dataset.names(split)):,} {split}" for split in SPLITS if data.dataset.names(split)
         )
         parameters = sum(parameter.numel() for parameter in net.parameters())
-        flops = count_flops(net, (1, labels.channels, height, width))
+        try:
+            flops = f"{count_flops(net, (1, labels.channels, height, width)) / 1e9:.1f}"
+        except (RuntimeError, NotImplementedError):  # a net that looks at its data cannot be run without any
+            flops = "? "
         size = f"{labels.channels}x{height}x{width}"
-        steps = int(trainer.estimated_stepping_batches)
+        steps = trainer.estimated_stepping_batches
+        length = f"{trainer.max_epochs} epochs, {int(steps):,} steps" if steps < float("inf") else "steps without end,"
         batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         where = f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}"
         lines = {
             "run": f"{self.run.path}",
             "data": f"{type(data.dataset).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes",
-            "net": f"{type(net).__name__}: {parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOPs for {size}",
-            "training": f"{trainer.max_epochs} epochs, {steps:,} steps of {batch} images {where}",
+            "net": f"{type(net).__name__}: {parameters / 1e6:.2f} M parameters, {flops} GFLOPs for {size}",
+            "training": f"{length} of {batch} images {where}",
         }
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -225,7 +229,6 @@ def report(
     data, labels = trainer.datamodule, module.labels
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
     matrix, table = module.test_counts
-    print_table(found, labels, data.test_split, matrix)
     rows = table_rows(table, data.dataset.names(data.test_split), labels.names)
     write_csv(run.per_image, rows)
     run.pictures.mkdir(parents=True, exist_ok=True)
@@ -240,7 +243,11 @@ def report(
         "images_per_second": throughput.images_per_second(),
     }
     write_json(run.summary, summary)
-    print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {tested})", flush=True)
+    print_table(found, labels, data.test_split, matrix)  # when all is written: a terminal may fail
+    print(
+        f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {run.checkpoints / tested.name})",
+        flush=True,
+    )
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             import wandb

@@ -1,6 +1,7 @@
 """Load a trained model from one file, for every job but train. Nothing in the file can run code (`weights_only`)."""
 
 import argparse
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ def load_module(checkpoint: dict[str, Any], source: str) -> "SegmentationModule"
     """
     from segmentation.module import SegmentationModule
 
-    hparams = {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"}
+    hparams = deepcopy({key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"})
+    hparams["compile"] = False
     if "encoder_weights" in hparams["net"].get("init_args", {}):
         hparams["net"]["init_args"]["encoder_weights"] = None
     try:

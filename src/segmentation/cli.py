@@ -1,6 +1,7 @@
 """LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segmentation.callbacks import EpochLines, Introduction, Pictures, Progress, Throughput, report
 from segmentation.checkpoint import read_checkpoint
@@ -24,6 +26,7 @@ from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
 from segmentation.run import (
+    AtomicCheckpointIO,
     CheckpointOptions,
     RunFolder,
     WandbOptions,
@@ -58,8 +61,8 @@ DESCRIPTION = (
     "The whole configuration, as YAML: --print_config."
 )
 
-#: Options that may differ on --resume, if they lengthen the run.
-LENGTHENS = ("trainer.max_epochs", "trainer.max_steps")
+#: Options that may differ on --resume, if they lengthen the run. Not max_steps: a stop within an epoch ends that epoch.
+LENGTHENS = ("trainer.max_epochs",)
 
 
 class SegmentationCLI(LightningCLI):
@@ -117,8 +120,9 @@ class SegmentationCLI(LightningCLI):
             own = parser.parse_args(["--config", str(self.run_folder.config)])
             now = parser.parse_args(["--config", str(self.run_folder.config), *args])
             _refuse_changes(_flat(own), _flat(now), self.run_folder)
-            now.pop("name"), now.pop("resume")
             self.config = now
+            for key in ("name", "resume"):
+                self.config.pop(key)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with its loggers and callbacks, which live in the run folder."""
@@ -138,28 +142,37 @@ class SegmentationCLI(LightningCLI):
             *([Progress()] if trainer["enable_progress_bar"] is not False else []),
             *(trainer["callbacks"] or []),
         ]
-        return Trainer(
-            **trainer
-            | {
-                "logger": make_loggers(run, config.wandb, last["global_step"] if last else None),
-                "enable_model_summary": False,  # Introduction says it
-                "default_root_dir": str(run.path),
-                "use_distributed_sampler": False,  # the datamodule gives each process its share
-            }
-        )
+        plugins = trainer["plugins"] or []
+        trainer |= {
+            "plugins": [AtomicCheckpointIO(), *(plugins if isinstance(plugins, list) else [plugins])],
+            "logger": make_loggers(run, config.wandb, last["global_step"] if last else None),
+            "enable_model_summary": False,  # Introduction says it
+            "default_root_dir": str(run.path),
+            "use_distributed_sampler": False,  # the datamodule gives each process its share
+        }
+        try:
+            return Trainer(**trainer)
+        except (MisconfigurationException, ValueError) as error:
+            raise InputError(f"the trainer refuses its options: {' '.join(str(error).split())}") from error
 
     def run(self) -> None:
         """Check the data, train, test the best checkpoint, report."""
         run, trainer = self.run_folder, self.trainer
+        config = self.parser.dump(self.config, skip_none=False)
+        if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == config:
+            rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
+            return
         if rank_zero_only.rank == 0:
+            _check_monitor(self.config.checkpoint.monitor, self.model)
+            if self.model.init_from:
+                read_checkpoint(self.model.init_from)
             self.datamodule.check()
-            config = self.parser.dump(self.config, skip_none=False)
             run.create(config)
             _tell_wandb(trainer, yaml.safe_load(config), self.datamodule.labels.names)
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
         if trainer.overfit_batches:
             if trainer.is_global_zero:
-                print(_verdict(float(trainer.callback_metrics["val/miou"])), flush=True)
+                print(_verdict(float(trainer.callback_metrics.get("val/miou", "nan"))), flush=True)
             return
         tested = Path(trainer.checkpoint_callback.best_model_path or run.checkpoints / "last.ckpt")  # never validated
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
@@ -184,6 +197,9 @@ def start_job() -> None:
     """What every job does first: find classes of the user's own where the command is typed; and silence what a user can
     do nothing about, Lightning's small talk and warnings meant for its developers."""
     sys.path.append(os.getcwd())
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a log in latin-1 has no box characters
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
@@ -200,11 +216,13 @@ def start_job() -> None:
 
 def _verdict(miou: float) -> str:
     """What overfitting one batch has shown."""
+    if math.isnan(miou):
+        return "debug     ended before its first validation: lower --trainer.check_val_every_n_epoch"
     if miou > 0.95:
         return f"debug     learnt by heart (mIoU {miou:.3f}): net, loss and masks fit together"
     return (
         f"debug     could not learn the batch by heart (mIoU {miou:.3f}, wanted 0.95). Try more --trainer.max_epochs "
-        "first; if it stays, look at the pictures, the mask values in classes, the loss and the learning rate"
+        "first; if it stays, look at the mask values in classes, the loss and the learning rate"
     )
 
 
@@ -212,12 +230,22 @@ def _has_bf16(accelerator: str) -> bool:
     """Whether the device that the trainer will take computes in bfloat16, rather than emulating it."""
     if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return accelerator in ("auto", "cpu") and torch.cpu._is_avx512_bf16_supported()
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return accelerator in ("auto", "cpu") and supported()
 
 
 def _flat(config: Namespace) -> dict[str, Any]:
     skip = ("name", "resume", "config")
     return {key: value for key, value in vars(config.as_flat()).items() if key.split(".")[0] not in skip}
+
+
+def _check_monitor(key: str, model: SegmentationModule) -> None:
+    """best.ckpt is chosen after validation, so by one of validation's figures."""
+    figures = ["loss", "miou", "miou_per_image", "pixel_accuracy"]
+    figures += [f"{figure}/{name}" for figure in ("iou", "dice") for name in model.labels.names]
+    figures += [f"head{number}/miou" for number in range(1, model.net.num_heads + 1)]
+    if key not in {f"val/{figure}" for figure in figures}:
+        raise InputError(f"checkpoint.monitor {key!r} is not logged. Choices: {', '.join('val/' + f for f in figures)}")
 
 
 def _length(limit: int | None) -> float:

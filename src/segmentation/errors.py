@@ -14,20 +14,16 @@ class InputError(Exception):
 
 OUT_OF_MEMORY = (
     "out of memory. Turn down, in this order: data.batch_size (and data.eval_batch_size), data.crop, "
-    "model.net.widths; or use --trainer.precision bf16-mixed, which halves the memory of activations."
+    "model.net.widths, data.num_workers; or use --trainer.precision bf16-mixed, which halves the memory of activations."
 )
-INTERRUPTED = "interrupted: what was saved is kept; the same command with --name and --resume goes on from there."
+INTERRUPTED = "interrupted: what was saved is kept; train.py goes on from it with the run's --name and --resume."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device, or the machine, has no memory left. torch has no single class for it."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in text)
-        or (isinstance(error, RuntimeError) and "not enough memory" in text)
-    )
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "killed by signal: killed")
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
 
 
 def run_job(job: Callable[[], None]) -> None:
@@ -55,5 +51,8 @@ def run_job(job: Callable[[], None]) -> None:
 
 def _stop(status: int, line: str) -> None:
     sys.stdout.flush()
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=status, quiet=True)
     print(line, file=sys.stderr, flush=True)
     os._exit(status)

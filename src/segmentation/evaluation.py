@@ -65,7 +65,9 @@ def _arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: what training tested")
     parser.add_argument("--output", metavar="FILE.json", help="write the figures there")
     parser.error = _refuse
-    return parser.parse_known_args(sys.argv[1:] if args is None else args)
+    words = sys.argv[1:] if args is None else args
+    first = next((i for i, word in enumerate(words) if word.endswith(".ckpt")), 0)  # wherever it stands
+    return parser.parse_known_args(words[first : first + 1] + words[:first] + words[first + 1 :])
 
 
 def _refuse(message: str) -> None:

@@ -82,6 +82,7 @@ class SegmentationMetrics(MulticlassJaccardIndex):
         self.labels = labels
         k = labels.num_classes
         self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("loss_mass", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("image_miou", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("image_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("heads", torch.zeros(heads, k, k, dtype=torch.int64), dist_reduce_fx="sum")
@@ -93,6 +94,7 @@ class SegmentationMetrics(MulticlassJaccardIndex):
         prediction: Tensor,
         mask: Tensor,
         loss: Tensor,
+        mass: Tensor | None = None,
         index: Tensor | None = None,
         heads: Sequence[Tensor] = (),
     ) -> None:
@@ -101,13 +103,16 @@ class SegmentationMetrics(MulticlassJaccardIndex):
         Args:
             prediction: (N, H, W) class indices.
             mask: (N, H, W) class indices, or IGNORE_INDEX.
-            loss: of the batch, averaged over its valid pixels.
+            loss: of the batch, averaged over its pixels.
+            mass: what that average was divided by; None for the number of valid pixels.
             index: (N,) position of each image in its split, -1 for a filler; for the table.
             heads: the prediction of each head, likewise (N, H, W).
         """
         counts = confusion_counts(prediction, mask, self.num_classes)
         self.confmat += counts.sum(dim=0)
-        self.loss_sum += loss.float() * counts.sum()
+        mass = counts.sum() if mass is None else mass
+        self.loss_sum += loss.float() * mass
+        self.loss_mass += mass
         seen = counts.sum(dim=(1, 2)) > 0
         self.image_miou += torch.where(seen, mean_iou(counts) / UNIT, 0).round().to(torch.int64).sum()
         self.image_count += seen.sum()
@@ -118,7 +123,7 @@ class SegmentationMetrics(MulticlassJaccardIndex):
 
     def compute(self) -> dict[str, Tensor]:
         """Figures of the split, float64, under their logged keys (without the split). `loss` is over all its pixels."""
-        found = {"loss": _float(self.loss_sum) / _float(self.confmat.sum()), **figures(self.confmat, self.labels)}
+        found = {"loss": _float(self.loss_sum) / _float(self.loss_mass), **figures(self.confmat, self.labels)}
         found["miou_per_image"] = _float(self.image_miou) * UNIT / _float(self.image_count)
         for number, matrix in enumerate(self.heads, start=1):
             found[f"head{number}/miou"] = mean_iou(matrix)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from segmentation.checkpoint import warm_start
@@ -81,7 +81,6 @@ class SegmentationModule(LightningModule):
         self.auto_normalize = mean is None or std is None
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
-        self.example_input_array = torch.zeros(1, self.labels.channels, 64, 64, dtype=torch.uint8)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -119,7 +118,11 @@ class SegmentationModule(LightningModule):
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, WarmupDecay):
-                config.scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
+                by_epoch = config.interval == "epoch"
+                total = self.trainer.max_epochs if by_epoch else self.trainer.estimated_stepping_batches
+                if config.scheduler.decay != "constant" and not 0 < total < float("inf"):
+                    raise InputError("a schedule that decays needs an end: give trainer.max_epochs, or decay: constant")
+                config.scheduler.set_total_steps(max(1, int(min(total, 2**53))))
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # What a step draws (dropout) is a function of (seed, step, rank), so that a resumed run draws it again.
@@ -132,7 +135,7 @@ class SegmentationModule(LightningModule):
         loss, terms = self.criterion(heads, batch)
         self.log("train/loss_step", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{key}": term.detach() for key, term in terms.items()})
-        self.count("train", heads, batch, loss)
+        self.count("train", heads, batch, loss - self.presence_weight * terms.get("presence/loss", 0.0))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -144,7 +147,8 @@ class SegmentationModule(LightningModule):
     def evaluate(self, split: str, batch: dict[str, Any]) -> None:
         """Validation and test: the loss of the ungated heads and the figures of the combined ones, from one pass."""
         heads = self.net(self.normalize(batch["image"]))
-        self.count(split, heads, batch, self.criterion(heads, batch)[0])
+        ungated = Heads(heads.logits)  # presence is not a mean over pixels, and would depend on how images are batched
+        self.count(split, heads, batch, self.criterion(ungated, batch)[0])
 
     def criterion(self, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Deep supervision: the weighted sum of the heads' losses, and that of class presence where a net predicts it.
@@ -167,7 +171,7 @@ class SegmentationModule(LightningModule):
         metrics = getattr(self, f"{split}_metrics")
         each = [self.classify(logits) for logits in heads.logits] if len(metrics.heads) else ()
         predicted = self.classify(self.net.combine(heads))
-        metrics.update(predicted, batch["mask"], loss.detach(), batch["index"], each)
+        metrics.update(predicted, batch["mask"], loss.detach(), self.loss.mass(batch["mask"]), batch["index"], each)
 
     def report(self, split: str) -> None:
         """Log a finished epoch's figures, which are those of all processes."""
@@ -200,8 +204,9 @@ class SegmentationModule(LightningModule):
             optimizer = self.optimizer(trained)
         scheduler = self.schedule(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config |= {"interval": "epoch", "monitor": scheduler.monitor}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            monitor, frequency = getattr(scheduler, "monitor", "val/loss"), self.trainer.check_val_every_n_epoch
+            config |= {"interval": "epoch", "monitor": monitor, "frequency": frequency or 1}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import netrc
 import os
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -46,11 +49,11 @@ class WandbOptions:
 
     def resolved_mode(self) -> str:
         """`online`, `offline` or `disabled`."""
-        if self.mode != "auto":
-            return self.mode
-        named = os.environ.get("WANDB_MODE", "")
-        if named:
-            return "offline" if named == "dryrun" else named
+        asked = self.mode if self.mode != "auto" else os.environ.get("WANDB_MODE", "")
+        if asked == "online" and not _logged_in():
+            raise InputError("W&B is to be online, but no key is at hand: wandb login, or --wandb.mode offline")
+        if asked:
+            return "offline" if asked == "dryrun" else asked
         return "online" if _logged_in() else "offline"
 
 
@@ -118,8 +121,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
     """JSON has no NaN: an absent class is null."""
-    plain = {key: None if isinstance(value, float) and value != value else value for key, value in figures.items()}
-    write_text(path, json.dumps(plain, indent=2) + "\n")
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_text(path, json.dumps(plain(figures), indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -135,7 +143,9 @@ def new_name() -> str:
     """A name for a run without --name: the job's id under SLURM, else the time. Processes that Lightning starts take
     it from rank 0 through the environment; where another launcher starts them, only rank 0 uses its name."""
     job = os.environ.get("SLURM_JOB_ID")
-    return os.environ.setdefault("SEGMENTATION_RUN", f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S"))
+    if rank_zero_only.rank == 0:
+        os.environ["SEGMENTATION_RUN"] = f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S")
+    return os.environ.get("SEGMENTATION_RUN", "unnamed")
 
 
 def git_commit() -> str | None:
@@ -153,12 +163,14 @@ def _logged_in() -> bool:
     """Whether W&B would find a key without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        path = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    for path in (os.environ.get("NETRC") or "~/.netrc", "~/_netrc"):  # the latter on Windows
+        try:
+            if netrc.netrc(Path(path).expanduser()).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 class KeptCSVLogger(CSVLogger):
@@ -176,7 +188,7 @@ class KeptCSVLogger(CSVLogger):
         if step is not None and run.metrics.is_file() and rank_zero_only.rank == 0:
             with run.metrics.open(newline="") as file:
                 rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-            self.kept = [row for row in rows if int(row["step"]) < step]
+            self.kept = [row for row in rows if "step" in row and int(row["step"]) < step]
 
     @property
     @rank_zero_only
@@ -191,18 +203,40 @@ class KeptCSVLogger(CSVLogger):
         """config.yaml has them."""
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it: Lightning's own goes by the way of the temporary folder,
+    and between file systems that is a copy, which a full disk or a kill can cut off."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.part")
+        torch.save(checkpoint, aside)
+        aside.replace(path)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """best.ckpt, by validation. Its place is the run folder's also when that was moved before the run is resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here = lambda path: str(Path(self.dirpath) / Path(path).name) if path else path  # noqa: E731
+        moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
+        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath})
+
+
 class LastCheckpoint(ModelCheckpoint):
     """last.ckpt, at every epoch's end or by the clock. In mid-epoch it waits for the end of a step, and leaves an
     epoch's last step to the epoch's end: Lightning cannot go on from between the two."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not trainer.is_last_batch:
+        if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
             super().on_train_batch_end(trainer, *args)
 
 
 def checkpoint_callbacks(run: RunFolder, options: CheckpointOptions) -> list[Callback]:
     """best.ckpt and last.ckpt. The best comes first: it is what `trainer.checkpoint_callback` names."""
-    best = ModelCheckpoint(
+    best = BestCheckpoint(
         dirpath=run.checkpoints,
         filename="best",
         monitor=options.monitor,

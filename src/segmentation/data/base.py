@@ -42,7 +42,8 @@ class SegmentationData(ABC):
 
     @abstractmethod
     def load(self, split: str, index: int) -> Sample:
-        """Read sample `index` of `names(split)`. It must not draw random numbers from a shared generator.
+        """Read sample `index` of `names(split)`. It must not draw random numbers from a shared
+        generator, and several threads may call it at once.
 
         Raises:
             InputError: the sample cannot be used; the message names the file and the fix.

@@ -152,6 +152,10 @@ class SegmentationDataModule(LightningDataModule):
                 f"Fix: {fix}, or data.batch_size: 1"
             )
 
+    def setup(self, stage: str) -> None:
+        """The census that rank 0 has counted goes to every process: nodes need not share a cache."""
+        self._censuses = self.trainer.strategy.broadcast(self._censuses)
+
     def train_dataloader(self) -> DataLoader:
         overfit = self.trainer.overfit_batches > 0
         # To overfit: the same crop for ever, without augmentation.

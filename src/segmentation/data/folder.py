@@ -74,15 +74,16 @@ class FolderData(SegmentationData):
         else:
             splits = _divide(self._pairs(""), val_fraction, test_fraction, split_seed)
         self.files: dict[str, dict[str, dict[str, Path]]] = splits
+        self._names = {split: list(pairs) for split, pairs in self.files.items()}
         for split in ("train", "val"):
             if not splits[split]:
                 raise InputError(f"{self.root}: the {split} split is empty. {self._where(split)}")
 
     def names(self, split: str) -> list[str]:
-        return list(self.files[split])
+        return self._names[split]
 
     def load(self, split: str, index: int) -> Sample:
-        files = self.files[split][self.names(split)[index]]
+        files = self.files[split][self._names[split][index]]
         image = torch.from_numpy(read_image(files["image"], self.labels.channels))
         values = read_mask(files["mask"], self.labels.by_color)
         _check_size(files["mask"], values.shape[:2], files["image"], tuple(image.shape[1:]))

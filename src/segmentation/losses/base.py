@@ -37,6 +37,10 @@ class SegmentationLoss(nn.Module, ABC):
             precise = logits if logits.dtype == torch.float64 else logits.float()
             return self.compute(precise, mask, weight)
 
+    def mass(self, mask: Tensor) -> Tensor:
+        """What the sum over pixels was divided by: losses of batches add up to the split's when weighted by it."""
+        return (mask != self.ignore_index).sum()
+
     def setup(self, census: Census) -> None:
         """Fill in what the config leaves to the data (`auto`), from the census of the training split."""
 

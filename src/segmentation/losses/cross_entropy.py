@@ -51,21 +51,25 @@ class CrossEntropy(SegmentationLoss):
                 raise InputError("pos_weight: auto needs foreground pixels, but the training split has none")
             self.pos_weight = (pixels[0] / pixels[1]).float()
 
+    def mass(self, mask: Tensor) -> Tensor:
+        valid = mask != self.ignore_index
+        if self.class_weights is None:
+            return valid.sum()
+        return (self.class_weights[mask * valid] * valid).sum()
+
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         valid = mask != self.ignore_index
         if logits.shape[1] == 1:
             pos_weight = _filled(self.pos_weight, "pos_weight", logits)
             target = (mask * valid).to(logits.dtype)
             loss = F.binary_cross_entropy_with_logits(logits[:, 0], target, pos_weight=pos_weight, reduction="none")
-            total = valid.sum()
         else:
             class_weights = _filled(self.class_weights, "class_weights", logits)
             if class_weights is not None and len(class_weights) != logits.shape[1]:
                 raise InputError(f"class_weights holds {len(class_weights)} numbers for {logits.shape[1]} classes")
             loss = F.cross_entropy(logits, mask, class_weights, ignore_index=self.ignore_index, reduction="none")
-            total = valid.sum() if class_weights is None else (class_weights[mask * valid] * valid).sum()
         loss = loss * valid if weight is None else loss * valid * weight
-        return loss.sum() / total.clamp(min=torch.finfo(loss.dtype).tiny)
+        return loss.sum() / self.mass(mask).to(loss.dtype).clamp(min=torch.finfo(loss.dtype).tiny)
 
 
 def _tensor(value: list[float] | float | str | None) -> Tensor | None:
