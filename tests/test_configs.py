@@ -6,13 +6,12 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from conftest import ROOT, TINY, make_folder, train, write_image
+from conftest import ROOT, make_folder, train, write_image
 from segmentation.data import SegmentationDataModule
 from segmentation.module import SegmentationModule
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-ONE_BATCH = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
-ONE_BATCH += ["--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+ONE_BATCH = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
 ONE_BATCH += ["--data.num_workers", "0", "--pictures.images", "1", "--trainer.check_val_every_n_epoch", "1"]
 
 
@@ -44,17 +43,20 @@ def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     args = ["--config", str(path), "--name", "run"]
     if "dataset" in config.get("data", {}) and "root" in config["data"]["dataset"]["init_args"]:
         fake_data(tmp_path / "data", config)
-        args += ["--data.crop", "32"]
+        args += ["--data.crop", "32", "--data.batch_size", "8"]  # of nine images
     else:
-        args += [*TINY, "--data.dataset.train", "16"]
+        args += ["--data.dataset.train", "4", "--data.dataset.val", "2", "--data.dataset.test", "2"]
+        args += ["--data.dataset.size", "48", "--data.batch_size", "4"]
     if path.parent.name in ("data", "model"):  # the net in a size for a test: as deep, but narrow
         net = config.get("model", {}).get("net", {}).get("init_args", {})
         if "architecture" not in net:
-            args += ["--model.net.widths", str([4 * 2**level for level in range(len(net.get("widths", [0] * 3)))])]
+            args += ["--model.net.widths", str([2 * 2**level for level in range(len(net.get("widths", [0] * 3)))])]
         if "encoder_weights" in net:  # no download in a test
             args += ["--model.net.encoder_weights", "null"]
     if path.parent.name == "trainer" and config["trainer"].get("accelerator") == "gpu":
         args += ["--model.compile", "false"]
+    if config.get("trainer", {}).get("sync_batchnorm"):
+        args += ["--trainer.sync_batchnorm", "false"]  # torch has it for GPUs only
     cli = train(*args, *ONE_BATCH)
     assert cli.trainer.global_step == 1
     if not cli.trainer.overfit_batches:  # debug.yaml does not test
