@@ -1,9 +1,10 @@
-"""The overlays of the real data sets on the real images, through the script: every file is read, two steps are trained."""
+"""The overlays of the real data sets, on the real images, through the script: every file is read, two steps taken."""
 
 import json
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, script
 
 

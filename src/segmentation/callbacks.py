@@ -244,10 +244,8 @@ def report(
     }
     write_json(run.summary, summary)
     print_table(found, labels, data.test_split, matrix)  # when all is written: a terminal may fail
-    print(
-        f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {run.checkpoints / tested.name})",
-        flush=True,
-    )
+    where = run.checkpoints / tested.name
+    print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {where})", flush=True)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             import wandb

@@ -159,6 +159,11 @@ class SegmentationCLI(LightningCLI):
         """Check the data, train, test the best checkpoint, report."""
         run, trainer = self.run_folder, self.trainer
         config = self.parser.dump(self.config, skip_none=False)
+        lost = next((line.strip() for line in config.splitlines() if "Unable to serialize" in line), None)
+        if lost:  # a number where torchvision declares any Number: config.yaml could not be read again
+            raise InputError(
+                f"an option cannot be written to config.yaml ({lost}): write it as a list, e.g. [-180, 180]"
+            )
         if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == config:
             rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
             return
