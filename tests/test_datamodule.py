@@ -24,6 +24,7 @@ AUGMENT = [v2.RandomHorizontalFlip(), v2.RandomRotation(30), v2.ColorJitter(0.4)
 def attach(module: SegmentationDataModule, rank: int = 0, world: int = 1, **options: Any) -> SegmentationDataModule:
     """As a trainer would; only what the datamodule asks of it."""
     trainer = {"global_rank": rank, "world_size": world, "num_devices": 1, "overfit_batches": 0}
+    trainer["strategy"] = SimpleNamespace(root_device=torch.device("cpu"))
     module.trainer = SimpleNamespace(**trainer | {"limit_train_batches": 1.0} | options)
     return module
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from conftest import ROOT
 from segmentation.errors import InputError
 from segmentation.nets import SmpNet, UNet, UNetPlusPlus
 from segmentation.nets.pretrained import library_encoder, place
@@ -117,4 +118,5 @@ def test_the_library_is_not_imported_without_need():
     code = (
         "import sys, segmentation.nets; sys.exit('segmentation_models_pytorch' in sys.modules or 'timm' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "src"}, check=False).returncode == 0
+    env = {"PYTHONPATH": str(ROOT / "src")}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0

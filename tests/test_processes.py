@@ -1,6 +1,7 @@
 """The same checkpoint gives the same figures on 1, 2 and 3 CPU processes and with batches of 1 and 4."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def figures(checkpoint: str, processes: int, batch: int, *args: str) -> dict[str
         "--data.eval_batch_size",
         str(batch),
     ]
-    done = script("eval", checkpoint, "--output", output, *options, *args)
+    port = str(random.randint(20000, 30000))  # below those that a system gives to outgoing connections
+    done = script("eval", checkpoint, "--output", output, *options, *args, MASTER_PORT=port)
     assert done.returncode == 0, done.stderr
     return json.loads(Path(output).read_text())["metrics"]
 
