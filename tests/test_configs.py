@@ -55,8 +55,6 @@ def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             args += ["--model.net.encoder_weights", "null"]
     if path.parent.name == "trainer" and config["trainer"].get("accelerator") == "gpu":
         args += ["--model.compile", "false"]
-    if config.get("trainer", {}).get("sync_batchnorm"):
-        args += ["--trainer.sync_batchnorm", "false"]  # torch has it for GPUs only
     cli = train(*args, *ONE_BATCH)
     assert cli.trainer.global_step == 1
     if not cli.trainer.overfit_batches:  # debug.yaml does not test

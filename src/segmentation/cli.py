@@ -151,9 +151,12 @@ class SegmentationCLI(LightningCLI):
             "use_distributed_sampler": False,  # the datamodule gives each process its share
         }
         try:
-            return Trainer(**trainer)
+            built = Trainer(**trainer)
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"the trainer refuses its options: {' '.join(str(error).split())}") from error
+        if trainer["sync_batchnorm"] and built.world_size > 1 and built.strategy.root_device.type == "cpu":
+            raise InputError("trainer.sync_batchnorm is for GPUs only: set it to false here")
+        return built
 
     def run(self) -> None:
         """Check the data, train, test the best checkpoint, report."""
