@@ -55,6 +55,16 @@ def test_a_finished_run_stays_as_it_is(capsys: pytest.CaptureFixture) -> None:
     assert all(torch.equal(before[key], value) for key, value in weights("run").items())
 
 
+def test_a_lengthened_run_that_was_interrupted_is_not_finished() -> None:
+    train(*TINY, "--name", "run", "--trainer.max_epochs", "1")
+    longer = [*TINY, "--name", "run", "--trainer.max_epochs", "3", "--resume"]
+    cli = SegmentationCLI(longer)
+    cli.trainer.callbacks.insert(0, Pull(4))
+    with pytest.raises(RuntimeError, match="plug pulled"):
+        cli.run()
+    assert train(*longer).trainer.global_step == 3 * 3
+
+
 @pytest.mark.parametrize(
     "extra",
     [

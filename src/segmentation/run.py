@@ -109,6 +109,7 @@ class RunFolder:
         """Make the folder, in rank 0, and keep the config and the id of the W&B run."""
         self._wandb_id.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._wandb_id, self.wandb_id + "\n")
+        self.summary.unlink(missing_ok=True)  # of a run that is now lengthened: it is unfinished again
         write_text(self.config, config)
 
 
