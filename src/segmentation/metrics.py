@@ -3,10 +3,12 @@
 Because counts are integers, a figure is the same to the last digit however images are batched or shared by processes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -55,15 +57,55 @@ def mean_iou(matrix: Tensor) -> Tensor:
 def figures(matrix: Tensor, labels: Labels) -> dict[str, Tensor]:
     """Every figure of a (K, K) confusion matrix, under its logged key (without the split).
 
-    A binary task has a key a class for its foreground only; `miou` is over both classes all the same.
+    `miou` is the mean of the classes present in target or prediction; `fwiou`, frequency-weighted, counts each class by
+    its pixels in the target. A binary task has keys of a class for its foreground only; `miou` and `fwiou` are over
+    both classes all the same. What cannot be said is NaN: the recall of a class without a pixel, say.
     """
     tp, fp, fn = (_float(counts) for counts in true_false(matrix))
-    found = {"miou": mean_iou(matrix), "pixel_accuracy": tp.sum() / _float(matrix.sum())}
-    for index, name in enumerate(labels.names):
-        if labels.task == "multiclass" or index == 1:
-            found[f"iou/{name}"] = (tp / (tp + fp + fn))[index]
-            found[f"dice/{name}"] = (2 * tp / (2 * tp + fp + fn))[index]
+    support, pixels = tp + fn, _float(matrix.sum())
+    of_class = {
+        "iou": tp / (tp + fp + fn),
+        "dice": 2 * tp / (2 * tp + fp + fn),
+        "precision": tp / (tp + fp),
+        "recall": tp / support,
+        "support": support,
+    }
+    found = {
+        "miou": mean_iou(matrix),
+        "fwiou": (support * of_class["iou"]).nansum() / pixels,
+        "pixel_accuracy": tp.sum() / pixels,
+    }
+    for figure, values in of_class.items():
+        found |= {f"{figure}/{labels.names[index]}": values[index] for index in labels.reported}
     return found
+
+
+def boundary_counts(prediction: Tensor, mask: Tensor, num_classes: int, dilation: float) -> Tensor:
+    """Boundary IoU's counts over a batch (Cheng et al. 2021): intersection and union of the two boundaries of a class.
+
+    The boundary of a class is those of its pixels within d of one that is not, d = `dilation` of the image's diagonal;
+    outside the image nothing is of the class. Ignored pixels count nowhere and make no boundary of their own.
+
+    Args:
+        prediction: (N, H, W) class indices.
+        mask: (N, H, W) class indices, or IGNORE_INDEX.
+        num_classes: K.
+        dilation: share of the diagonal; the paper's is 0.02.
+
+    Returns:
+        (2, K) int64.
+    """
+    d = max(1, round(dilation * math.hypot(*mask.shape[-2:])))
+    valid = mask != IGNORE_INDEX
+    counts = []
+    for index in range(num_classes):
+        both = torch.stack([torch.where(valid, prediction, IGNORE_INDEX) == index, mask == index], dim=1)
+        # Void is a part of the class next to it, in both: where truth is unknown, there is no edge.
+        other = F.pad((~(both | ~valid.unsqueeze(1))).float(), (d, d, d, d), value=1.0)
+        near = F.max_pool2d(F.max_pool2d(other, (2 * d + 1, 1), stride=1), (1, 2 * d + 1), stride=1) > 0
+        predicted, true = (both & near).unbind(dim=1)
+        counts.append(torch.stack([(predicted & true).sum(), (predicted | true).sum()]))
+    return torch.stack(counts, dim=1)
 
 
 class SegmentationMetrics(MulticlassJaccardIndex):
@@ -73,19 +115,21 @@ class SegmentationMetrics(MulticlassJaccardIndex):
         labels: the classes.
         heads: number of heads of a deeply supervised net whose mIoU to keep apart; 0 for none.
         images: number of images in the split, to keep a table of counts an image; 0 for no table.
+        boundary: boundary IoU's share of the diagonal; None for no boundary IoU.
     """
 
     confmat: Tensor
 
-    def __init__(self, labels: Labels, heads: int = 0, images: int = 0) -> None:
+    def __init__(self, labels: Labels, heads: int = 0, images: int = 0, boundary: float | None = None) -> None:
         super().__init__(labels.num_classes, average="none", ignore_index=IGNORE_INDEX, validate_args=False)
-        self.labels = labels
+        self.labels, self.boundary_dilation = labels, boundary
         k = labels.num_classes
         self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("loss_mass", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("image_miou", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("image_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("heads", torch.zeros(heads, k, k, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("boundary", torch.zeros(2, k if boundary else 0, dtype=torch.int64), dist_reduce_fx="sum")
         # Each process fills the rows of its own images; the sum over processes is the whole table.
         self.add_state("table", torch.zeros(images, 3, k, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -116,6 +160,8 @@ class SegmentationMetrics(MulticlassJaccardIndex):
         seen = counts.sum(dim=(1, 2)) > 0
         self.image_miou += torch.where(seen, mean_iou(counts) / UNIT, 0).round().to(torch.int64).sum()
         self.image_count += seen.sum()
+        if self.boundary_dilation:
+            self.boundary += boundary_counts(prediction, mask, self.num_classes, self.boundary_dilation)
         if len(self.table) and index is not None:
             self.table[index[index >= 0]] = torch.stack(true_false(counts), dim=1)[index >= 0]
         for head, predicted in zip(self.heads, heads, strict=False):
@@ -125,8 +171,14 @@ class SegmentationMetrics(MulticlassJaccardIndex):
         """Figures of the split, float64, under their logged keys (without the split). `loss` is over all its pixels."""
         found = {"loss": _float(self.loss_sum) / _float(self.loss_mass), **figures(self.confmat, self.labels)}
         found["miou_per_image"] = _float(self.image_miou) * UNIT / _float(self.image_count)
+        if self.boundary_dilation:
+            values = _float(self.boundary[0]) / _float(self.boundary[1])
+            found["mean_boundary_iou"] = values.nanmean()
+            found |= {f"boundary_iou/{self.labels.names[index]}": values[index] for index in self.labels.reported}
         for number, matrix in enumerate(self.heads, start=1):
             found[f"head{number}/miou"] = mean_iou(matrix)
+        predicted, true = (int((self.confmat.sum(dim=dim) > 0).sum()) for dim in (0, 1))
+        self.collapsed = predicted == 1 and true > 1
         return found
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from segmentation.checkpoint import warm_start
@@ -38,6 +39,8 @@ class SegmentationModule(LightningModule):
         mean: of each band, scaled to 0..1 (integer images); null means that of the training split.
         std: standard deviation, likewise.
         threshold: binary tasks: probability from which a pixel is foreground.
+        boundary_iou: report boundary IoU too, of pixels within this share of the diagonal (the paper's: 0.02) of a
+            class's boundary; null: no.
         channels_last: keep images and weights channels last, which convolutions like better.
         compile: compile the net with torch.compile.
         init_from: checkpoint whose weights to start from, where they fit.
@@ -57,6 +60,7 @@ class SegmentationModule(LightningModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         threshold: float = 0.5,
+        boundary_iou: float | None = None,
         channels_last: bool = True,
         compile: bool = False,
         init_from: str | None = None,
@@ -76,9 +80,13 @@ class SegmentationModule(LightningModule):
         if not 0 < threshold < 1:
             raise InputError(f"model.threshold {threshold} must lie between 0 and 1")
         self.logit_threshold = math.log(threshold / (1 - threshold))
+        if boundary_iou is not None and not 0 < boundary_iou < 1:
+            raise InputError(f"model.boundary_iou {boundary_iou} is a share of the diagonal: give 0.02, say, or null")
+        self.boundary_iou = boundary_iou
         self.channels_last, self.compile_net, self.init_from = channels_last, compile, init_from
         # Normalisation travels with the weights: prediction cannot drift from training.
         self.auto_normalize = mean is None or std is None
+        self.warned = False  # of a collapse
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
 
@@ -96,9 +104,10 @@ class SegmentationModule(LightningModule):
         if self.compile_net:
             self.net.compile()
         data, heads = self.trainer.datamodule, self.net.num_heads if self.net.num_heads > 1 else 0
+        images, boundary = len(data.dataset.names(data.test_split)), self.boundary_iou
         self.train_metrics = SegmentationMetrics(self.labels)
-        self.val_metrics = SegmentationMetrics(self.labels, heads)
-        self.test_metrics = SegmentationMetrics(self.labels, images=len(data.dataset.names(data.test_split)))
+        self.val_metrics = SegmentationMetrics(self.labels, heads, boundary=boundary)
+        self.test_metrics = SegmentationMetrics(self.labels, images=images, boundary=boundary)
 
     def normalize(self, image: Tensor) -> Tensor:
         """Scale integers to 0..1 and standardise each band: (N, C, H, W) as the file has it -> float32."""
@@ -133,6 +142,12 @@ class SegmentationModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         heads = self.net(self.normalize(batch["image"]))
         loss, terms = self.criterion(heads, batch)
+        if not loss.isfinite():
+            raise InputError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, on "
+                f"{', '.join(batch['name'])}. Look at these files, lower model.optimizer.lr, or use "
+                "--trainer.precision 32-true. Checkpoints of finished epochs are kept"
+            )
         self.log("train/loss_step", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{key}": term.detach() for key, term in terms.items()})
         self.count("train", heads, batch, loss - self.presence_weight * terms.get("presence/loss", 0.0))
@@ -156,11 +171,17 @@ class SegmentationModule(LightningModule):
         Returns:
             The sum, and its terms by their logged keys (without the split); none where there is one head alone.
         """
-        each = [self.loss(logits, batch["mask"], batch.get("weight")) for logits in heads.logits]
+        mask, weight = batch["mask"], batch.get("weight")
+        each, terms = [], {}
+        for number, logits in enumerate(heads.logits, start=1):
+            head = f"head{number}/" if len(heads.logits) > 1 else ""
+            parts = self.loss.terms(logits, mask, weight)
+            each.append(sum(parts.values()) if parts else self.loss(logits, mask, weight))
+            parts |= {"loss": each[-1]} if head else {}
+            terms |= {f"{head}{name}": term for name, term in parts.items()}
         total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
-        terms = {f"head{number}/loss": loss for number, loss in enumerate(each, start=1)} if len(each) > 1 else {}
         if heads.presence is not None:
-            target = class_presence(batch["mask"], heads.presence.shape[1])
+            target = class_presence(mask, heads.presence.shape[1])
             terms["presence/loss"] = F.binary_cross_entropy_with_logits(heads.presence.float(), target)
             total = total + self.presence_weight * terms["presence/loss"]
         return total, terms
@@ -171,7 +192,8 @@ class SegmentationModule(LightningModule):
         metrics = getattr(self, f"{split}_metrics")
         each = [self.classify(logits) for logits in heads.logits] if len(metrics.heads) else ()
         predicted = self.classify(self.net.combine(heads))
-        metrics.update(predicted, batch["mask"], loss.detach(), self.loss.mass(batch["mask"]), batch["index"], each)
+        mass = self.loss.mass(heads.logits[-1], batch["mask"])
+        metrics.update(predicted, batch["mask"], loss.detach(), mass, batch["index"], each)
 
     def report(self, split: str) -> None:
         """Log a finished epoch's figures, which are those of all processes."""
@@ -179,6 +201,13 @@ class SegmentationModule(LightningModule):
         found = metrics.compute()
         self.log_dict({f"{split}/{key}": value for key, value in found.items() if key != "miou"})
         self.log(f"{split}/miou", found["miou"], prog_bar=split == "val")
+        if metrics.collapsed and not (self.warned or self.trainer.sanity_checking):
+            self.warned = True
+            rank_zero_warn(
+                f"every {split} pixel of epoch {self.current_epoch + 1} is predicted as one class. Common causes: rare "
+                "classes (class_weights or pos_weight: auto, or Dice, help), too high or too low a learning rate, "
+                "masks of other images. configs/trainer/debug.yaml tells whether one batch can be learnt"
+            )
         metrics.reset()
 
     def on_train_epoch_end(self) -> None:

@@ -162,16 +162,24 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
     "absent". `pixels` of each class in the truth are shown as shares; None leaves their column out.
     """
     table = Table("class", title=Text(f"{split}: IoU by class"), title_justify="left")
-    for heading in ("IoU", "Dice", *(["pixels"] if pixels is not None else [])):
+    for heading in ("IoU", "Dice", "precision", "recall", *(["pixels"] if pixels is not None else [])):
         table.add_column(heading, justify="right")
     for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
-        iou, dice = (metrics.get(f"{split}/{figure}/{name}") for figure in ("iou", "dice"))
+        iou, *others = (metrics.get(f"{split}/{figure}/{name}") for figure in ("iou", "dice", "precision", "recall"))
         share = [] if pixels is None else [f"{pixels[index] / max(1, sum(pixels)):.2%}"]
         bar = Bar(1, 0, 0 if iou is None or math.isnan(iou) else iou, width=20, color="cyan")
-        table.add_row(Text.assemble(("■ ", color), name), _number(iou), _number(dice), *share, bar)
+        table.add_row(Text.assemble(("■ ", color), name), _number(iou), *map(_number, others), *share, bar)
     table.add_section()
-    for name, key in (("mIoU", "miou"), ("mIoU per image", "miou_per_image"), ("pixel accuracy", "pixel_accuracy")):
-        table.add_row(Text(name, "bold"), _number(metrics.get(f"{split}/{key}")))
+    wholes = {
+        "miou": "mIoU",
+        "miou_per_image": "mIoU per image",
+        "fwiou": "mIoU, frequency-weighted",
+        "mean_boundary_iou": "mean boundary IoU",
+        "pixel_accuracy": "pixel accuracy",
+    }
+    for key, name in wholes.items():
+        if f"{split}/{key}" in metrics:
+            table.add_row(Text(name, "bold"), _number(metrics[f"{split}/{key}"]))
     return table
 
 

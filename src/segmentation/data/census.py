@@ -21,7 +21,7 @@ from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.errors import InputError
 
 #: Raised when what a census holds changes, so that old cache files are not read.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,18 @@ class Census:
 
     Args:
         sizes: (H, W) of every sample, in the order of its names.
+        names: of the classes.
         pixels: for each class, its number of pixels.
+        pixels_where: for each class, the number of valid pixels of the samples where it occurs.
         ignored: pixels that count nowhere.
         mean: for each band, the mean of all pixels, scaled as `scale_of` says.
         std: for each band, the standard deviation, likewise.
     """
 
     sizes: list[tuple[int, int]]
+    names: list[str]
     pixels: list[int]
+    pixels_where: list[int]
     ignored: int
     mean: list[float]
     std: list[float]
@@ -71,6 +75,7 @@ def _count(data: SegmentationData, split: str) -> Census:
     sizes: list[tuple[int, int]] = []
     errors: list[InputError] = []
     pixels = torch.zeros(classes + 1, dtype=torch.int64)
+    pixels_where = torch.zeros(classes, dtype=torch.int64)
     moments = torch.zeros(2, data.labels.channels, dtype=torch.float64)
 
     def read(index: int) -> tuple[tuple[int, int], Tensor, Tensor] | InputError:
@@ -92,6 +97,7 @@ def _count(data: SegmentationData, split: str) -> Census:
             else:
                 sizes.append(result[0])
                 pixels += result[1]
+                pixels_where += result[1][:-1].sum() * (result[1][:-1] > 0)
                 moments += result[2]
     if errors:
         more = f" ({len(errors) - 1} more of {len(names)} {split} samples have problems too)" if errors[1:] else ""
@@ -99,7 +105,8 @@ def _count(data: SegmentationData, split: str) -> Census:
     total = sum(height * width for height, width in sizes)
     mean = moments[0] / total
     std = (moments[1] / total - mean.square()).clamp(min=0).sqrt()
-    return Census(sizes, pixels[:-1].tolist(), int(pixels[-1]), mean.tolist(), std.tolist())
+    counts = pixels[:-1].tolist(), pixels_where.tolist(), int(pixels[-1])
+    return Census(sizes, list(data.labels.names), *counts, mean.tolist(), std.tolist())
 
 
 def _check_sample(sample: Sample, labels: Labels, name: str) -> None:

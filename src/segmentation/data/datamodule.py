@@ -127,15 +127,14 @@ class SegmentationDataModule(LightningDataModule):
         for split in splits:
             if split != "test" and not self.dataset.names(split):
                 raise InputError(f"the {split} split is empty: {type(self.dataset).__name__}.names({split!r}) is []")
-            if self.dataset.names(split):
-                self.census(split)
-        if "train" not in splits:
-            return
-        census = self.census("train")
-        for name, pixels in zip(self.labels.names, census.pixels, strict=True):
-            if not pixels:
-                rank_zero_warn(f"class {name!r} never occurs in the training split: the net cannot learn it")
-        self._check_shapes(census)
+            if not self.dataset.names(split):
+                continue
+            consequence = "the net cannot learn it" if split == "train" else "its IoU there is NaN, or 0 if predicted"
+            for name, pixels in zip(self.labels.names, self.census(split).pixels, strict=True):
+                if not pixels:
+                    rank_zero_warn(f"class {name!r} never occurs in the {split} split: {consequence}")
+        if "train" in splits:
+            self._check_shapes(self.census("train"))
 
     def _check_shapes(self, census: Census) -> None:
         """Training images must have one shape when batched: tries the extreme ones, and a few for the transforms."""

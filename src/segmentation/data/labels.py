@@ -97,6 +97,11 @@ class Labels:
         return 1 if self.task == "binary" else self.num_classes
 
     @property
+    def reported(self) -> range:
+        """Indices of the classes with figures of their own: of a binary task the foreground alone."""
+        return range(1 if self.task == "binary" else 0, self.num_classes)
+
+    @property
     def by_color(self) -> bool:
         """Whether masks are colour images."""
         return isinstance(self.values[0][0], str)

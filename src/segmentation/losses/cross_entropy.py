@@ -1,5 +1,6 @@
-"""Pixel-wise cross-entropy, binary and multiclass, weighted against imbalance."""
+"""Losses of single pixels: cross-entropy and the focal loss, weighted against imbalance."""
 
+from abc import abstractmethod
 from typing import Literal
 
 import torch
@@ -9,10 +10,43 @@ from torch import Tensor
 from segmentation.data.census import Census
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
-from segmentation.losses.base import SegmentationLoss
+from segmentation.losses.base import SegmentationLoss, Weights, as_buffer, filled
 
 
-class CrossEntropy(SegmentationLoss):
+class PixelLoss(SegmentationLoss):
+    """`sum of f(p_t) * w[y] over the pixels, divided by` the number of valid pixels for one logit, and by the sum of
+    w[y] over them for K logits; p_t is the probability of the pixel's own class y, and a subclass says what f is.
+    """
+
+    @abstractmethod
+    def of_pixel(self, log_p: Tensor) -> Tensor:
+        """f, given the logarithm of p_t."""
+
+    @abstractmethod
+    def binary_weights(self, logits: Tensor) -> Tensor | None:
+        """w of background and foreground, (2,), for one logit."""
+
+    def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
+        valid = mask != self.ignore_index
+        if logits.shape[1] == 1 or self.class_weights is None:
+            return valid.sum()
+        return (self.class_weights[mask * valid] * valid).sum()
+
+    def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+        valid = mask != self.ignore_index
+        if logits.shape[1] == 1:
+            weights = self.binary_weights(logits)
+            log_p = F.logsigmoid(torch.where(mask == 1, logits[:, 0], -logits[:, 0]))
+        else:
+            weights = self.weights_of_classes(logits)
+            log_p = -F.cross_entropy(logits, mask, ignore_index=self.ignore_index, reduction="none")
+        loss = torch.where(valid, self.of_pixel(log_p), 0.0)
+        loss = loss if weights is None else loss * weights[mask * valid]
+        loss = loss if weight is None else loss * weight
+        return loss.sum() / self.mass(logits, mask).to(loss.dtype).clamp(min=torch.finfo(loss.dtype).tiny)
+
+
+class CrossEntropy(PixelLoss):
     """Cross-entropy of each pixel, averaged.
 
     One logit (binary): `-pos_weight * y log p - (1 - y) log(1 - p)`, p = sigmoid(logit), averaged over valid pixels; as
@@ -20,67 +54,78 @@ class CrossEntropy(SegmentationLoss):
     the sum of w[y] over valid pixels; as `torch.nn.functional.cross_entropy`.
 
     Args:
-        class_weights: for K logits: one factor a class, or `auto`: inverse frequency, n / (K n_c), from the pixels of
-            the training split; a class without pixels gets 0.
+        class_weights: for K logits: one factor a class, or `auto` (inverse), `sqrt_inverse`, `median` or `effective`,
+            made from the training split's pixels as `class_weights` in losses/base.py says; null for none.
         pos_weight: for one logit: factor on the foreground, or `auto`: num_neg / num_pos of the training split.
+        max_weight: what weights made from the data are capped at.
         ignore_index: class index of pixels that count nowhere.
     """
 
     def __init__(
         self,
-        class_weights: list[float] | Literal["auto"] | None = None,
+        class_weights: Weights = None,
         pos_weight: float | Literal["auto"] | None = None,
+        max_weight: float = 10.0,
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
-        super().__init__(ignore_index)
-        self.auto_class_weights = class_weights == "auto"
+        super().__init__(class_weights, max_weight, ignore_index)
         self.auto_pos_weight = pos_weight == "auto"
-        self.class_weights: Tensor | None
         self.pos_weight: Tensor | None
-        # An empty buffer is an `auto` that no census has filled yet.
-        self.register_buffer("class_weights", _tensor(class_weights))
-        self.register_buffer("pos_weight", _tensor(pos_weight))
+        self.register_buffer("pos_weight", as_buffer(pos_weight))
 
     def setup(self, census: Census) -> None:
-        pixels = torch.tensor(census.pixels, dtype=torch.float64)
-        if self.auto_class_weights:
-            weights = torch.where(pixels > 0, pixels.sum() / (len(pixels) * pixels.clamp(min=1)), 0.0)
-            self.class_weights = weights.float()
+        super().setup(census)
         if self.auto_pos_weight:
-            if not pixels[1]:
+            negative, positive = census.pixels
+            if not positive:
                 raise InputError("pos_weight: auto needs foreground pixels, but the training split has none")
-            self.pos_weight = (pixels[0] / pixels[1]).float()
+            self.pos_weight = torch.tensor(negative / positive)
 
-    def mass(self, mask: Tensor) -> Tensor:
-        valid = mask != self.ignore_index
-        if self.class_weights is None:
-            return valid.sum()
-        return (self.class_weights[mask * valid] * valid).sum()
+    def of_pixel(self, log_p: Tensor) -> Tensor:
+        return -log_p
 
-    def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        valid = mask != self.ignore_index
-        if logits.shape[1] == 1:
-            pos_weight = _filled(self.pos_weight, "pos_weight", logits)
-            target = (mask * valid).to(logits.dtype)
-            loss = F.binary_cross_entropy_with_logits(logits[:, 0], target, pos_weight=pos_weight, reduction="none")
-        else:
-            class_weights = _filled(self.class_weights, "class_weights", logits)
-            if class_weights is not None and len(class_weights) != logits.shape[1]:
-                raise InputError(f"class_weights holds {len(class_weights)} numbers for {logits.shape[1]} classes")
-            loss = F.cross_entropy(logits, mask, class_weights, ignore_index=self.ignore_index, reduction="none")
-        loss = loss * valid if weight is None else loss * valid * weight
-        return loss.sum() / self.mass(mask).to(loss.dtype).clamp(min=torch.finfo(loss.dtype).tiny)
+    def binary_weights(self, logits: Tensor) -> Tensor | None:
+        self.weights_of_classes(logits)
+        foreground = filled(self.pos_weight, "pos_weight", logits)
+        return None if foreground is None else torch.stack([torch.ones_like(foreground), foreground])
 
 
-def _tensor(value: list[float] | float | str | None) -> Tensor | None:
-    if value is None:
-        return None
-    return torch.empty(0) if value == "auto" else torch.tensor(value, dtype=torch.float32)
+class Focal(PixelLoss):
+    """Focal loss (Lin et al. 2017): cross-entropy times (1 - p_t)^gamma, which is 0.0025 at p_t = 0.95 and 0.36 at 0.4
+    for gamma = 2: what is already right counts for little. gamma = 0 is weighted cross-entropy.
 
+    One logit: `-alpha (1-p)^gamma y log p - (1-alpha) p^gamma (1-y) log(1-p)`, averaged over valid pixels; as
+    `torchvision.ops.sigmoid_focal_loss`. K logits: `-alpha[y] (1-p[y])^gamma log p[y]`, divided by the sum of alpha[y].
 
-def _filled(weights: Tensor | None, name: str, like: Tensor) -> Tensor | None:
-    if weights is None:
-        return None
-    if not weights.numel():
-        raise InputError(f"{name}: auto is counted from the training split: call setup(census) first, or give numbers")
-    return weights.to(like.dtype)
+    Args:
+        alpha: one logit: weight of the foreground, while that of the background is 1 - alpha. K logits: one weight a
+            class. Or a rule, as `class_weights` of `CrossEntropy`: `auto` gives one logit num_neg / (num_neg +
+            num_pos). null for none.
+        gamma: 0 or more.
+        max_weight: what weights made from the data are capped at.
+        ignore_index: class index of pixels that count nowhere.
+    """
+
+    def __init__(
+        self,
+        alpha: float | Weights = None,
+        gamma: float = 2.0,
+        max_weight: float = 10.0,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        one = isinstance(alpha, int | float)
+        if gamma < 0 or (one and not 0 < alpha < 1):
+            raise InputError(f"Focal: gamma {gamma} must be 0 or more, and alpha {alpha} between 0 and 1, or a list")
+        super().__init__([1 - alpha, alpha] if one else alpha, max_weight, ignore_index)
+        self.gamma = gamma
+
+    def of_pixel(self, log_p: Tensor) -> Tensor:
+        if not self.gamma:
+            return -log_p
+        # expm1: 1 - p without cancellation. The floor keeps the power's gradient finite at p = 1.
+        floor = torch.finfo(log_p.dtype).eps
+        return -log_p * (-torch.expm1(log_p)).clamp(min=floor) ** self.gamma
+
+    def binary_weights(self, logits: Tensor) -> Tensor | None:
+        weights = filled(self.class_weights, "alpha", logits)
+        return None if weights is None else weights / weights.sum()

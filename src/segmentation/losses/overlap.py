@@ -1,0 +1,135 @@
+"""Losses of overlap: Tversky, of which Dice and Jaccard are cases, and Lovasz.
+
+All four look at a batch as a whole and average over classes; in a binary task the foreground is the only one. A class
+without a pixel in the batch's masks has no overlap to improve and is left out; where none is left the loss is 0. So the
+loss of a split depends on how it was batched, as no other figure does.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmentation.data.labels import IGNORE_INDEX
+from segmentation.errors import InputError
+from segmentation.losses.base import SegmentationLoss, Weights
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(N, K, H, W) logits -> probabilities: of the foreground for one logit, of each class for K."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def one_hot(mask: Tensor, channels: int, like: Tensor) -> Tensor:
+    """(N, H, W) class indices -> (N, K, H, W) of 0 and 1 in the type of `like`; ignored pixels are 0 throughout."""
+    first = 1 if channels == 1 else 0
+    classes = torch.arange(first, first + channels, device=mask.device).view(1, -1, 1, 1)
+    return (mask.unsqueeze(1) == classes).to(like.dtype)
+
+
+class ClassLoss(SegmentationLoss):
+    """The mean over classes of a loss of each class; by `class_weights` where given.
+
+    Args:
+        class_weights: as those of `CrossEntropy`, for K logits.
+        max_weight: what weights made from the data are capped at.
+        ignore_index: class index of pixels that count nowhere.
+    """
+
+    def mean_over_classes(self, losses: Tensor, present: Tensor, logits: Tensor) -> Tensor:
+        """(..., K) losses and whether each counts -> scalar."""
+        weights = self.weights_of_classes(logits)
+        share = present.to(losses.dtype) if weights is None else present * weights
+        return (losses * share).sum() / share.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+
+
+class Tversky(ClassLoss):
+    """1 - TP / (TP + alpha FP + beta FN), of soft counts (Salehi et al. 2017, equation 4).
+
+    TP = sum of w p y over the pixels of the batch, FP = sum of w p (1 - y), FN = sum of w (1 - p) y, with the
+    probability p of the class, y = 1 on its pixels, and the pixel's weight w. beta > alpha asks for recall.
+
+    Args:
+        alpha: of false positives.
+        beta: of false negatives.
+        class_weights: for K logits: factors in the mean over classes, as those of `CrossEntropy`.
+        max_weight: what weights made from the data are capped at.
+        ignore_index: class index of pixels that count nowhere.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        class_weights: Weights = None,
+        max_weight: float = 10.0,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        super().__init__(class_weights, max_weight, ignore_index)
+        if min(alpha, beta) <= 0:
+            raise InputError(f"alpha {alpha} and beta {beta} of an overlap loss must be positive")
+        self.alpha, self.beta = alpha, beta
+
+    def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+        valid = (mask != self.ignore_index).unsqueeze(1)
+        w = valid.to(logits.dtype) if weight is None else valid * weight.unsqueeze(1)
+        p, y = probabilities(logits), one_hot(mask, logits.shape[1], logits)
+        tp, predicted, true = ((w * x).sum(dim=(0, 2, 3)) for x in (p * y, p, y))
+        whole = tp + self.alpha * (predicted - tp) + self.beta * (true - tp)
+        present = true > 0
+        return self.mean_over_classes(1 - tp / torch.where(present, whole, 1.0), present, logits)
+
+
+class Dice(Tversky):
+    """Dice loss, 1 - 2 TP / (2 TP + FP + FN) (Milletari et al. 2016): Tversky with 1/2 and 1/2.
+
+    Args:
+        class_weights: for K logits: factors in the mean over classes, as those of `CrossEntropy`.
+        max_weight: what weights made from the data are capped at.
+        ignore_index: class index of pixels that count nowhere.
+    """
+
+    def __init__(
+        self, class_weights: Weights = None, max_weight: float = 10.0, ignore_index: int = IGNORE_INDEX
+    ) -> None:
+        super().__init__(0.5, 0.5, class_weights, max_weight, ignore_index)
+
+
+class Jaccard(Tversky):
+    """Jaccard or IoU loss, 1 - TP / (TP + FP + FN) (Rahman and Wang 2016): Tversky with 1 and 1.
+
+    Args:
+        class_weights: for K logits: factors in the mean over classes, as those of `CrossEntropy`.
+        max_weight: what weights made from the data are capped at.
+        ignore_index: class index of pixels that count nowhere.
+    """
+
+    def __init__(
+        self, class_weights: Weights = None, max_weight: float = 10.0, ignore_index: int = IGNORE_INDEX
+    ) -> None:
+        super().__init__(1.0, 1.0, class_weights, max_weight, ignore_index)
+
+
+class Lovasz(ClassLoss):
+    """The Lovasz extension of the Jaccard loss (Berman et al. 2018): Lovasz-Softmax (equation 8, classes `present`) for
+    K logits, the Lovasz hinge (equation 6) for one. Pixels count by their weights in the Jaccard index.
+
+    Written out, since segmentation-models-pytorch's, to which the tests compare it, takes no weights.
+    """
+
+    def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+        valid = mask != self.ignore_index
+        w = torch.ones_like(mask, dtype=logits.dtype) if weight is None else weight.to(logits.dtype)
+        w = w[valid]
+        y = one_hot(mask, logits.shape[1], logits).movedim(1, 0)[:, valid]  # (K, pixels)
+        scores = (logits if logits.shape[1] == 1 else logits.softmax(dim=1)).movedim(1, 0)[:, valid]
+        errors = F.relu(1 - scores * (2 * y - 1)) if logits.shape[1] == 1 else (y - scores).abs()
+        present = (w * y).sum(dim=1) > 0
+        kept = present.nonzero().flatten()
+        errors, order = errors[kept].sort(dim=1, descending=True)
+        y, w = y[kept].gather(1, order), w[order]
+        # Algorithm 1: what the Jaccard loss gains with each pixel that becomes wrong, the worst one first.
+        true = (w * y).sum(dim=1, keepdim=True)
+        jaccard = 1 - (true - (w * y).cumsum(dim=1)) / (true + (w * (1 - y)).cumsum(dim=1))
+        gain = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(kept), 1))
+        losses = logits.new_zeros(len(present)).index_copy(0, kept, (errors * gain).sum(dim=1))
+        return self.mean_over_classes(losses, present, logits)

@@ -1,0 +1,68 @@
+"""Sums of losses, each term logged under its own name."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from segmentation.data.census import Census
+from segmentation.data.labels import IGNORE_INDEX
+from segmentation.errors import InputError
+from segmentation.losses.base import SegmentationLoss, Weights
+from segmentation.losses.cross_entropy import Focal
+from segmentation.losses.overlap import Jaccard
+from segmentation.losses.structural import MsSsim
+
+
+class WeightedSum(SegmentationLoss):
+    """The sum of factor times loss.
+
+    Args:
+        losses: any losses, by class name.
+        weights: one factor a loss; null for 1 each.
+
+    Raises:
+        InputError: not as many weights as losses, or no loss.
+    """
+
+    def __init__(self, losses: list[SegmentationLoss], weights: list[float] | None = None) -> None:
+        super().__init__(ignore_index=losses[0].ignore_index if losses else IGNORE_INDEX)
+        weights = [1.0] * len(losses) if weights is None else weights
+        if not losses or len(weights) != len(losses):
+            raise InputError(f"WeightedSum: {len(weights)} weights for {len(losses)} losses; give one a loss")
+        self.losses = nn.ModuleList(losses)
+        self.weights = list(weights)
+
+    def setup(self, census: Census) -> None:
+        for loss in self.losses:
+            loss.setup(census)
+
+    def terms(self, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+        values = [factor * loss(logits, mask, weight) for factor, loss in zip(self.weights, self.losses, strict=True)]
+        return dict(zip(_names(self.losses), values, strict=True))
+
+    def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+        return sum(self.terms(logits, mask, weight).values(), logits.new_zeros(()))
+
+
+class Hybrid(WeightedSum):
+    """UNet3+'s hybrid of pixel, patch and map: focal + MS-SSIM + IoU (Huang et al. 2020, equation 5).
+
+    Args:
+        alpha: the focal loss's.
+        gamma: the focal loss's.
+        ignore_index: class index of pixels that count nowhere.
+    """
+
+    def __init__(self, alpha: float | Weights = None, gamma: float = 2.0, ignore_index: int = IGNORE_INDEX) -> None:
+        focal = Focal(alpha, gamma, ignore_index=ignore_index)
+        super().__init__([focal, MsSsim(ignore_index=ignore_index), Jaccard(ignore_index=ignore_index)])
+
+
+def _names(losses: Sequence[nn.Module]) -> list[str]:
+    """Class names; a second loss of the same class is numbered."""
+    names: list[str] = []
+    for loss in losses:
+        name = type(loss).__name__
+        count = sum(known.rstrip("0123456789") == name for known in names)
+        names.append(f"{name}{count + 1}" if count else name)
+    return names
