@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from conftest import ROOT, TINY, make_folder, script, train, write_image
 from segmentation.cli import SegmentationCLI
@@ -202,16 +204,59 @@ class TestBadData:
     def test_missing_folder(self, tmp_path: Path) -> None:
         assert "no such folder" in self.fails(*self.overlay(tmp_path / "nowhere"))
 
+    def test_mask_of_another_size(self, tmp_path: Path) -> None:
+        make_folder(tmp_path / "data", {"train": 3, "val": 2})
+        path = tmp_path / "data/train/masks/02.png"
+        write_image(path, np.array(Image.open(path))[:32])
+        line = self.fails(*self.overlay(tmp_path / "data"))
+        assert "masks/02.png" in line
+        assert "40x32" in line
+        assert "40x48" in line
+
+    def test_other_bands_than_declared(self, tmp_path: Path) -> None:
+        make_folder(tmp_path / "data", {"train": 3, "val": 2})
+        line = self.fails(*self.overlay(tmp_path / "data"), "--data.dataset.channels", "4")
+        assert "images/00.png" in line
+        assert "channels: 3" in line
+
+    def test_empty_split(self, tmp_path: Path) -> None:
+        make_folder(tmp_path / "data", {"train": 3, "val": 2})
+        for path in (tmp_path / "data/val/images").iterdir():
+            path.unlink()
+        assert "data/val/images" in self.fails(*self.overlay(tmp_path / "data"))
+
     def test_unequal_sizes_without_crop(self, tmp_path: Path) -> None:
         make_folder(tmp_path / "data", {"train": 3, "val": 2})
         for kind in ("images", "masks"):
             path = tmp_path / "data/train" / kind / "01.png"
-            import numpy as np
-            from PIL import Image
-
             write_image(path, np.array(Image.open(path))[:32])
         line = self.fails(*self.overlay(tmp_path / "data"), "--data.crop", "null")
         assert "data.crop: 32" in line
+
+
+def test_a_loss_that_becomes_nan_names_the_files_and_keeps_the_checkpoint() -> None:
+    (Path("exploding.py")).write_text(
+        "import torch\nfrom segmentation.losses import CrossEntropy\n"
+        "class Exploding(CrossEntropy):\n"
+        "    calls = 0\n"
+        "    def compute(self, logits, mask, weight):\n"
+        "        Exploding.calls += 1\n"
+        "        return super().compute(logits, mask, weight) * (float('nan') if Exploding.calls > 5 else 1)\n"
+    )
+    done = script("train", *TINY, "--name", "run", "--model.loss", "exploding.Exploding", PYTHONPATH=".")
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "loss became nan in epoch 2" in lines[0]
+    assert lines[0].count("train-") == 4 or lines[0].count("shapes") == 4, lines  # the batch's four names
+    checkpoint = torch.load("runs/run/checkpoints/last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+def test_collapse_to_one_class_warns_once_with_causes() -> None:
+    with pytest.warns(UserWarning, match="predicted as one class") as caught:
+        train(*TINY, "--name", "run", "--model.optimizer.lr", "1", "--model.loss.class_weights", "[1,0,0,0,0]")
+    assert sum("predicted as one class" in str(warning.message) for warning in caught) == 1
 
 
 def test_debug_overlay_says_whether_one_batch_could_be_overfitted(capsys: pytest.CaptureFixture) -> None:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+from scipy.ndimage import binary_erosion
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, precision_recall_fscore_support
 
 from segmentation.data import IGNORE_INDEX, Labels
-from segmentation.metrics import SegmentationMetrics, confusion_counts, mean_iou, table_rows
+from segmentation.metrics import SegmentationMetrics, boundary_counts, confusion_counts, mean_iou, table_rows
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MATRIX = np.array(
@@ -77,6 +78,10 @@ def test_against_scikit_learn(classes: int, seed: int, ignore: bool) -> None:
     assert [found[f"iou/class{c}"] for c in present] == pytest.approx(iou)
     assert [found[f"dice/class{c}"] for c in present] == pytest.approx(f1_score(y, p, labels=present, average=None))
     assert found["miou"] == pytest.approx(iou.mean())
+    precision, recall, _, support = precision_recall_fscore_support(y, p, labels=present, zero_division=np.nan)
+    for figure, values in {"precision": precision, "recall": recall, "support": support}.items():
+        assert [found[f"{figure}/class{c}"] for c in present] == pytest.approx(values, nan_ok=True), figure
+    assert found["fwiou"] == pytest.approx((iou * support).sum() / support.sum())
     per_image = [
         jaccard_score(m[m >= 0], q[m >= 0], labels=np.union1d(m[m >= 0], q[m >= 0]), average="macro")
         for m, q in zip(mask, prediction, strict=True)
@@ -172,3 +177,44 @@ def test_counts_of_each_image() -> None:
     counts = confusion_counts(torch.tensor([[[0, 0]], [[1, 1]]]), mask, 2)
     assert counts.tolist() == [[[1, 0], [1, 0]], [[0, 0], [0, 2]]]
     assert mean_iou(counts).tolist() == pytest.approx([(1 / 2 + 0) / 2, 1.0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.02, 0.06, 0.15]))
+def test_boundary_iou_against_erosion(seed: int, dilation: float) -> None:
+    """The paper's own way: erode each mask d times by 3x3, with nothing outside the image; the boundary is the rest."""
+    rng = np.random.default_rng(seed)
+    mask, prediction = rng.integers(0, 3, (2, 2, 6, 7)).repeat(5, axis=2).repeat(5, axis=3)
+    d = max(1, round(dilation * np.hypot(30, 35)))
+
+    def boundary(of_class: np.ndarray) -> np.ndarray:
+        return of_class & ~np.stack([binary_erosion(x, np.ones((3, 3)), iterations=d) for x in of_class])
+
+    found = boundary_counts(torch.from_numpy(prediction), torch.from_numpy(mask), 3, dilation)
+    for index in range(3):
+        g, p = boundary(mask == index), boundary(prediction == index)
+        assert found[:, index].tolist() == [(g & p).sum(), (g | p).sum()]
+
+
+def test_boundary_iou_has_no_edge_at_ignored_pixels() -> None:
+    mask = torch.zeros(1, 20, 20, dtype=torch.int64)
+    mask[..., 10:] = IGNORE_INDEX
+    prediction = torch.randint(0, 2, (1, 20, 20))
+    prediction[..., :10] = 0
+    intersection, union = boundary_counts(prediction, mask, 2, 0.1)[:, 0].tolist()
+    assert intersection == union == 10 * 20 - 14 * 7  # three sides of the image, 3 pixels wide
+
+    metrics = SegmentationMetrics(labels(2), boundary=0.1)
+    metrics.update(prediction, mask, LOSS)
+    assert compute(metrics)["mean_boundary_iou"] == 1
+    assert "boundary_iou/class0" not in compute(metrics)
+
+
+def test_a_collapse_to_one_class_is_noticed() -> None:
+    metrics = SegmentationMetrics(labels(3))
+    metrics.update(torch.tensor([[[1, 1]]]), torch.tensor([[[0, 1]]]), LOSS)
+    metrics.compute()
+    assert metrics.collapsed
+    metrics.update(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 1]]]), LOSS)
+    metrics.compute()
+    assert not metrics.collapsed

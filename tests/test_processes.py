@@ -27,7 +27,8 @@ def figures(checkpoint: str, processes: int, batch: int, *args: str) -> dict[str
 
 def exactly_equal(found: dict[str, float], expected: dict[str, float]) -> None:
     """Every figure but the loss, a sum of floats, is derived from integers: equal to the last digit."""
-    assert {k: v for k, v in found.items() if k != "loss"} == {k: v for k, v in expected.items() if k != "loss"}
+    one, other = ({key: repr(value) for key, value in x.items() if key != "loss"} for x in (found, expected))  # NaN too
+    assert one == other
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 

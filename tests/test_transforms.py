@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torchvision.transforms import v2
 
 from segmentation.data.base import Sample
 from segmentation.data.labels import IGNORE_INDEX
-from segmentation.data.transforms import Augment
+from segmentation.data.transforms import Augment, BorderWeight
 from segmentation.errors import InputError
 
 HEIGHT, WIDTH = 24, 17
@@ -160,3 +161,38 @@ def test_one_may_fill_the_image_alone() -> None:
     transform = v2.RandomRotation((45, 45), fill={tv_tensors.Image: 200, tv_tensors.Mask: 0})
     after = Augment(None, [transform])(sample, 0)
     assert (after["mask"][0, 0], after["image"][0, 0, 0]) == (IGNORE_INDEX, 200)
+
+
+def test_border_weight_is_equation_2_of_the_paper() -> None:
+    """Against distances to every pixel of every object, by hand."""
+    rng = np.random.default_rng(0)
+    ids = np.zeros((40, 50), np.int64)
+    for number, (y, x) in enumerate(rng.integers(2, 34, (5, 2)), start=1):
+        ids[y : y + rng.integers(3, 7), x : x + rng.integers(3, 7)] = number * 10
+    yx = np.stack(np.indices(ids.shape), axis=-1).astype(float)
+    far = [
+        np.linalg.norm(yx[:, :, None] - yx[ids == number], axis=-1).min(axis=2) for number in np.unique(ids) if number
+    ]
+    d1, d2 = np.sort(far, axis=0)[:2]
+    expected = 1 + 10 * np.exp(-((d1 + d2) ** 2) / (2 * 5**2)) * (ids == 0)
+    sample = {"image": torch.zeros(3, 40, 50), "mask": torch.zeros(40, 50), "instance": torch.from_numpy(ids)}
+    assert BorderWeight()(sample)["weight"].numpy() == pytest.approx(expected, abs=1e-4)
+    assert expected.max() > 5
+
+
+@pytest.mark.parametrize("ids", [0, 3])
+def test_border_weight_of_none_or_one_object_is_one(ids: int) -> None:
+    sample = Sample(
+        image=torch.zeros(3, 8, 8, dtype=torch.uint8),
+        mask=torch.zeros(8, 8, dtype=torch.int64),
+        instance=torch.full((8, 8), ids),
+    )
+    weight = Augment((6, 6), [v2.RandomHorizontalFlip(1.0), BorderWeight()])(sample, 0)["weight"]
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, torch.ones(6, 6))
+
+
+def test_border_weight_without_instances_says_what_to_do() -> None:
+    sample = Sample(image=torch.zeros(3, 8, 8, dtype=torch.uint8), mask=torch.zeros(8, 8, dtype=torch.int64))
+    with pytest.raises(InputError, match="`instances`"):
+        Augment(None, [BorderWeight()])(sample, 0)

@@ -1,9 +1,12 @@
 """What happens to a training sample before it is batched: a random crop, then torchvision's joint transforms."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt, find_objects
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -51,13 +54,13 @@ class Augment:
                 for transform in self.transforms:
                     inputs = transform(inputs)
                 outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
-                maps = {name: outputs[name] for name in maps}
-                if outputs["image"].dtype != image.dtype:
+                augmented = outputs.pop("image")
+                if augmented.dtype != image.dtype:
                     raise InputError(
-                        f"data.augment turns {image.dtype} images into {outputs['image'].dtype}. Remove ToDtype, "
+                        f"data.augment turns {image.dtype} images into {augmented.dtype}. Remove ToDtype, "
                         "Normalize and the like: scaling and normalising happen on the device"
                     )
-                image = outputs["image"]
+                image, maps = augmented, outputs
             mask = torch.where(maps["mask"] == 0, IGNORE_INDEX, maps["mask"] - 1)
         return Sample(**{**maps, "image": image.contiguous(), "mask": mask})
 
@@ -73,3 +76,41 @@ class Augment:
             return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
         return cut(image), {name: cut(value) for name, value in maps.items()}
+
+
+class BorderWeight(v2.Transform):
+    """Makes `batch["weight"]` by equation 2 of Ronneberger et al. 2015, so that a net learns the gaps between objects
+    that touch: `1 + w0 exp(-(d1 + d2)^2 / (2 sigma^2))` on pixels of no object, d1 and d2 their distances to the
+    nearest and the second nearest one; 1 on objects. (The paper's w_c balances classes: the loss's `class_weights`.)
+
+    Put it last in `data.augment`, for distances as they are trained on. It needs instance ids: `FolderData`'s
+    `instances`, or `ShapesData`.
+
+    Args:
+        w0: the largest weight, where two objects touch a gap of no width, less 1.
+        sigma: pixels.
+
+    Raises:
+        InputError: when called, for a sample without instance ids.
+    """
+
+    def __init__(self, w0: float = 10.0, sigma: float = 5.0) -> None:
+        super().__init__()
+        self.w0, self.sigma = w0, sigma
+
+    def forward(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "instance" not in sample:
+            raise InputError(
+                "data.augment: BorderWeight needs instance ids: give the data set its `instances`, or remove it"
+            )
+        ids = np.unique(sample["instance"].numpy(), return_inverse=True)[1].reshape(sample["instance"].shape)
+        ids = ids + int(sample["instance"].min() > 0)  # 0 is no object, if there is such a pixel
+        first, second = (np.full(ids.shape, np.inf, np.float32) for _ in range(2))
+        reach = math.ceil(5 * self.sigma)  # beyond, the exponential is under 4e-6
+        for number, (rows, columns) in enumerate(find_objects(ids), start=1):
+            box = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in (rows, columns))
+            distance = distance_transform_edt(ids[box] != number).astype(np.float32)
+            second[box] = np.minimum(second[box], np.maximum(first[box], distance))
+            first[box] = np.minimum(first[box], distance)
+        weight = 1 + self.w0 * np.exp(-np.square(first + second) / (2 * self.sigma**2)) * (ids == 0)
+        return {**sample, "weight": tv_tensors.Mask(torch.from_numpy(weight.astype(np.float32)))}
