@@ -1,6 +1,8 @@
 """The losses: one contract over all of them, and each against its formula, torch, or another library."""
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from conftest import ROOT, TINY, train
 from segmentation.data import IGNORE_INDEX, Census
 from segmentation.errors import InputError
 from segmentation.losses import (
@@ -376,3 +379,18 @@ def test_auto_weights_survive_a_checkpoint(loss: type[SegmentationLoss]) -> None
     trained.setup(census([5, 3, 2]))
     fresh.load_state_dict(trained.state_dict())
     assert torch.equal(fresh.losses[0].class_weights, trained.losses[0].class_weights)
+
+
+def test_terms_are_logged_by_name_and_head() -> None:
+    overlay = ["--config", str(ROOT / "configs/model/lovasz.yaml"), "--trainer.max_epochs", "1"]
+    overlay += ["--trainer.log_every_n_steps", "1"]
+    for name, extra in (
+        ("one", []),
+        ("heads", ["--model.net.widths", "[4,8,8]", "--model.net.deep_supervision", "true"]),
+    ):
+        train(*TINY, *overlay, *extra, "--name", name)
+        with (Path("runs") / name / "metrics.csv").open() as file:
+            columns = set(csv.DictReader(file).fieldnames)
+        terms = {"CrossEntropy", "Lovasz"}
+        heads = {f"head{k}/{term}" for k in (1, 2) for term in {*terms, "loss"}}
+        assert {f"train/{term}" for term in (terms if name == "one" else heads)} <= columns

@@ -233,19 +233,21 @@ def test_table_of_a_binary_task() -> None:
     metrics = {"test/iou/cell": 0.5, "test/dice/cell": 2 / 3, "test/miou": 0.7, "test/pixel_accuracy": 0.9}
     rows = rendered(iou_table(metrics, BINARY, "test"))
     assert rows["background"][:2] == ["-", "-"]
-    assert rows["cell"] == ["0.5000", "0.6667", "█" * 10]
+    assert rows["cell"] == ["0.5000", "0.6667", "-", "-", "█" * 5]
     assert rows["mIoU"][0] == "0.7000"
-    assert rows["mIoU per image"][0] == "-"
+    assert "mIoU per image" not in rows
     assert rows["pixel accuracy"][0] == "0.9000"
 
 
 def test_table_says_absent_and_reads_its_own_split_only() -> None:
     labels = Labels.parse({"[red]sky": 0, "road": 1, "car": 2})  # a name is never read as markup
-    metrics = {"val/iou/[red]sky": 1.0, "val/iou/road": float("nan"), "test/iou/car": 0.4}
+    nan = float("nan")
+    metrics = {"val/iou/[red]sky": 1.0, "val/precision/[red]sky": 0.5, "val/recall/[red]sky": nan}
+    metrics |= {"val/iou/road": nan, "test/iou/car": 0.4}
     rows = rendered(iou_table(metrics, labels, "val", pixels=[75, 0, 25]))
-    assert rows["[red]sky"] == ["1.0000", "-", "75.00%", "█" * 20]
-    assert rows["road"] == ["absent", "-", "0.00%", ""]
-    assert rows["car"] == ["-", "-", "25.00%", ""]
+    assert rows["[red]sky"] == ["1.0000", "-", "0.5000", "-", "75.00%", "█" * 10]
+    assert rows["road"] == ["absent", "-", "-", "-", "0.00%", ""]
+    assert rows["car"] == ["-", "-", "-", "-", "25.00%", ""]
 
 
 # save_png

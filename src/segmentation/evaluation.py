@@ -16,8 +16,9 @@ from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.cli import OURS, start_job
 from segmentation.data import Labels, SegmentationDataModule
 from segmentation.errors import InputError
+from segmentation.metrics import table_rows
 from segmentation.parser import Parser
-from segmentation.run import write_json
+from segmentation.run import write_csv, write_json
 
 
 def evaluate(args: list[str] | None = None) -> dict[str, float]:
@@ -48,8 +49,11 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     if trainer.is_global_zero:
         print_table(found, module.labels, data.test_split, module.test_counts[0])
         if options.output:
-            write_json(Path(options.output), {"split": data.test_split, "metrics": metrics})
-            print(f"figures    {options.output}")
+            output, names = Path(options.output), data.dataset.names(data.test_split)
+            write_json(output, {"split": data.test_split, "metrics": metrics})
+            counts = output.with_name(f"{output.stem}_per_image.csv")
+            write_csv(counts, table_rows(module.test_counts[1], names, module.labels.names))
+            print(f"figures    {output}, and counts of each image in {counts}")
     return metrics
 
 
@@ -63,7 +67,7 @@ def _arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py; it holds the data's config")
     parser.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: what training tested")
-    parser.add_argument("--output", metavar="FILE.json", help="write the figures there")
+    parser.add_argument("--output", metavar="FILE.json", help="write the figures there, and FILE_per_image.csv")
     parser.error = _refuse
     words = sys.argv[1:] if args is None else args
     first = next((i for i, word in enumerate(words) if word.endswith(".ckpt")), 0)  # wherever it stands

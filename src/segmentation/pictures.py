@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.bar import Bar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
@@ -158,23 +158,24 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
 def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: list[int] | None = None) -> Table:
     """The figures of a split, class by class, for the terminal.
 
-    `metrics` has the flat keys that are logged; a missing one (a binary task's background) is shown as "-", NaN as
-    "absent". `pixels` of each class in the truth are shown as shares; None leaves their column out.
+    `metrics` has the flat keys that are logged; a missing one (a binary task's background) is shown as "-", an IoU of
+    NaN as "absent". `pixels` of each class in the truth are shown as shares; None leaves their column out.
     """
-    table = Table("class", title=Text(f"{split}: IoU by class"), title_justify="left")
-    for heading in ("IoU", "Dice", "precision", "recall", *(["pixels"] if pixels is not None else [])):
+    table = Table(Column("class", no_wrap=True), title=Text(f"{split}: IoU by class"), title_justify="left")
+    for heading in ("IoU", "Dice", "prec.", "recall", *(["pixels"] if pixels is not None else [])):
         table.add_column(heading, justify="right")
     for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
         iou, *others = (metrics.get(f"{split}/{figure}/{name}") for figure in ("iou", "dice", "precision", "recall"))
         share = [] if pixels is None else [f"{pixels[index] / max(1, sum(pixels)):.2%}"]
-        bar = Bar(1, 0, 0 if iou is None or math.isnan(iou) else iou, width=20, color="cyan")
+        bar = Bar(1, 0, 0 if iou is None or math.isnan(iou) else iou, width=10, color="cyan")
+        others = [None if value is None or math.isnan(value) else value for value in others]
         table.add_row(Text.assemble(("■ ", color), name), _number(iou), *map(_number, others), *share, bar)
     table.add_section()
     wholes = {
         "miou": "mIoU",
         "miou_per_image": "mIoU per image",
-        "fwiou": "mIoU, frequency-weighted",
-        "mean_boundary_iou": "mean boundary IoU",
+        "fwiou": "mIoU by frequency",
+        "mean_boundary_iou": "boundary IoU",
         "pixel_accuracy": "pixel accuracy",
     }
     for key, name in wholes.items():
