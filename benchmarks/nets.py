@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from segmentation.memory import keep_freed_memory
 from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
 from segmentation.nets.blocks import enlarge
 
@@ -87,7 +88,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
+    parser.add_argument(
+        "--modes", nargs="+", choices=("eager", "kept", "compiled"), default=["eager", "kept", "compiled"]
+    )
     parser.add_argument("--size", type=int, default=256, help="sides of the images in pixels")
     parser.add_argument("--batch", type=int, default=4, help="images of a training step")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the table has medians")
@@ -103,10 +106,12 @@ def build(name: str, layout: str, mode: str, device: str) -> SegmentationNet:
 
 
 @contextmanager
-def form(name: str) -> Iterator[None]:
-    """The plain form of UNet3+ while its row runs: the convolution after the up-sampling."""
+def setting(row: Row) -> Iterator[None]:
+    """What a row runs in: memory kept between steps, as train.py does, or as glibc does by default; and the plain form
+    of UNet3+, whose convolution comes after the up-sampling."""
     fast = unet_3plus.conv_of_enlarged
-    if name == PLAIN:
+    keep_freed_memory(row.mode == "kept")
+    if row.name == PLAIN:
         unet_3plus.conv_of_enlarged = lambda x, weight, factor: F.conv2d(enlarge(x, factor), weight, padding=1)
     try:
         yield
@@ -123,7 +128,7 @@ def train_step(row: Row, images: Tensor) -> None:
     net = row.net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
     images = images.contiguous(memory_format=FORMATS[row.layout])
-    with form(row.name), torch.autocast(images.device.type, torch.bfloat16, enabled=row.dtype == "bf16"):
+    with setting(row), torch.autocast(images.device.type, torch.bfloat16, enabled=row.dtype == "bf16"):
         heads = net(images)
         targets = [torch.ones_like(logits, dtype=torch.float32) for logits in heads.logits]
         loss = sum(F.binary_cross_entropy_with_logits(*pair) for pair in zip(heads.logits, targets, strict=True))
@@ -136,7 +141,7 @@ def infer(row: Row, images: Tensor) -> None:
     net = row.net.eval()
     images = images.contiguous(memory_format=FORMATS[row.layout])
     with (
-        form(row.name),
+        setting(row),
         torch.inference_mode(),
         torch.autocast(images.device.type, torch.bfloat16, enabled=row.dtype == "bf16"),
     ):

@@ -1,12 +1,10 @@
 """LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
 
-import ctypes
 import logging
 import math
 import os
 import sys
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from segmentation.callbacks import EpochLines, Introduction, Pictures, Progress,
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
+from segmentation.memory import keep_freed_memory
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
 from segmentation.run import (
@@ -207,7 +206,7 @@ def start_job() -> None:
     """What every job does first: find classes of the user's own where the command is typed; and silence what a user can
     do nothing about, Lightning's small talk and warnings meant for its developers."""
     sys.path.append(os.getcwd())
-    _keep_freed_memory()
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in latin-1 has no box characters
@@ -223,15 +222,6 @@ def start_job() -> None:
         ".*Experiment logs directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def _keep_freed_memory() -> None:
-    """On Linux, keep what a training step frees for the next one. By default glibc gives large blocks back at once and
-    the kernel clears them anew: a sixth of the time of a step on a CPU (benchmarks/nets.py --malloc)."""
-    with suppress(OSError, AttributeError):  # no glibc
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX: no block by mmap
-        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD: nothing given back
 
 
 def _verdict(miou: float) -> str:
