@@ -18,9 +18,11 @@ def figures(checkpoint: str, processes: int, batch: int, *args: str) -> dict[str
         str(processes),
         "--data.eval_batch_size",
         str(batch),
+        "--data.num_workers",  # three processes, and their launcher, are enough for two cores
+        "0",
     ]
     port = str(random.randint(20000, 30000))  # below those that a system gives to outgoing connections
-    done = script("eval", checkpoint, "--output", output, *options, *args, MASTER_PORT=port)
+    done = script("eval", checkpoint, "--output", output, *options, *args, timeout=900, MASTER_PORT=port)
     assert done.returncode == 0, done.stderr
     return json.loads(Path(output).read_text())["metrics"]
 
