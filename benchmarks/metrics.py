@@ -3,7 +3,7 @@
     python benchmarks/metrics.py --config configs/data/nuclei.yaml --model.boundary_iou 0.02     # options as train.py's
 
 Reads the validation split once through the datamodule of a config (CamVid by default), predicts it with the config's
-net, untrained, and prints where the time went: reading and decoding, the net, the loss, and the figures (class indices, the
+net, untrained, and prints where the time went: waiting for data, the net, the loss, and the figures (class indices, the
 confusion matrix of each image, and the sums).
 """
 
@@ -31,9 +31,7 @@ def stage(name: str) -> Iterator[None]:
 
 
 def main() -> None:
-    options = (
-        sys.argv[1:] if "--config" in sys.argv else ["--config", str(ROOT / "configs/data/camvid.yaml"), *sys.argv[1:]]
-    )
+    options = sys.argv[1:] if "--config" in sys.argv else ["--config", str(CAMVID), *sys.argv[1:]]
     cli = SegmentationCLI([*options, "--name", f"benchmark-{time.time_ns()}", "--trainer.accelerator", "cpu"])
     module, data = cli.model, cli.datamodule
     module.trainer = cli.trainer
