@@ -1,9 +1,7 @@
-"""What a run shows: throughput, pictures, and the report at its end."""
+"""What a run shows on its way: its beginning, a line an epoch, throughput, pictures."""
 
-import csv
 import time
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +9,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from rich.console import Console
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from segmentation.checkpoint import read_checkpoint
 from segmentation.data.base import SPLITS
 from segmentation.data.datamodule import SplitDataset, collate
-from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.sampler import Index
-from segmentation.metrics import confusion_counts, mean_iou, table_rows
+from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet
-from segmentation.pictures import confusion_figure, contact_sheet, iou_table, save_png, to_rgb
-from segmentation.run import RunFolder, write_csv, write_json
+from segmentation.pictures import contact_sheet, save_png, to_rgb
+from segmentation.run import RunFolder
 
 
 class Progress(RichProgressBar):
@@ -214,61 +209,6 @@ class Pictures(Callback):
             if isinstance(logger, WandbLogger):
                 overlays = _overlays(images, masks, predictions, names, pl_module.labels.names)
                 logger.experiment.log({f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
-
-
-def report(
-    trainer: Trainer,
-    module: LightningModule,
-    run: RunFolder,
-    tested: Path,
-    throughput: Throughput,
-    log_checkpoint: bool,
-) -> None:
-    """At a run's end, in rank 0: the table of IoU per class on the terminal; `summary.json`, `per_image.csv` and the
-    plot of the confusion matrix in the run folder; the plot, and by option the tested checkpoint, in W&B."""
-    data, labels = trainer.datamodule, module.labels
-    found = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    matrix, table = module.test_counts
-    rows = table_rows(table, data.dataset.names(data.test_split), labels.names)
-    write_csv(run.per_image, rows)
-    run.pictures.mkdir(parents=True, exist_ok=True)
-    save_png(confusion_figure(matrix, labels), run.pictures / "confusion.png")
-    epoch = read_checkpoint(tested)["epoch"]
-    summary = {
-        **_figures_of_epoch(run, epoch),
-        **found,
-        "split": data.test_split,
-        "epoch": epoch,
-        "minutes": throughput.total_minutes(),
-        "images_per_second": throughput.images_per_second(),
-    }
-    write_json(run.summary, summary)
-    print_table(found, labels, data.test_split, matrix)  # when all is written: a terminal may fail
-    where = run.checkpoints / tested.name
-    print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {where})", flush=True)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            logger.experiment.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
-            if log_checkpoint:
-                artifact = wandb.Artifact(run.name, type="model", metadata={"val/miou": summary.get("val/miou")})
-                artifact.add_file(str(tested))
-                logger.experiment.log_artifact(artifact)
-
-
-def _figures_of_epoch(run: RunFolder, epoch: int) -> dict[str, float]:
-    """Training's and validation's figures of the epoch whose checkpoint was tested, from metrics.csv."""
-    with run.metrics.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["epoch"] == str(epoch)]
-    splits = ("train/", "val/")
-    return {key: float(value) for row in rows for key, value in row.items() if value and key.startswith(splits)}
-
-
-def print_table(found: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> None:
-    """The table of IoU per class, of figures logged under `test/`, which may be those of the validation split."""
-    named = {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items() if key.startswith("test/")}
-    Console().print(iou_table(named, labels, split, matrix.sum(dim=1).tolist()))
 
 
 def _overlays(images: list, masks: list, predictions: list, names: list[str], classes: list[str]) -> list[Any]:

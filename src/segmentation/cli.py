@@ -19,13 +19,14 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.callbacks import EpochLines, Introduction, Pictures, Progress, Throughput, report
+from segmentation.callbacks import EpochLines, Introduction, Pictures, Progress, Throughput
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.memory import keep_freed_memory
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
+from segmentation.report import report
 from segmentation.run import (
     AtomicCheckpointIO,
     CheckpointOptions,

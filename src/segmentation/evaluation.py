@@ -11,13 +11,14 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from segmentation.callbacks import Progress, print_table
+from segmentation.callbacks import Progress
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.cli import OURS, start_job
 from segmentation.data import Labels, SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.metrics import table_rows
 from segmentation.parser import Parser
+from segmentation.report import print_table
 from segmentation.run import write_csv, write_json
 
 

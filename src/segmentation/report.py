@@ -1,0 +1,71 @@
+"""What a run says at its end: the table on the terminal, the files in the run folder, the plots in W&B."""
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from torch import Tensor
+
+from segmentation.callbacks import Throughput
+from segmentation.checkpoint import read_checkpoint
+from segmentation.data.labels import Labels
+from segmentation.metrics import table_rows
+from segmentation.pictures import confusion_figure, iou_table, save_png
+from segmentation.run import RunFolder, write_csv, write_json
+
+
+def report(
+    trainer: Trainer,
+    module: LightningModule,
+    run: RunFolder,
+    tested: Path,
+    throughput: Throughput,
+    log_checkpoint: bool,
+) -> None:
+    """At a run's end, in rank 0: the table of IoU per class on the terminal; `summary.json`, `per_image.csv` and the
+    plot of the confusion matrix in the run folder; the plot, and by option the tested checkpoint, in W&B."""
+    data, labels = trainer.datamodule, module.labels
+    found = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    matrix, table = module.test_counts
+    rows = table_rows(table, data.dataset.names(data.test_split), labels.names)
+    write_csv(run.per_image, rows)
+    run.pictures.mkdir(parents=True, exist_ok=True)
+    save_png(confusion_figure(matrix, labels), run.pictures / "confusion.png")
+    epoch = read_checkpoint(tested)["epoch"]
+    summary = {
+        **_figures_of_epoch(run, epoch),
+        **found,
+        "split": data.test_split,
+        "epoch": epoch,
+        "minutes": throughput.total_minutes(),
+        "images_per_second": throughput.images_per_second(),
+    }
+    write_json(run.summary, summary)
+    print_table(found, labels, data.test_split, matrix)  # when all is written: a terminal may fail
+    where = run.checkpoints / tested.name
+    print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {where})", flush=True)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.experiment.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
+            if log_checkpoint:
+                artifact = wandb.Artifact(run.name, type="model", metadata={"val/miou": summary.get("val/miou")})
+                artifact.add_file(str(tested))
+                logger.experiment.log_artifact(artifact)
+
+
+def _figures_of_epoch(run: RunFolder, epoch: int) -> dict[str, float]:
+    """Training's and validation's figures of the epoch whose checkpoint was tested, from metrics.csv."""
+    with run.metrics.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["epoch"] == str(epoch)]
+    splits = ("train/", "val/")
+    return {key: float(value) for row in rows for key, value in row.items() if value and key.startswith(splits)}
+
+
+def print_table(found: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> None:
+    """The table of IoU per class, of figures logged under `test/`, which may be those of the validation split."""
+    named = {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items() if key.startswith("test/")}
+    Console().print(iou_table(named, labels, split, matrix.sum(dim=1).tolist()))
