@@ -14,8 +14,10 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from conftest import ROOT, TINY, train
+from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.data import IGNORE_INDEX, Census
 from segmentation.errors import InputError
+from segmentation.evaluation import evaluate
 from segmentation.losses import (
     CrossEntropy,
     Dice,
@@ -28,6 +30,7 @@ from segmentation.losses import (
     Tversky,
     WeightedSum,
 )
+from segmentation.module import SegmentationModule
 
 
 def census(pixels: list[int], where: list[int] | None = None) -> Census:
@@ -259,17 +262,24 @@ def test_overlap_of_hard_predictions_is_one_minus_iou() -> None:
         assert loss(logits, mask).item() == pytest.approx(1 - torch.stack(ious).mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [Dice(), Jaccard(), Tversky(), Lovasz(), MsSsim()], ids=lambda x: type(x).__name__)
-def test_classes_absent_from_the_batch_are_left_out(loss: SegmentationLoss) -> None:
+def test_classes_absent_from_the_batch_are_left_out() -> None:
+    """The mean of the losses of classes 0 and 1, each by hand from its own probabilities."""
     logits, mask = make(4, (24, 24))
     present = mask % 2  # classes 0 and 1 alone
-    expected = loss(logits, present)
-    louder = logits.detach().clone()
-    if not isinstance(loss, Lovasz | MsSsim):  # a probability that moves from class 3 to class 2 changes nothing
-        louder[:, [2, 3]] = louder[:, [3, 2]]
-    assert loss(louder, present).item() == pytest.approx(expected.item(), rel=1e-5)
-    binary = logits[:, :1]
-    assert loss(binary, torch.zeros_like(mask)) == 0
+    p = logits.softmax(dim=1)
+    p, y = p[:, :2].transpose(0, 1).flatten(1), torch.stack([present == 0, present == 1]).flatten(1).float()
+    tp, both = (p * y).sum(dim=1), p.sum(dim=1) + y.sum(dim=1)
+    assert Dice()(logits, present).item() == pytest.approx((1 - 2 * tp / both).mean().item(), rel=1e-5)
+    assert Jaccard()(logits, present).item() == pytest.approx((1 - tp / (both - tp)).mean().item(), rel=1e-5)
+    theirs = smp.losses.LovaszLoss("multiclass")  # of the classes present
+    assert Lovasz()(logits, present).item() == pytest.approx(theirs(logits, present).item(), rel=1e-4)
+    # Images of the classes 2 and 3 may hold anything: here a channel that says more of one and less of the other.
+    moved = logits.detach().clone()
+    moved[:, 3] = moved[:, 2:].logsumexp(dim=1)
+    moved[:, 2] = -1e4
+    assert MsSsim()(moved, present).item() == pytest.approx(MsSsim()(logits, present).item(), rel=1e-5)
+    for loss in (Dice(), Jaccard(), Tversky(), Lovasz(), MsSsim()):
+        assert loss(logits[:, :1], torch.zeros_like(mask)) == 0
 
 
 @settings(max_examples=20, deadline=None)
@@ -293,7 +303,7 @@ def test_batches_add_up_by_their_mass(seed: int, cut: int) -> None:
 
 def test_ms_ssim_drops_scales_on_small_sides_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("segmentation.losses.structural.rank_zero_info", said.append)
+    monkeypatch.setattr("segmentation.losses.structural.rank_zero_warn", said.append)
     for side, scales in ((11, 1), (22, 2), (44, 3), (99, 4), (176, 5)):
         logits, mask = make(1, (side, side))
         loss = MsSsim()
@@ -317,7 +327,12 @@ def test_hybrid_is_the_sum_of_its_terms() -> None:
 
 
 def test_terms_of_one_class_are_numbered() -> None:
-    assert list(WeightedSum([Tversky(), Tversky(0.5, 0.5)]).terms(*make(4))) == ["Tversky", "Tversky2"]
+    logits, mask = make(4)
+    loss = WeightedSum([Dice(), Dice(), WeightedSum([Dice(), CrossEntropy()], [2.0, 1.0])], [1.0, 10.0, 0.5])
+    terms = loss.terms(logits, mask)
+    assert list(terms) == ["Dice", "Dice-2", "WeightedSum/Dice", "WeightedSum/CrossEntropy"]
+    expected = 12 * Dice()(logits, mask) + 0.5 * CrossEntropy()(logits, mask)
+    assert loss(logits, mask).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_rules_for_class_weights() -> None:
@@ -343,7 +358,7 @@ def test_rules_for_class_weights() -> None:
 
 def test_weights_over_the_cap_are_named() -> None:
     loss = CrossEntropy(class_weights="auto", max_weight=5.0)
-    with pytest.warns(UserWarning, match=r"class 'class1'.* would be 50\.0.*max_weight = 5"):
+    with pytest.warns(UserWarning, match=r"class 'class1'.* would be 50\.0.*max_weight, 5"):
         loss.setup(census([990, 10]))
     assert loss.class_weights.tolist() == pytest.approx([1000 / 1980, 5.0])
 
@@ -352,10 +367,13 @@ def test_auto_of_binary_losses() -> None:
     loss = CrossEntropy(pos_weight="auto")
     loss.setup(census([900, 100]))
     assert loss.pos_weight.item() == 9.0  # num_neg / num_pos
-    focal = Focal(alpha="auto", gamma=0.0)
-    focal.setup(census([900, 100]))
-    logits, mask = make(1)  # alpha / (1 - alpha) = 9
-    assert focal(logits, mask).item() == pytest.approx(0.1 * loss(logits, mask).item(), rel=1e-5)
+    logits, mask = make(1)
+    for negative in (900, 99_900):  # no cap: alpha / (1 - alpha) = pos_weight = num_neg / num_pos
+        cross_entropy, focal = CrossEntropy(pos_weight="auto"), Focal(alpha="auto", gamma=0.0)
+        for loss in (cross_entropy, focal):
+            loss.setup(census([negative, 100]))
+        expected = cross_entropy(logits, mask).item() * 100 / (negative + 100)
+        assert focal(logits, mask).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_cannot_be_used_is_said() -> None:
@@ -363,7 +381,7 @@ def test_what_cannot_be_used_is_said() -> None:
         CrossEntropy(pos_weight="auto")(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2).long())
     with pytest.raises(InputError, match="has none"):
         CrossEntropy(pos_weight="auto").setup(census([10, 0]))
-    with pytest.raises(InputError, match="2 numbers for 3 classes"):
+    with pytest.raises(InputError, match="2 numbers for 3 logits"):
         CrossEntropy([1.0, 2.0])(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long())
     with pytest.raises(InputError, match="pos_weight or alpha"):
         CrossEntropy([1.0, 2.0])(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2).long())
@@ -371,6 +389,13 @@ def test_what_cannot_be_used_is_said() -> None:
         WeightedSum([Dice(), Jaccard()], [1.0])
     with pytest.raises(InputError, match="gamma -1"):
         Focal(gamma=-1)
+    with pytest.raises(InputError, match="pos_weight is for two classes, not 3"):
+        CrossEntropy(pos_weight="auto").setup(census([1, 2, 3]))
+    with pytest.raises(InputError, match="use class_weights"):
+        CrossEntropy(pos_weight=2.0)(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long())
+    for alpha, classes, said in ((0.25, 4, "one number for 4 classes"), ([1.0], 1, "1 numbers for a binary task")):
+        with pytest.raises(InputError, match=said):
+            Focal(alpha)(torch.zeros(1, classes, 2, 2), torch.zeros(1, 2, 2).long())
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy, Focal, Dice])
@@ -379,6 +404,10 @@ def test_auto_weights_survive_a_checkpoint(loss: type[SegmentationLoss]) -> None
     trained.setup(census([5, 3, 2]))
     fresh.load_state_dict(trained.state_dict())
     assert torch.equal(fresh.losses[0].class_weights, trained.losses[0].class_weights)
+    trained, fresh = (CrossEntropy(pos_weight="auto") for _ in range(2))
+    trained.setup(census([5, 3]))
+    fresh.load_state_dict(trained.state_dict())
+    assert fresh.pos_weight.item() == pytest.approx(5 / 3)
 
 
 def test_terms_are_logged_by_name_and_head() -> None:
@@ -394,3 +423,17 @@ def test_terms_are_logged_by_name_and_head() -> None:
         terms = {"CrossEntropy", "Lovasz"}
         heads = {f"head{k}/{term}" for k in (1, 2) for term in {*terms, "loss"}}
         assert {f"train/{term}" for term in (terms if name == "one" else heads)} <= columns
+
+
+def test_a_sum_with_auto_weights_is_rebuilt_from_its_checkpoint() -> None:
+    Path("sum.yaml").write_text(
+        "model: {loss: {class_path: WeightedSum, init_args: {losses: ["
+        "{class_path: CrossEntropy, init_args: {class_weights: auto}}, {class_path: Dice}]}}}"
+    )
+    cli = train(*TINY, "--config", "sum.yaml", "--name", "run", "--trainer.max_epochs", "1")
+    path = Path("runs/run/checkpoints/best.ckpt")
+    for module in (load_module(read_checkpoint(path), path), SegmentationModule.load_from_checkpoint(path)):
+        assert torch.equal(module.loss.losses[0].class_weights, cli.model.loss.losses[0].class_weights.cpu())
+    # and its loss, image by image, does not depend on the batches
+    one, four = (evaluate([str(path), "--data.eval_batch_size", size, "--data.num_workers", "0"]) for size in "14")
+    assert one["loss"] == pytest.approx(four["loss"], rel=1e-5)

@@ -124,16 +124,17 @@ def test_any_grouping_gives_the_same_digits() -> None:
     index = torch.arange(7)
 
     def fed(order: list[int], batch: int) -> SegmentationMetrics:
-        metrics = SegmentationMetrics(labels(4), images=7)
+        metrics = SegmentationMetrics(labels(4), heads=2, images=7, boundary=0.1)
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
-            metrics.update(prediction[chosen], mask[chosen], LOSS, index=index[chosen])
+            heads = [prediction[chosen], 3 - prediction[chosen]]
+            metrics.update(prediction[chosen], mask[chosen], LOSS, index=index[chosen], heads=heads)
         return metrics
 
     reference = fed([0, 1, 2, 3, 4, 5, 6], 7)
     others = [fed([6, 5, 4, 3, 2, 1, 0], 1), fed([0, 2, 4, 6, 1, 3, 5], 3)]
     shares = [fed([0, 3, 6], 2), fed([1, 4], 2), fed([2, 5], 1)]
-    summed = SegmentationMetrics(labels(4), images=7)
+    summed = SegmentationMetrics(labels(4), heads=2, images=7, boundary=0.1)
     for state in summed._defaults:
         setattr(summed, state, sum(getattr(share, state) for share in shares))
     summed._update_count = 1

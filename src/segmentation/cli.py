@@ -24,6 +24,7 @@ from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.memory import keep_freed_memory
+from segmentation.metrics import SegmentationMetrics
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
 from segmentation.report import report
@@ -252,11 +253,12 @@ def _flat(config: Namespace) -> dict[str, Any]:
 
 def _check_monitor(key: str, model: SegmentationModule) -> None:
     """best.ckpt is chosen after validation, so by one of validation's figures."""
-    figures = ["loss", "miou", "miou_per_image", "pixel_accuracy"]
-    figures += [f"{figure}/{name}" for figure in ("iou", "dice") for name in model.labels.names]
-    figures += [f"head{number}/miou" for number in range(1, model.net.num_heads + 1)]
-    if key not in {f"val/{figure}" for figure in figures}:
-        raise InputError(f"checkpoint.monitor {key!r} is not logged. Choices: {', '.join('val/' + f for f in figures)}")
+    heads = model.net.num_heads if model.net.num_heads > 1 else 0
+    metrics, pixel = SegmentationMetrics(model.labels, heads, boundary=model.boundary_iou), torch.zeros(1, 1, 1).long()
+    metrics.update(pixel, pixel, torch.zeros(()))
+    found = metrics.compute()
+    if key not in {f"val/{figure}" for figure in found}:
+        raise InputError(f"checkpoint.monitor {key!r} is not logged. Choices: {', '.join(f'val/{x}' for x in found)}")
 
 
 def _length(limit: int | None) -> float:

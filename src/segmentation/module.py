@@ -87,6 +87,7 @@ class SegmentationModule(LightningModule):
         # Normalisation travels with the weights: prediction cannot drift from training.
         self.auto_normalize = mean is None or std is None
         self.warned = False  # of a collapse
+        self.since_step: list[tuple[Tensor, list[str]]] = []  # losses and names of the batches of a coming step
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
 
@@ -142,16 +143,35 @@ class SegmentationModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         heads = self.net(self.normalize(batch["image"]))
         loss, terms = self.criterion(heads, batch)
-        if not loss.isfinite():
-            raise InputError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, on "
-                f"{', '.join(batch['name'])}. Look at these files, lower model.optimizer.lr, or use "
-                "--trainer.precision 32-true. Checkpoints of finished epochs are kept"
-            )
+        self.since_step.append((loss.detach(), batch["name"]))
         self.log("train/loss_step", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{key}": term.detach() for key, term in terms.items()})
         self.count("train", heads, batch, loss - self.presence_weight * terms.get("presence/loss", 0.0))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop before a loss or a gradient that is not finite makes the weights so, and a checkpoint keeps them.
+
+        Gradients are the same on every process, so all of them stop together.
+        """
+        batches, self.since_step = self.since_step, []
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # it skips steps by itself
+        if norm.isfinite() or (scaled and all(loss.isfinite() for loss, _ in batches)):
+            return
+        bad = [names for loss, names in batches if not loss.isfinite()]
+        found = [name for names in bad for name in names]
+        if self.trainer.world_size > 1:
+            everywhere: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(everywhere, found)
+            found = [name for names in everywhere for name in names]
+        what = "loss" if found else "gradient"
+        found = found or [name for _, names in batches for name in names]
+        raise InputError(
+            f"the {what} is not finite in epoch {self.current_epoch + 1}, step {self.global_step}, on "
+            f"{', '.join(found)}. Look at these files, lower model.optimizer.lr, or use "
+            "--trainer.precision 32-true. Checkpoints of finished epochs are kept"
+        )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.evaluate("val", batch)
@@ -160,10 +180,19 @@ class SegmentationModule(LightningModule):
         self.evaluate("test", batch)
 
     def evaluate(self, split: str, batch: dict[str, Any]) -> None:
-        """Validation and test: the loss of the ungated heads and the figures of the combined ones, from one pass."""
+        """Validation and test: the loss of the ungated heads and the figures of the combined ones, from one pass.
+
+        The loss is taken image by image (and presence, which is no mean over pixels, left out): one of overlap, say,
+        would depend on how images are batched.
+        """
         heads = self.net(self.normalize(batch["image"]))
-        ungated = Heads(heads.logits)  # presence is not a mean over pixels, and would depend on how images are batched
-        self.count(split, heads, batch, self.criterion(ungated, batch)[0])
+        total = mass = torch.zeros((), device=self.device)
+        for i in range(len(batch["image"])):
+            one = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
+            logits = tuple(logits[i : i + 1] for logits in heads.logits)
+            share = self.loss.mass(logits[-1], one["mask"])
+            total, mass = total + share * self.criterion(Heads(logits), one)[0], mass + share
+        self.count(split, heads, batch, total / mass.clamp(min=torch.finfo(torch.float32).tiny))
 
     def criterion(self, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Deep supervision: the weighted sum of the heads' losses, and that of class presence where a net predicts it.
@@ -241,11 +270,12 @@ class SegmentationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = self.trainer.precision
         # Counts of an epoch that a mid-epoch checkpoint interrupts, those of all processes: the sum of them goes on.
-        with self.train_metrics.sync_context():
+        # Not in inference mode, in which validation may save: the states would come back as tensors that cannot change.
+        with torch.inference_mode(False), torch.no_grad(), self.train_metrics.sync_context():
             checkpoint["train_counts"] = {key: value.cpu() for key, value in self.train_metrics.metric_state.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.trainer.training and self.trainer.is_global_zero:
+        if self._trainer is not None and self.trainer.training and self.trainer.is_global_zero:
             for key, value in checkpoint["train_counts"].items():
                 getattr(self.train_metrics, key).copy_(value)
             self.train_metrics._update_count = 1

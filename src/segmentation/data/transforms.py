@@ -84,7 +84,7 @@ class BorderWeight(v2.Transform):
     nearest and the second nearest one; 1 on objects. (The paper's w_c balances classes: the loss's `class_weights`.)
 
     Put it last in `data.augment`, for distances as they are trained on. It needs instance ids: `FolderData`'s
-    `instances`, or `ShapesData`.
+    `instances`, or `ShapesData`. A weight that the data set has is multiplied. Validation is not weighted.
 
     Args:
         w0: the largest weight, where two objects touch a gap of no width, less 1.
@@ -113,4 +113,5 @@ class BorderWeight(v2.Transform):
             second[box] = np.minimum(second[box], np.maximum(first[box], distance))
             first[box] = np.minimum(first[box], distance)
         weight = 1 + self.w0 * np.exp(-np.square(first + second) / (2 * self.sigma**2)) * (ids == 0)
-        return {**sample, "weight": tv_tensors.Mask(torch.from_numpy(weight.astype(np.float32)))}
+        own = sample.get("weight", 1.0)
+        return {**sample, "weight": tv_tensors.Mask(own * torch.from_numpy(weight.astype(np.float32)))}

@@ -68,22 +68,22 @@ class SegmentationLoss(nn.Module, ABC):
             for name, value in zip(census.names, weights.tolist(), strict=True):
                 if value > self.max_weight:
                     rank_zero_warn(
-                        f"class {name!r} is so rare that its weight would be {value:.1f}: capped at "
-                        f"model.loss.max_weight = {self.max_weight:g}"
+                        f"class {name!r} is so rare that its weight would be {value:.1f}: capped at the loss's "
+                        f"max_weight, {self.max_weight:g}"
                     )
             self.class_weights = weights.clamp(max=self.max_weight).float()
 
-    def weights_of_classes(self, logits: Tensor) -> Tensor | None:
+    def weights_of_classes(self, logits: Tensor, name: str = "class_weights") -> Tensor | None:
         """The class weights, (K,), in the logits' type.
 
         Raises:
             InputError: their number is not that of the logits, or no census has filled them yet.
         """
-        weights = filled(self.class_weights, "class_weights", logits)
+        weights = filled(self.class_weights, name, logits)
         if weights is not None and len(weights) != logits.shape[1]:
-            one = ". A binary task, which has one logit, weighs its foreground by pos_weight or alpha"
-            number = f"{len(weights)} numbers for {logits.shape[1]} classes" if logits.shape[1] > 1 else f"numbers{one}"
-            raise InputError(f"class_weights holds {number}")
+            binary = " (a binary task has one logit: class_weights: null, and pos_weight or alpha where there is one)"
+            hint = binary if logits.shape[1] == 1 else ""
+            raise InputError(f"{name} of the loss: {len(weights)} numbers for {logits.shape[1]} logits{hint}")
         return weights
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -26,6 +26,10 @@ class PixelLoss(SegmentationLoss):
     def binary_weights(self, logits: Tensor) -> Tensor | None:
         """w of background and foreground, (2,), for one logit."""
 
+    @abstractmethod
+    def weights_of_many(self, logits: Tensor) -> Tensor | None:
+        """w of each class, (K,), for K logits."""
+
     def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
         valid = mask != self.ignore_index
         if logits.shape[1] == 1 or self.class_weights is None:
@@ -38,7 +42,7 @@ class PixelLoss(SegmentationLoss):
             weights = self.binary_weights(logits)
             log_p = F.logsigmoid(torch.where(mask == 1, logits[:, 0], -logits[:, 0]))
         else:
-            weights = self.weights_of_classes(logits)
+            weights = self.weights_of_many(logits)
             log_p = -F.cross_entropy(logits, mask, ignore_index=self.ignore_index, reduction="none")
         loss = torch.where(valid, self.of_pixel(log_p), 0.0)
         loss = loss if weights is None else loss * weights[mask * valid]
@@ -57,7 +61,7 @@ class CrossEntropy(PixelLoss):
         class_weights: for K logits: one factor a class, or `auto` (inverse), `sqrt_inverse`, `median` or `effective`,
             made from the training split's pixels as `class_weights` in losses/base.py says; null for none.
         pos_weight: for one logit: factor on the foreground, or `auto`: num_neg / num_pos of the training split.
-        max_weight: what weights made from the data are capped at.
+        max_weight: what class weights made from the data are capped at.
         ignore_index: class index of pixels that count nowhere.
     """
 
@@ -76,6 +80,8 @@ class CrossEntropy(PixelLoss):
     def setup(self, census: Census) -> None:
         super().setup(census)
         if self.auto_pos_weight:
+            if len(census.pixels) != 2:
+                raise InputError(f"pos_weight is for two classes, not {len(census.pixels)}: use class_weights")
             negative, positive = census.pixels
             if not positive:
                 raise InputError("pos_weight: auto needs foreground pixels, but the training split has none")
@@ -88,6 +94,11 @@ class CrossEntropy(PixelLoss):
         self.weights_of_classes(logits)
         foreground = filled(self.pos_weight, "pos_weight", logits)
         return None if foreground is None else torch.stack([torch.ones_like(foreground), foreground])
+
+    def weights_of_many(self, logits: Tensor) -> Tensor | None:
+        if self.pos_weight is not None:
+            raise InputError(f"pos_weight is for a binary task, of one logit, not {logits.shape[1]}: use class_weights")
+        return self.weights_of_classes(logits)
 
 
 class Focal(PixelLoss):
@@ -102,7 +113,7 @@ class Focal(PixelLoss):
             class. Or a rule, as `class_weights` of `CrossEntropy`: `auto` gives one logit num_neg / (num_neg +
             num_pos). null for none.
         gamma: 0 or more.
-        max_weight: what weights made from the data are capped at.
+        max_weight: what the weights of more than two classes, made from the data, are capped at.
         ignore_index: class index of pixels that count nowhere.
     """
 
@@ -117,7 +128,7 @@ class Focal(PixelLoss):
         if gamma < 0 or (one and not 0 < alpha < 1):
             raise InputError(f"Focal: gamma {gamma} must be 0 or more, and alpha {alpha} between 0 and 1, or a list")
         super().__init__([1 - alpha, alpha] if one else alpha, max_weight, ignore_index)
-        self.gamma = gamma
+        self.gamma, self.one = gamma, one
 
     def of_pixel(self, log_p: Tensor) -> Tensor:
         if not self.gamma:
@@ -128,4 +139,16 @@ class Focal(PixelLoss):
 
     def binary_weights(self, logits: Tensor) -> Tensor | None:
         weights = filled(self.class_weights, "alpha", logits)
+        if weights is not None and len(weights) != 2:
+            raise InputError(f"alpha of the loss: {len(weights)} numbers for a binary task; give one between 0 and 1")
         return None if weights is None else weights / weights.sum()
+
+    def weights_of_many(self, logits: Tensor) -> Tensor | None:
+        if self.one and logits.shape[1] != 2:
+            raise InputError(f"alpha of the loss: one number for {logits.shape[1]} classes; give a list, or auto")
+        return self.weights_of_classes(logits, "alpha")
+
+    def setup(self, census: Census) -> None:
+        if len(census.pixels) == 2:  # alpha is a share of two, and bounded as it is
+            self.max_weight = float("inf")
+        super().setup(census)

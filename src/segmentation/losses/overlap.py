@@ -43,7 +43,7 @@ class ClassLoss(SegmentationLoss):
 
 
 class Tversky(ClassLoss):
-    """1 - TP / (TP + alpha FP + beta FN), of soft counts (Salehi et al. 2017, equation 4).
+    """1 - TP / (TP + alpha FP + beta FN), of soft counts (Salehi et al. 2017).
 
     TP = sum of w p y over the pixels of the batch, FP = sum of w p (1 - y), FN = sum of w (1 - p) y, with the
     probability p of the class, y = 1 on its pixels, and the pixel's weight w. beta > alpha asks for recall.
@@ -80,7 +80,9 @@ class Tversky(ClassLoss):
 
 
 class Dice(Tversky):
-    """Dice loss, 1 - 2 TP / (2 TP + FP + FN) (Milletari et al. 2016): Tversky with 1/2 and 1/2.
+    """Dice loss, 1 - 2 TP / (2 TP + FP + FN): Tversky with 1/2 and 1/2.
+
+    Milletari et al. 2016 square the counts below the line.
 
     Args:
         class_weights: for K logits: factors in the mean over classes, as those of `CrossEntropy`.
@@ -110,8 +112,8 @@ class Jaccard(Tversky):
 
 
 class Lovasz(ClassLoss):
-    """The Lovasz extension of the Jaccard loss (Berman et al. 2018): Lovasz-Softmax (equation 8, classes `present`) for
-    K logits, the Lovasz hinge (equation 6) for one. Pixels count by their weights in the Jaccard index.
+    """The Lovasz extension of the Jaccard loss (Berman et al. 2018): Lovasz-Softmax over the classes present for K
+    logits, the Lovasz hinge for one. Pixels count by their weights in the Jaccard index.
 
     Written out, since segmentation-models-pytorch's, to which the tests compare it, takes no weights.
     """
@@ -129,7 +131,7 @@ class Lovasz(ClassLoss):
         y, w = y[kept].gather(1, order), w[order]
         # Algorithm 1: what the Jaccard loss gains with each pixel that becomes wrong, the worst one first.
         true = (w * y).sum(dim=1, keepdim=True)
-        jaccard = 1 - (true - (w * y).cumsum(dim=1)) / (true + (w * (1 - y)).cumsum(dim=1))
-        gain = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(kept), 1))
+        index = (true - (w * y).cumsum(dim=1)) / (true + (w * (1 - y)).cumsum(dim=1))
+        gain = -index.diff(dim=1, prepend=index.new_ones(len(kept), 1))
         losses = logits.new_zeros(len(present)).index_copy(0, kept, (errors * gain).sum(dim=1))
         return self.mean_over_classes(losses, present, logits)

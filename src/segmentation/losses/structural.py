@@ -1,7 +1,7 @@
 """A loss of structure: multi-scale structural similarity."""
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
@@ -35,10 +35,10 @@ class MsSsim(SegmentationLoss):
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         y = one_hot(mask, logits.shape[1], logits)
+        valid = (mask != self.ignore_index).unsqueeze(1)
         present = y.flatten(2).any(dim=2).any(dim=0)
         if not present.any():
-            return logits.sum() * 0
-        valid = (mask != self.ignore_index).unsqueeze(1)
+            return torch.where(valid, logits, 0.0).sum() * 0
         p = torch.where(valid, probabilities(logits), y)
         betas = torch.tensor(BETAS[: self.scales(mask)])
         exponents = tuple((betas / betas.sum()).tolist())
@@ -52,5 +52,5 @@ class MsSsim(SegmentationLoss):
             raise InputError(f"MS-SSIM needs sides of {SIDES[0]} pixels or more, not {side}: choose a larger data.crop")
         if number < len(SIDES) and number not in self.said:
             self.said.add(number)
-            rank_zero_info(f"MS-SSIM: {number} of 5 scales fit into sides of {side} pixels (all five need {SIDES[-1]})")
+            rank_zero_warn(f"MS-SSIM: {number} of 5 scales fit into sides of {side} pixels (all five need {SIDES[-1]})")
         return number

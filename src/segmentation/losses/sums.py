@@ -37,15 +37,19 @@ class WeightedSum(SegmentationLoss):
             loss.setup(census)
 
     def terms(self, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
-        values = [factor * loss(logits, mask, weight) for factor, loss in zip(self.weights, self.losses, strict=True)]
-        return dict(zip(_names(self.losses), values, strict=True))
+        found: dict[str, Tensor] = {}
+        for name, factor, loss in zip(_names(self.losses), self.weights, self.losses, strict=True):
+            parts = {f"{name}/{key}": part for key, part in loss.terms(logits, mask, weight).items()}
+            parts = parts or {name: loss(logits, mask, weight)}
+            found |= {key: factor * part for key, part in parts.items()}
+        return found
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         return sum(self.terms(logits, mask, weight).values(), logits.new_zeros(()))
 
 
 class Hybrid(WeightedSum):
-    """UNet3+'s hybrid of pixel, patch and map: focal + MS-SSIM + IoU (Huang et al. 2020, equation 5).
+    """UNet3+'s hybrid of pixel, patch and map: focal + MS-SSIM + IoU (Huang et al. 2020, section 2.2).
 
     Args:
         alpha: the focal loss's.
@@ -59,10 +63,11 @@ class Hybrid(WeightedSum):
 
 
 def _names(losses: Sequence[nn.Module]) -> list[str]:
-    """Class names; a second loss of the same class is numbered."""
+    """Class names; a loss whose name is taken is numbered."""
     names: list[str] = []
     for loss in losses:
-        name = type(loss).__name__
-        count = sum(known.rstrip("0123456789") == name for known in names)
-        names.append(f"{name}{count + 1}" if count else name)
+        name, number = type(loss).__name__, 2
+        while name in names:
+            name, number = f"{type(loss).__name__}-{number}", number + 1
+        names.append(name)
     return names
