@@ -164,7 +164,7 @@ def test_bad_files_are_counted_and_nothing_is_cached(place: Path) -> None:
 def test_a_class_that_never_occurs_is_named(place: Path) -> None:
     root = make_folder(place / "data", {"train": 2, "val": 1}, values=(0, 3))
     classes = {"ground": 0, "unicorn": 1, "cell": 3}
-    with pytest.warns(UserWarning, match="'unicorn' never occurs in the training split") as caught:
+    with pytest.warns(UserWarning, match="'unicorn' never occurs in the train and the val split: the net") as caught:
         SegmentationDataModule(FolderData(str(root), classes)).check()
     told = [str(w.message) for w in caught if "never occurs" in str(w.message)]
     assert len(told) == 1

@@ -124,15 +124,17 @@ class SegmentationDataModule(LightningDataModule):
         Raises:
             InputError: with the file and the fix.
         """
+        lacking: dict[str, list[str]] = {}
         for split in splits:
             if split != "test" and not self.dataset.names(split):
                 raise InputError(f"the {split} split is empty: {type(self.dataset).__name__}.names({split!r}) is []")
-            if not self.dataset.names(split):
-                continue
-            consequence = "the net cannot learn it" if split == "train" else "its IoU there is NaN, or 0 if predicted"
-            for name, pixels in zip(self.labels.names, self.census(split).pixels, strict=True):
-                if not pixels:
-                    rank_zero_warn(f"class {name!r} never occurs in the {split} split: {consequence}")
+            if self.dataset.names(split):
+                for name, pixels in zip(self.labels.names, self.census(split).pixels, strict=True):
+                    if not pixels:
+                        lacking.setdefault(name, []).append(split)
+        for name, where in lacking.items():
+            consequence = "the net cannot learn it" if "train" in where else "its IoU there is NaN, or 0 if predicted"
+            rank_zero_warn(f"class {name!r} never occurs in the {' and the '.join(where)} split: {consequence}")
         if "train" in splits:
             self._check_shapes(self.census("train"))
 
