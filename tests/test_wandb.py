@@ -1,6 +1,7 @@
 """A run with W&B offline: exactly one run, with the expected keys, config and images; read from its own record."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,11 @@ def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wandb.finish()
     found_records = list(Path("runs/run/wandb").glob("offline-run-*/*.wandb"))
     assert len(found_records) == 1
-    found = read(found_records[0])
+    for _ in range(40):  # W&B's own process writes, and on a busy machine later
+        found = read(found_records[0])
+        if "test/confusion" in found["history"]:
+            break
+        time.sleep(0.5)
     assert len(found["runs"]) == 1
     expected = {f"{s}/{k}" for s in ("train", "val", "test") for k in ("loss", "miou", "iou/disk", "pixel_accuracy")}
     expected |= {"train/images_per_second", "val/images", "test/images", "test/confusion", "epoch"}
