@@ -4,8 +4,9 @@
     python benchmarks/nets.py --nets UNet3+ "UNet3+, plain form" --modes eager       # one question
 
 Every row takes one step in turn, as many rounds as `--repeats`, all in one process on the same images, so that what
-else the machine does hits all rows alike; the table has medians. Ratios are to the first row of the same net: float32,
-contiguous, eager; for UNet3+ that is the plain form, which convolves after up-sampling as the paper writes it. A
+else the machine does hits all rows alike (but `kept`, which come last: eager, with freed memory kept between steps as
+train.py does; they cannot be mixed with the others). The table has medians. Ratios are to the first row of the same
+net: float32, contiguous, eager; for UNet3+ that is the plain form, which convolves after up-sampling as the paper writes it. A
 training step is forward, backward and SGD on `--batch` images; inference is `predict` of one image. Memory is the peak
 of a training step beyond what the process held before it: activations, gradients and workspace, not the weights.
 """
@@ -72,6 +73,14 @@ def main() -> None:
         Row(name, dtype, layout, mode, build(name, layout, mode, args.device))
         for name, mode, layout, dtype in itertools.product(args.nets, args.modes, FORMATS, DTYPES)
     ]
+    run_rows([row for row in rows if row.mode != "kept"], images, args)
+    if "kept" in args.modes:  # last: it cannot be undone in a process
+        keep_freed_memory()
+        run_rows([row for row in rows if row.mode == "kept"], images, args)
+    print_table(rows, args)
+
+
+def run_rows(rows: list[Row], images: Tensor, args: argparse.Namespace) -> None:
     for row in rows:  # warm up, compile, and then measure memory
         measure(row, images)
         row.memory = peak_memory(lambda row=row: train_step(row, images), args.device)
@@ -82,7 +91,6 @@ def main() -> None:
         for row in rows:
             measure(row, images)
         print("+", end="", file=sys.stderr, flush=True)
-    print_table(rows, args)
 
 
 def arguments() -> argparse.Namespace:
@@ -106,12 +114,10 @@ def build(name: str, layout: str, mode: str, device: str) -> SegmentationNet:
 
 
 @contextmanager
-def setting(row: Row) -> Iterator[None]:
-    """What a row runs in: memory kept between steps, as train.py does, or as glibc does by default; and the plain form
-    of UNet3+, whose convolution comes after the up-sampling."""
+def form(name: str) -> Iterator[None]:
+    """The plain form of UNet3+ while its row runs: the convolution after the up-sampling."""
     fast = unet_3plus.conv_of_enlarged
-    keep_freed_memory(row.mode == "kept")
-    if row.name == PLAIN:
+    if name == PLAIN:
         unet_3plus.conv_of_enlarged = lambda x, weight, factor: F.conv2d(enlarge(x, factor), weight, padding=1)
     try:
         yield
@@ -128,7 +134,7 @@ def train_step(row: Row, images: Tensor) -> None:
     net = row.net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
     images = images.contiguous(memory_format=FORMATS[row.layout])
-    with setting(row), torch.autocast(images.device.type, torch.bfloat16, enabled=row.dtype == "bf16"):
+    with form(row.name), torch.autocast(images.device.type, torch.bfloat16, enabled=row.dtype == "bf16"):
         heads = net(images)
         targets = [torch.ones_like(logits, dtype=torch.float32) for logits in heads.logits]
         loss = sum(F.binary_cross_entropy_with_logits(*pair) for pair in zip(heads.logits, targets, strict=True))
@@ -141,7 +147,7 @@ def infer(row: Row, images: Tensor) -> None:
     net = row.net.eval()
     images = images.contiguous(memory_format=FORMATS[row.layout])
     with (
-        setting(row),
+        form(row.name),
         torch.inference_mode(),
         torch.autocast(images.device.type, torch.bfloat16, enabled=row.dtype == "bf16"),
     ):

@@ -1,8 +1,8 @@
-"""Losses of overlap: Tversky, of which Dice and Jaccard are cases, and Lovasz.
+"""Losses of overlap: Dice, Jaccard and Tversky, which are one formula, and Lovasz.
 
 All four look at a batch as a whole and average over classes; in a binary task the foreground is the only one. A class
 without a pixel in the batch's masks has no overlap to improve and is left out; where none is left the loss is 0. So the
-loss of a split depends on how it was batched, as no other figure does.
+loss of training depends on what is batched together; that of validation is taken image by image, and does not.
 """
 
 import torch
@@ -27,13 +27,7 @@ def one_hot(mask: Tensor, channels: int, like: Tensor) -> Tensor:
 
 
 class ClassLoss(SegmentationLoss):
-    """The mean over classes of a loss of each class; by `class_weights` where given.
-
-    Args:
-        class_weights: as those of `CrossEntropy`, for K logits.
-        max_weight: what weights made from the data are capped at.
-        ignore_index: class index of pixels that count nowhere.
-    """
+    """The mean over classes of a loss of each class; by `class_weights` where given."""
 
     def mean_over_classes(self, losses: Tensor, present: Tensor, logits: Tensor) -> Tensor:
         """(..., K) losses and whether each counts -> scalar."""
@@ -42,11 +36,40 @@ class ClassLoss(SegmentationLoss):
         return (losses * share).sum() / share.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
 
-class Tversky(ClassLoss):
-    """1 - TP / (TP + alpha FP + beta FN), of soft counts (Salehi et al. 2017).
+class SoftOverlap(ClassLoss):
+    """1 - TP / (TP + alpha FP + beta FN), of soft counts; a subclass sets `alpha` and `beta`.
 
     TP = sum of w p y over the pixels of the batch, FP = sum of w p (1 - y), FN = sum of w (1 - p) y, with the
-    probability p of the class, y = 1 on its pixels, and the pixel's weight w. beta > alpha asks for recall.
+    probability p of the class, y = 1 on its pixels, and the pixel's weight w.
+    """
+
+    alpha: float
+    beta: float
+
+    def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+        valid = (mask != self.ignore_index).unsqueeze(1)
+        w = valid.to(logits.dtype) if weight is None else valid * weight.unsqueeze(1)
+        p, y = probabilities(logits), one_hot(mask, logits.shape[1], logits)
+        tp, predicted, true = ((w * x).sum(dim=(0, 2, 3)) for x in (p * y, p, y))
+        whole = tp + self.alpha * (predicted - tp) + self.beta * (true - tp)
+        present = true > 0
+        return self.mean_over_classes(1 - tp / torch.where(present, whole, 1.0), present, logits)
+
+
+class Dice(SoftOverlap):
+    """Dice loss, 1 - 2 TP / (2 TP + FP + FN). Milletari et al. 2016 square the counts below the line."""
+
+    alpha = beta = 0.5
+
+
+class Jaccard(SoftOverlap):
+    """Jaccard or IoU loss, 1 - TP / (TP + FP + FN) (Rahman and Wang 2016)."""
+
+    alpha = beta = 1.0
+
+
+class Tversky(SoftOverlap):
+    """Tversky loss, 1 - TP / (TP + alpha FP + beta FN) (Salehi et al. 2017): beta > alpha asks for recall.
 
     Args:
         alpha: of false positives.
@@ -68,47 +91,6 @@ class Tversky(ClassLoss):
         if min(alpha, beta) <= 0:
             raise InputError(f"alpha {alpha} and beta {beta} of an overlap loss must be positive")
         self.alpha, self.beta = alpha, beta
-
-    def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        valid = (mask != self.ignore_index).unsqueeze(1)
-        w = valid.to(logits.dtype) if weight is None else valid * weight.unsqueeze(1)
-        p, y = probabilities(logits), one_hot(mask, logits.shape[1], logits)
-        tp, predicted, true = ((w * x).sum(dim=(0, 2, 3)) for x in (p * y, p, y))
-        whole = tp + self.alpha * (predicted - tp) + self.beta * (true - tp)
-        present = true > 0
-        return self.mean_over_classes(1 - tp / torch.where(present, whole, 1.0), present, logits)
-
-
-class Dice(Tversky):
-    """Dice loss, 1 - 2 TP / (2 TP + FP + FN): Tversky with 1/2 and 1/2.
-
-    Milletari et al. 2016 square the counts below the line.
-
-    Args:
-        class_weights: for K logits: factors in the mean over classes, as those of `CrossEntropy`.
-        max_weight: what weights made from the data are capped at.
-        ignore_index: class index of pixels that count nowhere.
-    """
-
-    def __init__(
-        self, class_weights: Weights = None, max_weight: float = 10.0, ignore_index: int = IGNORE_INDEX
-    ) -> None:
-        super().__init__(0.5, 0.5, class_weights, max_weight, ignore_index)
-
-
-class Jaccard(Tversky):
-    """Jaccard or IoU loss, 1 - TP / (TP + FP + FN) (Rahman and Wang 2016): Tversky with 1 and 1.
-
-    Args:
-        class_weights: for K logits: factors in the mean over classes, as those of `CrossEntropy`.
-        max_weight: what weights made from the data are capped at.
-        ignore_index: class index of pixels that count nowhere.
-    """
-
-    def __init__(
-        self, class_weights: Weights = None, max_weight: float = 10.0, ignore_index: int = IGNORE_INDEX
-    ) -> None:
-        super().__init__(1.0, 1.0, class_weights, max_weight, ignore_index)
 
 
 class Lovasz(ClassLoss):
