@@ -6,9 +6,10 @@
 Every row takes one step in turn, as many rounds as `--repeats`, all in one process on the same images, so that what
 else the machine does hits all rows alike (but `kept`, which come last: eager, with freed memory kept between steps as
 train.py does; they cannot be mixed with the others). The table has medians. Ratios are to the first row of the same
-net: float32, contiguous, eager; for UNet3+ that is the plain form, which convolves after up-sampling as the paper writes it. A
-training step is forward, backward and SGD on `--batch` images; inference is `predict` of one image. Memory is the peak
-of a training step beyond what the process held before it: activations, gradients and workspace, not the weights.
+net: float32, contiguous, eager; for UNet3+ that is the plain form, which convolves after up-sampling as the paper
+writes it. A training step is forward, backward and SGD on `--batch` images; inference is `predict` of one image. Memory
+is the peak of a training step beyond what the process held before it: activations, gradients and workspace, not the
+weights.
 """
 
 import argparse
