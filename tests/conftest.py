@@ -1,8 +1,10 @@
 """What the tests share: a quiet, private place to run in, and small data sets in the real on-disk format."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +80,19 @@ def train(*args: str) -> "SegmentationCLI":
 
 
 def script(name: str, *args: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
-    """`python src/NAME.py *args`, in a process of its own."""
+    """`python src/NAME.py *args`, in a process of its own. One that hangs says where: the stacks of all its processes
+    are in the error."""
     command = [sys.executable, str(ROOT / "src" / f"{name}.py"), *args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **env}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGABRT)  # faulthandler prints the stacks
+            time.sleep(2)
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"{command} hangs after {timeout} s\n" + "\n".join(process.communicate())) from None
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
