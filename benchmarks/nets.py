@@ -6,10 +6,10 @@
 Every row takes one step in turn, as many rounds as `--repeats`, all in one process on the same images, so that what
 else the machine does hits all rows alike (but `kept`, which come last: eager, with freed memory kept between steps as
 train.py does; they cannot be mixed with the others). The table has medians. Ratios are to the first row of the same
-net: float32, contiguous, eager; for UNet3+ that is the plain form, which convolves after up-sampling as the paper
-writes it. A training step is forward, backward and SGD on `--batch` images; inference is `predict` of one image. Memory
-is the peak of a training step beyond what the process held before it: activations, gradients and workspace, not the
-weights.
+net: float32, contiguous, eager. For UNet3+ that is the plain form, which convolves after up-sampling as the paper
+writes it; for nets with resnet34 that of segmentation-models-pytorch's; for pruned nets that of the whole. A training
+step is forward, backward and SGD on `--batch` images; inference is `predict` of one image. Memory is the peak of a
+training step beyond what the process held before it: activations, gradients and workspace, not the weights.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,6 +39,9 @@ PLAIN = "UNet3+, plain form"
 NETS: dict[str, Callable[[], SegmentationNet]] = {
     "UNet": UNet,
     "UNet++": lambda: UNetPlusPlus(deep_supervision=True),
+    "UNet++ pruned to L3": lambda: UNetPlusPlus(deep_supervision=True).prune(3),
+    "UNet++ pruned to L2": lambda: UNetPlusPlus(deep_supervision=True).prune(2),
+    "UNet++ pruned to L1": lambda: UNetPlusPlus(deep_supervision=True).prune(1),
     "UNet++, checkpointing": lambda: UNetPlusPlus(deep_supervision=True, checkpointing=True),
     PLAIN: lambda: UNet3Plus(deep_supervision=True),
     "UNet3+": lambda: UNet3Plus(deep_supervision=True),
@@ -47,7 +51,13 @@ NETS: dict[str, Callable[[], SegmentationNet]] = {
     "smp Unet, resnet34": lambda: SmpNet(architecture="Unet"),
     "smp UnetPlusPlus, resnet34": lambda: SmpNet(architecture="UnetPlusPlus"),
 }
-BASE = {"UNet3+": PLAIN, "UNet3+, checkpointing": PLAIN, "UNet++, checkpointing": "UNet++"}  # others: themselves
+#: The net whose first row a ratio is to; others: their own. Ours beside what a user can install, with one encoder.
+BASE = {
+    "UNet3+": PLAIN,
+    "UNet3+, checkpointing": PLAIN,
+    "UNet, resnet34": "smp Unet, resnet34",
+    "UNet++, resnet34": "smp UnetPlusPlus, resnet34",
+} | dict.fromkeys([name for name in NETS if name.startswith("UNet++ ") or name == "UNet++, checkpointing"], "UNet++")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -110,7 +120,10 @@ def arguments() -> argparse.Namespace:
 def build(name: str, layout: str, mode: str, device: str) -> SegmentationNet:
     net = NETS[name]().to(device, memory_format=FORMATS[layout])
     if mode == "compiled":
-        net.compile()
+        # All nets share `SegmentationNet.forward`: beyond eight compiled versions of it torch runs the rest eagerly.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        net.compile(dynamic=False)
     return net
 
 

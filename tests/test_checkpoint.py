@@ -25,6 +25,7 @@ def test_eval_gives_the_test_figures_again(trained: SegmentationCLI) -> None:
     found = json.loads(Path("eval.json").read_text())
     assert found["split"] == "test"
     assert found["metrics"] == {k.removeprefix("test/"): v for k, v in summary.items() if k.startswith("test/")}
+    assert Path("eval_per_image.csv").read_text() == Path("runs/run/per_image.csv").read_text()
     # another batch size: the same counts
     again = evaluate(["runs/run/checkpoints/best.ckpt", "--data.eval_batch_size", "1", "--trainer.accelerator", "cpu"])
     assert again["miou"] == summary["test/miou"]
@@ -56,6 +57,28 @@ def test_checkpoint_is_enough(trained: SegmentationCLI) -> None:
     assert checkpoint["precision"] == "32-true"
     assert checkpoint["datamodule_hyper_parameters"]["dataset"]["class_path"].endswith("ShapesData")
     assert torch.equal(module.mean, torch.tensor(trained.datamodule.census("train").mean))
+
+
+def test_the_threshold_is_kept() -> None:
+    """From a threshold of 0.9 up less is foreground; what was trained with one is predicted and tested with it."""
+    Path("two.py").write_text(
+        "from segmentation.data import Labels, ShapesData\n"
+        "class Two(ShapesData):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(12, 5, 5, 48)\n"
+        "        self.labels = Labels.parse({'background': 0, 'shape': 1})\n"
+        "    def load(self, split, index):\n"
+        "        sample = super().load(split, index)\n"
+        "        return {**sample, 'mask': sample['mask'].clamp(max=1)}\n"
+    )
+    options = [*TINY[8:], "--data.dataset", "two.Two", "--name", "run", "--model.threshold", "0.9"]
+    cli = train(*options)
+    module = load_module(read_checkpoint("runs/run/checkpoints/best.ckpt"), "best.ckpt")
+    sample = cli.datamodule.dataset.load("test", 0)
+    with torch.no_grad():
+        logits = module(sample["image"][None])
+    assert torch.equal(module.classify(logits)[0] == 1, logits[0, 0].sigmoid() > 0.9)
+    assert (module.classify(logits) == 1).sum() < (logits > 0).sum()
 
 
 def test_malicious_pickle_does_not_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: names, overrides, classes of one's own, and errors of one line with exit status 2."""
 
+import csv
 import functools
 import json
 import os
@@ -133,7 +134,11 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         (["--data.dataset", "FolderDat"], ["'FolderDat'", "FolderData", "ShapesData"]),
         (["--model.loss", "CrosEntropy"], ["'CrosEntropy'", "CrossEntropy"]),
         (["--model.optimizer", "AdamX"], ["'AdamX'", "AdamW", "SGD"]),
-        (["--model.net.wdths", "[1]"], ["'wdths'", "Did you mean model.net.widths"]),
+        (["--model.net.wdths", "[1]"], ["wdths'", "Did you mean model.net.widths"]),
+        (["--data.dataset.sizee", "4"], ["sizee'", "Did you mean data.dataset.size?"]),
+        (["--model.loss", "WeightedSum", "--model.loss.losses", "[Dicee]"], ["'Dicee'", "Did you mean Dice?"]),
+        (["--trainer.callbacks", "EarlyStoppin"], ["'EarlyStoppin'", "Did you mean EarlyStopping?"]),
+        (["--data.augment", "[{class_path: RandomRotation, init_args: {degrees: [3]}}]"], ["option", "degrees"]),
         (["--trainer.max_epoch", "3"], ["trainer.max_epoch", "Did you mean trainer.max_epochs"]),
         (["--nam", "x"], ["'nam'", "Did you mean name"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
@@ -157,6 +162,24 @@ def test_misspelt(args: list[str], parts: list[str]) -> None:
 def test_misspelt_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("trainer: {max_epoch: 3}\n")
     assert "Did you mean trainer.max_epochs" in refused("--config", "wrong.yaml")
+
+
+def test_a_run_that_failed_may_begin_anew() -> None:
+    """A number that torch refuses is one line, and the same name, with --resume, takes the mended command."""
+    with pytest.raises(InputError, match=r"model\.optimizer.*learning rate"):
+        train(*TINY, "--name", "run", "--model.optimizer.lr", "-1")
+    assert train(*TINY, "--name", "run", "--resume").trainer.global_step == 2 * 3
+
+
+def test_no_epochs() -> None:
+    with pytest.raises(InputError, match="trains nothing"):
+        train(*TINY, "--name", "run", "--trainer.max_epochs", "0")
+
+
+def test_the_last_epoch_is_validated() -> None:
+    train(*TINY, "--name", "run", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    with open("runs/run/metrics.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file) if row["val/miou"]] == ["1", "2"]
 
 
 def test_a_name_that_is_taken(tmp_path: Path) -> None:

@@ -185,6 +185,11 @@ BINARY = logit(0.95, 0.4, 0.3), row(1, 1, 0)
 THREE = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]]).log().T.reshape(1, 3, 1, 2), row(0, 1)
 TP, P, N = 0.95 + 0.4, 0.95 + 0.4 + 0.3, 2
 ln = math.log
+# p = 0.95 counts twice, 0.4 once, and the third pixel nowhere.
+PARTLY = logit(0.95, 0.4, 0.3), row(1, 1, IGNORE_INDEX), torch.tensor([[[2.0, 1.0, 5.0]]])
+# p = 0.6 where all is foreground: no variance, so that SSIM is its first factor, (2xy + C) / (x^2 + y^2 + C).
+EVEN = logit(0.6).expand(1, 1, 11, 11), torch.ones(1, 11, 11, dtype=torch.int64)
+SSIM = (2 * 0.6 + 0.01**2) / (0.6**2 + 1 + 0.01**2)
 FORMULAS = {
     "binary cross-entropy": (CrossEntropy(), BINARY, -(ln(0.95) + ln(0.4) + ln(0.7)) / 3),
     "pos_weight": (CrossEntropy(pos_weight=3.0), BINARY, -(3 * ln(0.95) + 3 * ln(0.4) + ln(0.7)) / 3),
@@ -206,14 +211,27 @@ FORMULAS = {
     # Errors of class 0: 0.5 at its pixel, 0.1 at the other. Jaccard loss of {worst} = 1, so the other adds nothing.
     # Of class 1: 0.3 at the other pixel, 0.2 at its own: {other} leaves 1 - 1/2; both, 1.
     "lovasz softmax": (Lovasz(), THREE, (0.5 + (0.3 * 0.5 + 0.2 * 0.5)) / 2),
+    # Errors 1 - z of the pixel at 0.4, 1 + z of the background; the first is right beyond the margin. {0.4} wrong: 1/2
+    # of the Jaccard index goes; the background too: 1/3 is left.
+    "lovasz hinge": (Lovasz(), BINARY, (1 - ln(0.4 / 0.6)) / 2 + (1 + ln(0.3 / 0.7)) / 6),
+    "tversky of the two classes there": (Tversky(0.3, 0.7), THREE, 1 - (0.5 / 0.88 + 0.8 / 1.03) / 2),
+    "cross-entropy with a weight and an ignored pixel": (CrossEntropy(), PARTLY, -(2 * ln(0.95) + ln(0.4)) / 2),
+    "focal with a weight and an ignored pixel": (
+        Focal(),
+        PARTLY,
+        -(2 * 0.05**2 * ln(0.95) + 0.6**2 * ln(0.4)) / 2,
+    ),
+    "dice with a weight and an ignored pixel": (Dice(), PARTLY, 1 - 2 * (2 * 0.95 + 0.4) / (2 * 0.95 + 0.4 + 3)),
+    "ms-ssim of one scale": (MsSsim(), EVEN, (1 - SSIM) / 2),
+    "hybrid": (Hybrid(), EVEN, -(0.4**2) * ln(0.6) + (1 - SSIM) / 2 + 0.4),
     "sum": (WeightedSum([Dice(), CrossEntropy()], [2.0, 1.0]), BINARY, 2 - 4 * TP / (P + N) - ln(0.95 * 0.4 * 0.7) / 3),
 }
 
 
 @pytest.mark.parametrize("case", FORMULAS)
 def test_formula(case: str) -> None:
-    loss, (logits, mask), expected = FORMULAS[case]
-    assert loss(logits, mask).item() == pytest.approx(expected, rel=1e-5)
+    loss, inputs, expected = FORMULAS[case]
+    assert loss(*inputs).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_cross_entropy_agrees_with_torch() -> None:

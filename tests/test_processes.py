@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import TINY, script, train
 
@@ -56,11 +57,17 @@ def test_nuclei_of_mixed_sizes(seg_data: Path) -> None:
 
 @pytest.mark.slow
 def test_training_in_two_processes(tmp_path: Path) -> None:
-    """DDP through the script: one run folder, one last.ckpt, the steps of a batch twice as large."""
+    """DDP through the script: one run folder, one last.ckpt, the steps of a batch twice as large, and figures that one
+    process finds again, of an odd number of images too."""
     done = script("train", *TINY, "--trainer.devices", "2", "--name", "ddp", "--data.dataset.train", "16")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in Path("runs").iterdir()] == ["ddp"]
-    import torch
-
     checkpoint = torch.load("runs/ddp/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2 * 16 // (4 * 2)
+    logged = json.loads(Path("runs/ddp/summary.json").read_text())
+    for split in ("test", "val"):  # the best epoch's validation, and the test of the best checkpoint
+        found = figures("runs/ddp/checkpoints/best.ckpt", 1, 4, "--split", split)
+        for key, value in found.items():
+            if f"{split}/{key}" in logged and key != "loss":
+                assert repr(logged[f"{split}/{key}"]) == repr(value), key
+        assert f"{split}/miou" in logged

@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_module(checkpoint: dict[str, Any], source: str) -> "SegmentationModule":
-    """The trained module of `read_checkpoint`, in eval mode. Pretrained encoder weights are never fetched for it.
+    """The trained module of `read_checkpoint`, in eval mode.
 
     Args:
         checkpoint: its contents.
@@ -46,8 +46,6 @@ def load_module(checkpoint: dict[str, Any], source: str) -> "SegmentationModule"
 
     hparams = deepcopy({key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"})
     hparams["compile"] = False
-    if "encoder_weights" in hparams["net"].get("init_args", {}):
-        hparams["net"]["init_args"]["encoder_weights"] = None
     try:
         module = instantiate_module(SegmentationModule, hparams)
         module.load_state_dict(checkpoint["state_dict"])

@@ -1,5 +1,6 @@
 """LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
 
+import argparse
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -66,6 +68,18 @@ DESCRIPTION = (
 
 #: Options that may differ on --resume, if they lengthen the run. Not max_steps: a stop within an epoch ends that epoch.
 LENGTHENS = ("trainer.max_epochs",)
+
+
+class SyncBatchNorm(TorchSyncBatchNorm):
+    """One batch norm over all processes, in timm's encoders too: theirs hold the activation, which torch would drop."""
+
+    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model  # in eval mode it is plain batch norm
 
 
 class SegmentationCLI(LightningCLI):
@@ -127,6 +141,19 @@ class SegmentationCLI(LightningCLI):
             for key in ("name", "resume"):
                 self.config.pop(key)
 
+    def instantiate_classes(self) -> None:
+        """Build what the config says. An encoder that a checkpoint restores does not need its pretrained weights."""
+        config = self.config
+        if self.run_folder.last and (config.model.net.init_args or {}).get("encoder_weights"):
+            self.config = config.clone()
+            self.config.model.net.init_args.encoder_weights = None
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:  # a library's own checks of the user's numbers
+            if not isinstance(error, argparse.ArgumentTypeError):
+                raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
+        self.config = config
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with its loggers and callbacks, which live in the run folder."""
         config, run = self.config_init, self.run_folder
@@ -146,8 +173,9 @@ class SegmentationCLI(LightningCLI):
             *(trainer["callbacks"] or []),
         ]
         plugins = trainer["plugins"] or []
+        plugins = [AtomicCheckpointIO(), *(plugins if isinstance(plugins, list) else [plugins])]
         trainer |= {
-            "plugins": [AtomicCheckpointIO(), *(plugins if isinstance(plugins, list) else [plugins])],
+            "plugins": [*plugins, SyncBatchNorm()] if trainer["sync_batchnorm"] else plugins,
             "logger": make_loggers(run, config.wandb, last["global_step"] if last else None),
             "enable_model_summary": False,  # Introduction says it
             "default_root_dir": str(run.path),
@@ -173,6 +201,10 @@ class SegmentationCLI(LightningCLI):
         if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == config:
             rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
             return
+        if trainer.max_epochs == 0 or trainer.max_steps == 0:
+            raise InputError(
+                "trainer.max_epochs and trainer.max_steps: 0 trains nothing. To test a checkpoint: src/eval.py"
+            )
         if rank_zero_only.rank == 0:
             _check_monitor(self.config.checkpoint.monitor, self.model)
             if self.model.init_from:
@@ -186,9 +218,13 @@ class SegmentationCLI(LightningCLI):
                 print(_verdict(float(trainer.callback_metrics.get("val/miou", "nan"))), flush=True)
             return
         tested = Path(trainer.checkpoint_callback.best_model_path or run.checkpoints / "last.ckpt")  # never validated
+        tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.finish()  # a second run of this process, in a notebook, is a run of its own
 
 
 @dataclass

@@ -134,6 +134,10 @@ class SegmentationModule(LightningModule):
                     raise InputError("a schedule that decays needs an end: give trainer.max_epochs, or decay: constant")
                 config.scheduler.set_total_steps(max(1, int(min(total, 2**53))))
 
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch + 1 == self.trainer.max_epochs and self.trainer.check_val_every_n_epoch is not None:
+            self.trainer.check_val_every_n_epoch = 1  # the last epoch is validated, however many there are
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # What a step draws (dropout) is a function of (seed, step, rank), so that a resumed run draws it again.
         torch.manual_seed(
@@ -185,9 +189,16 @@ class SegmentationModule(LightningModule):
         The loss is taken image by image (and presence, which is no mean over pixels, left out): one of overlap, say,
         would depend on how images are batched.
         """
-        heads = self.net(self.normalize(batch["image"]))
+        image = self.normalize(batch["image"])
+        if image.device.type == "cpu" and len(image) > 1:
+            # oneDNN rounds float32 otherwise for another batch size. One by one costs nothing on a CPU.
+            each = [self.net(image[i : i + 1]) for i in range(len(image))]
+            presence = None if each[0].presence is None else torch.cat([heads.presence for heads in each])
+            heads = Heads(tuple(torch.cat(logits) for logits in zip(*(h.logits for h in each), strict=True)), presence)
+        else:
+            heads = self.net(image)
         total = mass = torch.zeros((), device=self.device)
-        for i in range(len(batch["image"])):
+        for i in range(len(image)):
             one = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
             share = self.loss.mass(logits[-1], one["mask"])
@@ -210,8 +221,7 @@ class SegmentationModule(LightningModule):
             terms |= {f"{head}{name}": term for name, term in parts.items()}
         total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
         if heads.presence is not None:
-            target = class_presence(mask, heads.presence.shape[1])
-            terms["presence/loss"] = F.binary_cross_entropy_with_logits(heads.presence.float(), target)
+            terms["presence/loss"] = presence_loss(heads.presence.float(), mask)
             total = total + self.presence_weight * terms["presence/loss"]
         return total, terms
 
@@ -254,13 +264,18 @@ class SegmentationModule(LightningModule):
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
         backbone = set(self.net.backbone.parameters()) if self.net.backbone is not None else set()
-        if self.encoder_lr != 1 and backbone:
-            groups = [[p for p in trained if p not in backbone], [p for p in trained if p in backbone]]
-            optimizer = self.optimizer([{"params": group} for group in groups])
-            optimizer.param_groups[1]["lr"] *= self.encoder_lr
-        else:
-            optimizer = self.optimizer(trained)
-        scheduler = self.schedule(optimizer)
+        if self.encoder_lr != 1 and not backbone:
+            raise InputError("model.encoder_lr needs an encoder: set net.encoder, or encoder_lr: 1")
+        try:
+            if self.encoder_lr != 1:
+                groups = [[p for p in trained if p not in backbone], [p for p in trained if p in backbone]]
+                optimizer = self.optimizer([{"params": group} for group in groups])
+                optimizer.param_groups[1]["lr"] *= self.encoder_lr
+            else:
+                optimizer = self.optimizer(trained)
+            scheduler = self.schedule(optimizer)
+        except (TypeError, ValueError) as error:  # torch's own checks of the user's numbers
+            raise InputError(f"model.optimizer or model.schedule: {error}") from error
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             monitor, frequency = getattr(scheduler, "monitor", "val/loss"), self.trainer.check_val_every_n_epoch
@@ -269,6 +284,10 @@ class SegmentationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = self.trainer.precision
+        net = checkpoint["hyper_parameters"]["net"]
+        if isinstance(net, dict) and net.get("init_args", {}).get("encoder_weights"):  # they are in this file
+            net = {**net, "init_args": {**net["init_args"], "encoder_weights": None}}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "net": net}
         # Counts of an epoch that a mid-epoch checkpoint interrupts, those of all processes: the sum of them goes on.
         # Not in inference mode, in which validation may save: the states would come back as tensors that cannot change.
         with torch.inference_mode(False), torch.no_grad(), self.train_metrics.sync_context():
@@ -287,6 +306,14 @@ def class_presence(mask: Tensor, channels: int) -> Tensor:
     index = torch.where(mask == IGNORE_INDEX, bins, mask).flatten(1)
     present = torch.zeros(len(mask), bins + 1, device=mask.device).scatter_(1, index, 1.0)
     return present[:, 1:2] if channels == 1 else present[:, :channels]
+
+
+def presence_loss(presence: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy of (N, K) presence logits, over the images that have a pixel that is not ignored."""
+    target = class_presence(mask, presence.shape[1])
+    known = (mask != IGNORE_INDEX).flatten(1).any(dim=1, keepdim=True).expand_as(target).float()
+    loss = F.binary_cross_entropy_with_logits(presence, target, weight=known, reduction="sum")
+    return loss / known.sum().clamp(min=1)
 
 
 def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:

@@ -4,7 +4,9 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator
+from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,8 +23,10 @@ CLASS_OPTIONS: dict[str, type] = {
     "data.augment": v2.Transform,
     "model.net": SegmentationNet,
     "model.loss": SegmentationLoss,
+    "losses": SegmentationLoss,  # of a sum
     "model.optimizer": Optimizer,
     "model.schedule": LRScheduler,
+    "trainer.callbacks": Callback,
 }
 
 #: What the data decides; nobody gives it on the command line.
@@ -32,11 +36,20 @@ LINKED = {"in_channels", "num_classes", "optimizer", "params", "model.labels"}
 class Parser(LightningArgumentParser):
     """LightningCLI's parser, with our words for what can go wrong."""
 
+    typed: tuple[str, ...] = ()  # of the class: the parsers of nested options ask for it too
+
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        Parser.typed = tuple(str(word).partition("=")[0].lstrip("-") for word in args or ())
+        return super().parse_args(args, *others, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> None:
         raise InputError(self.explain(str(message)))
 
     def explain(self, message: str) -> str:
         """jsonargparse's message in one line, with the choices where a class or an option is misspelt."""
+        nested = re.search(r"no (?:class|option) '.*\. .*", message)
+        if nested:  # from the parser of a nested option: these are our words already
+            return nested.group()
         key = re.search(r'Parser key "([\w.]+)"', message)
         name = re.search(r"Expected a dot import path string: (\S+)", message)
         if key and name:
@@ -60,7 +73,8 @@ class Parser(LightningArgumentParser):
         options = {action.dest for action in self._actions if action.dest not in LINKED | {"help"}}
         for key, base in CLASS_OPTIONS.items():
             options |= {f"{key}.{argument}" for cls in _kinds(base) for argument in _arguments(cls)}
-        # A nested option's error names only its last part.
+        # A nested option's error names only its last part; the whole was typed, or stands in a YAML file.
+        name = next((word for word in self.typed if word.endswith(f".{name}")), name).replace(".init_args", "")
         matches = {option: option if "." in name else option.rpartition(".")[2] for option in options}
         close = difflib.get_close_matches(name, matches.values(), n=1, cutoff=0.5)
         likely = next(iter(sorted(o for o, short in matches.items() if close and short == close[0])), "")

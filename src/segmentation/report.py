@@ -1,6 +1,7 @@
 """What a run says at its end: the table on the terminal, the files in the run folder, the plots in W&B."""
 
 import csv
+import re
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
@@ -52,7 +53,8 @@ def report(
 
             logger.experiment.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
             if log_checkpoint:
-                artifact = wandb.Artifact(run.name, type="model", metadata={"val/miou": summary.get("val/miou")})
+                name = re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)  # what W&B allows
+                artifact = wandb.Artifact(name, type="model", metadata={"val/miou": summary.get("val/miou")})
                 artifact.add_file(str(tested))
                 logger.experiment.log_artifact(artifact)
 

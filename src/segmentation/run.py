@@ -91,19 +91,16 @@ class RunFolder:
         self.per_image = self.path / "per_image.csv"
         self.pictures = self.path / "pictures"
         self.checkpoints = self.path / "checkpoints"
-        self.resuming = resume and self.config.is_file()
+        last = self.checkpoints / "last.ckpt"
+        self.resuming = resume and self.config.is_file() and last.is_file()  # what failed before may begin anew
+        #: The checkpoint to go on from, if there is one.
+        self.last = last if self.resuming else None
         # The W&B run's id is the folder's own, so that a resumed run is one run. Only rank 0 logs.
         self._wandb_id = self.path / "wandb" / "run_id"
-        known = self.resuming and self._wandb_id.is_file()
+        known = resume and self._wandb_id.is_file()
         self.wandb_id = self._wandb_id.read_text().strip() if known else os.urandom(4).hex()
         if self.path.exists() and not resume and rank_zero_only.rank == 0:
             raise InputError(f"{self.path} exists: choose another --name, or add --resume to go on with that run")
-
-    @property
-    def last(self) -> Path | None:
-        """The checkpoint to go on from, if there is one."""
-        path = self.checkpoints / "last.ckpt"
-        return path if self.resuming and path.is_file() else None
 
     def create(self, config: str) -> None:
         """Make the folder, in rank 0, and keep the config and the id of the W&B run."""

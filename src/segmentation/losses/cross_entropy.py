@@ -151,4 +151,6 @@ class Focal(PixelLoss):
     def setup(self, census: Census) -> None:
         if len(census.pixels) == 2:  # alpha is a share of two, and bounded as it is
             self.max_weight = float("inf")
+            if self.rule and not census.pixels[1]:
+                raise InputError("alpha: auto needs foreground pixels, but the training split has none")
         super().setup(census)

@@ -181,19 +181,29 @@ def drop_unused(
             continue
         gradients = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else ()
         used = {id(p) for p, gradient in zip(parameters, gradients, strict=False) if gradient is not None}
-        _drop(module, used)
+        dropped = _drop(module, used)
+        try:
+            outputs(image)
+        except (AssertionError, RuntimeError, TypeError, ValueError):  # HRNet adds what it then throws away
+            for parent, child_name, child in dropped:
+                setattr(parent, child_name, child)
+                child.requires_grad_(False)
         module.train(was_training)
         return image, maps
     raise InputError(f"{name} does not run on images of any size ({reason}); choose another encoder") from reason
 
 
-def _drop(module: nn.Module, used: set[int]) -> None:
+def _drop(module: nn.Module, used: set[int]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Drop what holds no parameter in `used`; returns what was dropped: its parent, its name, itself."""
+    dropped = []
     for name, child in module.named_children():
         ids = {id(parameter) for parameter in child.parameters()}
         container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)  # some code loops over these
         if ids and not ids & used and not container:
             setattr(module, name, Dropped())
+            dropped.append((module, name, child))
         else:
-            _drop(child, used)
+            dropped += _drop(child, used)
     for parameter in module.parameters(recurse=False):
         parameter.requires_grad_(id(parameter) in used)
+    return dropped

@@ -18,8 +18,8 @@ class FullScaleNode(nn.Module):
     same scale               3x3 convolution ─┼─ concatenate ─ norm, ReLU ─ 3x3 convolution, norm, ReLU
     coarser      up-sample -> 3x3 convolution ┘
 
-    The paper has norm and ReLU in each branch; over the concatenation they are the same functions with the same
-    parameters, and a training step keeps one map less.
+    The paper has norm and ReLU in each branch; over the concatenation batch norm is the same function with the same
+    parameters, and a training step keeps one map less. (Group norm's groups may span two branches.)
 
     Args:
         channels: of the maps, the finest first.

@@ -131,8 +131,12 @@ class UNetPlusPlus(SegmentationNet):
             small = type(self)(**self.pruned_arguments(level))
         state = self.state_dict()
         small.load_state_dict({key: state[key] for key in small.state_dict()})
-        like = next(self.parameters())
-        return small.to(like.device, like.dtype).train(self.training)
+        like = self.heads[str(level)].weight
+        small.to(like.device, like.dtype)
+        convs = [p for p in self.parameters() if p.ndim == 4 and min(p.shape) > 1]
+        if all(p.is_contiguous(memory_format=torch.channels_last) for p in convs):
+            small.to(memory_format=torch.channels_last)
+        return small.train(self.training)
 
     def pruned_arguments(self, level: int) -> dict:
         """What the pruned net is built with, for a checkpoint or a YAML file. Raises as `prune` does."""

@@ -1,0 +1,98 @@
+"""The module: deep supervision, class presence, learning rates, weights of pixels."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from conftest import TINY, train
+from segmentation.data import Labels
+from segmentation.data.labels import IGNORE_INDEX
+from segmentation.errors import InputError
+from segmentation.module import SegmentationModule, class_presence, presence_loss
+from segmentation.nets import UNet
+from segmentation.nets.pretrained import library_encoder
+
+STEPS = ["--trainer.log_every_n_steps", "1", "--model.net.widths", "[4,8,8]"]
+LABELS = Labels.parse({"background": 0, "disk": 1, "ring": 2}).as_dict()
+
+
+def module(**options) -> SegmentationModule:
+    torch.manual_seed(0)
+    net = UNet(num_classes=3, widths=[4, 8, 8, 8], deep_supervision=True)
+    return SegmentationModule(net, LABELS, **options)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return {"image": image, "mask": torch.randint(0, 3, (2, 16, 16), generator=generator)}
+
+
+@pytest.mark.parametrize(
+    ("head_weights", "factors"), [(None, [1, 1, 1]), ("halving", [0.25, 0.5, 1]), ([0.0, 3.0, 2.0], [0, 3, 2])]
+)
+def test_the_heads_losses_are_summed_with_their_weights(head_weights, factors) -> None:
+    subject, given = module(head_weights=head_weights), batch()
+    heads = subject.net(subject.normalize(given["image"]))
+    each = [F.cross_entropy(logits, given["mask"]) for logits in heads.logits]
+    total, terms = subject.criterion(heads, given)
+    assert total.item() == pytest.approx(sum(f * loss.item() for f, loss in zip(factors, each, strict=True)), rel=1e-5)
+    assert [terms[f"head{k}/loss"].item() for k in (1, 2, 3)] == pytest.approx([loss.item() for loss in each])
+
+
+def test_head_weights_of_another_number() -> None:
+    with pytest.raises(InputError, match="head_weights has 2 numbers for 3 heads"):
+        module(head_weights=[1.0, 2.0])
+
+
+def test_a_batchs_pixel_weights_reach_the_loss() -> None:
+    subject, given = module(), batch()
+    heads = subject.net(subject.normalize(given["image"]))
+    half = torch.full(given["mask"].shape, 0.5)
+    plain, weighted = (subject.criterion(heads, x)[0].item() for x in (given, {**given, "weight": half}))
+    assert weighted == pytest.approx(plain / 2)
+
+
+def test_what_each_head_is_worth_is_logged() -> None:
+    train(*TINY, "--name", "run", "--model.net.deep_supervision", "true", *STEPS)
+    with open("runs/run/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for key in ("train/head1/loss", "train/head2/loss", "val/head1/miou", "val/head2/miou"):
+        assert sum(bool(row[key]) for row in rows) >= 2, key
+
+
+def test_presence() -> None:
+    mask = torch.tensor([[[0, 2]], [[IGNORE_INDEX, 0]], [[IGNORE_INDEX, IGNORE_INDEX]]])
+    assert class_presence(mask, 3).tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]
+    assert class_presence(mask.clamp(max=1), 1).tolist() == [[1], [0], [0]]
+    # an image where all is unknown says nothing of what is absent
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    expected = F.binary_cross_entropy_with_logits(logits[:2], torch.tensor([[1.0, 0, 1], [1, 0, 0]]))
+    assert presence_loss(logits, mask).item() == pytest.approx(expected.item())
+    assert presence_loss(logits[2:], mask[2:]) == 0
+
+
+def test_a_pretrained_encoder_learns_at_its_own_rate_and_is_fetched_once(tmp_path) -> None:
+    """The file is needed to begin; the checkpoint has the weights, for a resumed run and for every other job."""
+    file = tmp_path / "resnet18.safetensors"
+    save_file({k: v.contiguous() for k, v in library_encoder("resnet18", 3, 5, None).state_dict().items()}, file)
+    options = [*TINY, "--name", "run", "--model.net.encoder", "resnet18", "--model.net.widths", "[4,8,8,8]"]
+    options += ["--model.net.encoder_weights", str(file), "--model.encoder_lr", "0.1"]
+    cli = train(*options, "--trainer.max_epochs", "1")
+    decoder, encoder = cli.trainer.optimizers[0].param_groups
+    assert encoder["initial_lr"] == pytest.approx(decoder["initial_lr"] / 10)
+    assert {id(p) for p in encoder["params"]} == {id(p) for p in cli.model.net.backbone.parameters()}
+    file.unlink()
+    cli = train(*options, "--trainer.max_epochs", "2", "--resume")
+    assert cli.trainer.global_step == 2 * 3
+    SegmentationModule.load_from_checkpoint("runs/run/checkpoints/last.ckpt", weights_only=True)
+    assert str(file) in Path("runs/run/config.yaml").read_text()  # the config says where the run came from
+
+
+def test_encoder_lr_without_an_encoder() -> None:
+    with pytest.raises(InputError, match="encoder_lr needs an encoder"):
+        module(encoder_lr=0.1).configure_optimizers()
