@@ -250,6 +250,7 @@ def start_job() -> None:
             stream.reconfigure(errors="replace")  # a log in latin-1 has no box characters
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger().addFilter(lambda record: "Images sizes do not match" not in record.getMessage())  # W&B
     for message in (
         ".*LeafSpec.*is deprecated.*",
         ".*does not have many workers.*",
