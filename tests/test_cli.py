@@ -294,7 +294,8 @@ def test_debug_overlay_says_whether_one_batch_could_be_overfitted(capsys: pytest
 
 
 def test_a_run_that_never_validated_tests_its_last_checkpoint(capsys: pytest.CaptureFixture) -> None:
-    train(*TINY, "--name", "run", "--trainer.check_val_every_n_epoch", "9")
+    options = ["--trainer.check_val_every_n_epoch", "9", "--trainer.max_epochs", "5", "--trainer.max_steps", "4"]
+    train(*TINY, "--name", "run", *options)
     assert "tested checkpoint: runs/run/checkpoints/last.ckpt" in " ".join(capsys.readouterr().out.split())
 
 

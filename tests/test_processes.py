@@ -41,6 +41,8 @@ def test_split_smaller_than_the_number_of_processes() -> None:
     expected = figures(checkpoint, 1, 4)
     exactly_equal(figures(checkpoint, 3, 1), expected)
     exactly_equal(figures(checkpoint, 3, 4), expected)
+    # an odd number of images on an even number of processes
+    exactly_equal(figures(checkpoint, 2, 4, "--split", "val"), figures(checkpoint, 1, 1, "--split", "val"))
 
 
 @pytest.mark.slow
@@ -57,10 +59,12 @@ def test_nuclei_of_mixed_sizes(seg_data: Path) -> None:
 
 @pytest.mark.slow
 def test_training_in_two_processes(tmp_path: Path) -> None:
-    """DDP through the script: one run folder, one last.ckpt, the steps of a batch twice as large, and figures that one
-    process finds again, of an odd number of images too."""
-    done = script("train", *TINY, "--trainer.devices", "2", "--name", "ddp", "--data.dataset.train", "16")
+    """DDP through the script: one run folder, one W&B run, one last.ckpt, the steps of a batch twice as large, and
+    figures that one process finds again, of an odd number of images too."""
+    options = ["--trainer.devices", "2", "--name", "ddp", "--data.dataset.train", "16"]
+    done = script("train", *TINY, *options, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
+    assert len(list(Path("runs/ddp/wandb").glob("offline-run-*"))) == 1
     assert [path.name for path in Path("runs").iterdir()] == ["ddp"]
     checkpoint = torch.load("runs/ddp/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2 * 16 // (4 * 2)
