@@ -15,6 +15,9 @@ NETS = {
     "unet3+": lambda: UNet3Plus(widths=WIDTHS, skip_channels=4, deep_supervision=True, classification_guided=True),
     "unet++ resnet18": lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True, encoder="resnet18"),
     "unet convnext": lambda: UNet(widths=WIDTHS, encoder="tu-convnext_atto"),
+    "unet3+ checkpointing": lambda: UNet3Plus(widths=WIDTHS, skip_channels=4, checkpointing=True),
+    "unet3+ group norm": lambda: UNet3Plus(widths=WIDTHS, skip_channels=4, norm="group"),
+    "unet++ pruned": lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(2),
     "smp": lambda: SmpNet(encoder="resnet18"),
 }
 SLOW_BUT_UNET_PLUS_PLUS = [

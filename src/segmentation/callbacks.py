@@ -33,12 +33,16 @@ class Progress(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """A line for every validated epoch, on the terminal and in a cluster's log."""
+    """A line for every epoch, validated or not, on the terminal and in a cluster's log."""
 
-    validated: int | None = None
+    ended: int | None = None
+    validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validated = None if trainer.sanity_checking else trainer.current_epoch + 1
+        self.validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.ended = trainer.current_epoch + 1
 
     # The module logs its training figures after every callback's on_train_epoch_end, so the line comes a hook later.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,10 +53,11 @@ class EpochLines(Callback):
 
     def say(self, trainer: Trainer) -> None:
         """Print the line, once."""
-        epoch, self.validated = self.validated, None
+        epoch, self.ended = self.ended, None
+        validated, self.validated = self.validated, False
         found = trainer.callback_metrics
         if epoch and trainer.is_global_zero:
-            shown = {"train/loss": "loss", "val/loss": "val loss", "val/miou": "val mIoU"}
+            shown = {"train/loss": "loss"} | ({"val/loss": "val loss", "val/miou": "val mIoU"} if validated else {})
             figures = "  ".join(f"{label} {found[key]:.4f}" for key, label in shown.items())
             rate = found["train/images_per_second"]
             of = f"/{trainer.max_epochs}" if trainer.max_epochs > 0 else ""

@@ -72,7 +72,8 @@ class SegmentationNet(nn.Module, ABC):
         """Logits of every head, or with `level=k` of head k alone, computing nothing that it does not need.
 
         Args:
-            image: (N, C, H, W), normalised; any H and W from 1 up.
+            image: (N, C, H, W), normalised; any H and W from 1 up (once exported by torch.export, with dynamic H and W,
+                larger than `stride`: a map of 1x1 would be another graph).
             level: 1..num_heads, or None for all.
 
         Raises:
