@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from conftest import TINY, train
+from conftest import TINY, make_folder, train
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
@@ -146,3 +147,20 @@ def test_eval_refuses_other_classes(trained: SegmentationCLI, tmp_path: Path) ->
     )
     with pytest.raises(InputError, match="classes"):
         evaluate(["runs/run/checkpoints/best.ckpt", "--data", "other.yaml"])
+
+
+def test_eval_keeps_the_order_of_the_classes(tmp_path: Path) -> None:
+    """The order of declaration is the order of the indices, whatever the alphabet says."""
+    make_folder(tmp_path / "data", {"train": 4, "val": 3}, values=(0, 100, 255))
+    dataset = {"root": str(tmp_path / "data"), "classes": {"wall": 0, "door": 100, "arch": 255}}
+    Path("own.yaml").write_text(
+        yaml.safe_dump({"data": {"dataset": {"class_path": "FolderData", "init_args": dataset}}}, sort_keys=False)
+    )
+    train("--config", "own.yaml", *TINY[8:], "--data.crop", "32", "--name", "run")
+    summary = json.loads(Path("runs/run/summary.json").read_text())
+    assert read_checkpoint("runs/run/checkpoints/best.ckpt")["hyper_parameters"]["labels"]["names"][2] == "arch"
+    for extra in ([], ["--data", "own.yaml"]):
+        found = evaluate(["runs/run/checkpoints/best.ckpt", *extra, "--trainer.accelerator", "cpu"])
+        assert [found[f"iou/{name}"] for name in ("wall", "door", "arch")] == pytest.approx(
+            [summary[f"test/iou/{name}"] for name in ("wall", "door", "arch")], rel=0, abs=0
+        )

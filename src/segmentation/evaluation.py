@@ -94,7 +94,7 @@ def _configure(checkpoint: dict[str, Any], overlay: str | None, rest: list[str])
         args = []
         for number, layer in enumerate(layers):
             path = Path(folder) / f"{number}.yaml"
-            path.write_text(yaml.safe_dump(layer), encoding="utf-8")
+            path.write_text(yaml.safe_dump(layer, sort_keys=False), encoding="utf-8")
             args += ["--config", str(path)]
         config = parser.parse_args([*args, *rest])
     built = parser.instantiate_classes(config)
