@@ -70,11 +70,14 @@ def make_folder(
 
 
 #: A run of seconds: few small images, a narrow net, no pictures.
-TINY = [
-    *("--data.dataset.train", "12", "--data.dataset.val", "5", "--data.dataset.test", "5", "--data.dataset.size", "48"),
+TINY_SHAPES = [
+    *("--data.dataset.train", "12", "--data.dataset.val", "5", "--data.dataset.test", "5", "--data.dataset.size", "48")
+]
+TINY_RUN = [  # of any data set
     *("--data.batch_size", "4", "--data.num_workers", "0", "--model.net.widths", "[4,8]", "--trainer.max_epochs", "2"),
     *("--pictures.images", "0", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
 ]
+TINY = [*TINY_SHAPES, *TINY_RUN]
 
 
 def train(*args: str) -> "SegmentationCLI":

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import TINY, make_folder, train
+from conftest import TINY, TINY_RUN, make_folder, train
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
@@ -75,7 +75,7 @@ def test_the_threshold_is_kept() -> None:
         "        sample = super().load(split, index)\n"
         "        return {**sample, 'mask': sample['mask'].clamp(max=1)}\n"
     )
-    options = [*TINY[8:], "--data.dataset", "two.Two", "--name", "run", "--model.threshold", "0.9"]
+    options = [*TINY_RUN, "--data.dataset", "two.Two", "--name", "run", "--model.threshold", "0.9"]
     cli = train(*options)
     module = load_module(read_checkpoint("runs/run/checkpoints/best.ckpt"), "best.ckpt")
     sample = cli.datamodule.dataset.load("test", 0)
@@ -156,7 +156,7 @@ def test_eval_keeps_the_order_of_the_classes(tmp_path: Path) -> None:
     Path("own.yaml").write_text(
         yaml.safe_dump({"data": {"dataset": {"class_path": "FolderData", "init_args": dataset}}}, sort_keys=False)
     )
-    train("--config", "own.yaml", *TINY[8:], "--data.crop", "32", "--name", "run")
+    train("--config", "own.yaml", *TINY_RUN, "--data.crop", "32", "--name", "run")
     summary = json.loads(Path("runs/run/summary.json").read_text())
     assert read_checkpoint("runs/run/checkpoints/best.ckpt")["hyper_parameters"]["labels"]["names"][2] == "arch"
     for extra in ([], ["--data", "own.yaml"]):

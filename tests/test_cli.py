@@ -176,10 +176,12 @@ def test_no_epochs() -> None:
         train(*TINY, "--name", "run", "--trainer.max_epochs", "0")
 
 
-def test_the_last_epoch_is_validated() -> None:
+def test_the_last_epoch_is_validated(capsys: pytest.CaptureFixture) -> None:
     train(*TINY, "--name", "run", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
     with open("runs/run/metrics.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file) if row["val/miou"]] == ["1", "2"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch") and "images/s" in line]
+    assert [("val mIoU" in line) for line in lines] == [False, True, True]
 
 
 def test_a_name_that_is_taken(tmp_path: Path) -> None:

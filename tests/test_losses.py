@@ -394,6 +394,12 @@ def test_auto_of_binary_losses() -> None:
         assert focal(logits, mask).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", [CrossEntropy(pos_weight="auto"), Focal(alpha="auto")])
+def test_auto_without_foreground_is_refused(loss: SegmentationLoss) -> None:
+    with pytest.raises(InputError, match="foreground"):
+        loss.setup(census([1000, 0]))
+
+
 def test_what_cannot_be_used_is_said() -> None:
     with pytest.raises(InputError, match=r"setup\(census\)"):
         CrossEntropy(pos_weight="auto")(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2).long())

@@ -12,7 +12,8 @@ from conftest import TINY, train
 from segmentation.data import Labels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
-from segmentation.module import SegmentationModule, class_presence, presence_loss
+from segmentation.losses.presence import class_presence, presence_loss
+from segmentation.module import SegmentationModule
 from segmentation.nets import UNet
 from segmentation.nets.pretrained import library_encoder
 
@@ -96,3 +97,18 @@ def test_a_pretrained_encoder_learns_at_its_own_rate_and_is_fetched_once(tmp_pat
 def test_encoder_lr_without_an_encoder() -> None:
     with pytest.raises(InputError, match="encoder_lr needs an encoder"):
         module(encoder_lr=0.1).configure_optimizers()
+
+
+def test_evaluation_does_not_depend_on_the_batch() -> None:
+    """Not in the last digit, in float32, where a convolution over a batch is rounded otherwise than over one image."""
+    torch.manual_seed(0)
+    subject = SegmentationModule(UNet(num_classes=3, widths=[16, 32, 64, 128, 256]), LABELS).eval()
+    seen: list[torch.Tensor] = []
+    subject.count = lambda split, heads, batch, loss: seen.append(heads.logits[-1])
+    image = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8)
+    whole = {"image": image, "mask": torch.randint(0, 3, (4, 96, 96))}
+    with torch.no_grad():
+        subject.evaluate("val", whole)
+        for i in range(4):
+            subject.evaluate("val", {key: value[i : i + 1] for key, value in whole.items()})
+    assert torch.equal(seen[0], torch.cat(seen[1:]))

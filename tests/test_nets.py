@@ -4,12 +4,12 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from segmentation.cli import SyncBatchNorm
 from segmentation.data import ShapesData
 from segmentation.errors import InputError
 from segmentation.nets import Heads, SmpNet, UNet, UNet3Plus, UNetPlusPlus
 from segmentation.nets.base import CLOSED, gate
 from segmentation.nets.blocks import statistics_kept
+from segmentation.plugins import SyncBatchNorm
 
 WIDTHS = (4, 6, 8, 8, 8)
 NETS = {

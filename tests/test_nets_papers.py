@@ -111,6 +111,14 @@ def test_pruning_saves_what_the_paper_promises():
     assert flops == pytest.approx([8.0, 20.7, 40.6, 69.0], abs=0.1)
 
 
+def test_a_pruned_net_keeps_the_memory_format():
+    for layout in (torch.contiguous_format, torch.channels_last):
+        small = UNetPlusPlus(deep_supervision=True).to(memory_format=layout).prune(2)
+        convolutions = [p for p in small.parameters() if p.ndim == 4 and min(p.shape) > 1]
+        assert convolutions
+        assert all(p.is_contiguous(memory_format=layout) for p in convolutions)
+
+
 def test_a_level_costs_what_the_pruned_net_costs():
     """`level=k` computes nothing that head k does not need, with the paper's encoder and with the library's own."""
     for encoder in (None, "resnet18"):

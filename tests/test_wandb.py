@@ -106,14 +106,21 @@ def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_resumed_run_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    import wandb
-
     train(*TINY, "--name", "run", "--trainer.max_epochs", "1")
-    wandb.finish()
     train(*TINY, "--name", "run", "--resume")
-    wandb.finish()
     ids = {path.stem.removeprefix("run-") for path in Path("runs/run/wandb").glob("offline-run-*/*.wandb")}
     assert len(ids) == 1
+
+
+def test_two_runs_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: each is a W&B run of its own; a name that W&B would refuse for an artifact is no obstacle."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    names = ("one", "another run")
+    for name in names:
+        train(*TINY, "--name", name, "--trainer.max_epochs", "1", "--wandb.log_checkpoint", "true")
+    ids = [[path.stem for path in Path("runs", name, "wandb").glob("offline-run-*/*.wandb")] for name in names]
+    assert [len(each) for each in ids] == [1, 1]
+    assert ids[0] != ids[1]
 
 
 def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

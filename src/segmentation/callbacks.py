@@ -2,6 +2,7 @@
 
 import time
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,8 @@ class Introduction(Callback):
         parameters = sum(parameter.numel() for parameter in net.parameters())
         try:
             flops = f"{count_flops(net, (1, labels.channels, height, width)) / 1e9:.1f}"
-        except (RuntimeError, NotImplementedError):  # a net that looks at its data cannot be run without any
+        except (RuntimeError, NotImplementedError):
+            # A net that looks at its data cannot run on the meta device; on images it has, in the sanity check.
             flops = "? "
         size = f"{labels.channels}x{height}x{width}"
         steps = trainer.estimated_stepping_batches
@@ -162,6 +164,19 @@ class Throughput(Callback):
         rate = self.epoch_images / self.epoch_seconds if self.epoch_seconds else 0.0
         pl_module.log("train/images_per_second", rate, rank_zero_only=True)
         self.epoch_images, self.epoch_seconds, self.since = 0, 0.0, time.perf_counter()
+
+
+@dataclass
+class PictureOptions:
+    """Contact sheets in the run folder's pictures/ and mask overlays in W&B.
+
+    Args:
+        images: validation images to show, the same every time; 0 for none.
+        every_n_epochs: how often.
+    """
+
+    images: int = 6
+    every_n_epochs: int = 5
 
 
 class Pictures(Callback):

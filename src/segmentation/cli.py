@@ -1,12 +1,10 @@
 """LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
 
-import argparse
 import logging
 import math
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.callbacks import EpochLines, Introduction, Pictures, Progress, Throughput
+from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Progress, Throughput
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
@@ -29,9 +26,9 @@ from segmentation.memory import keep_freed_memory
 from segmentation.metrics import SegmentationMetrics
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
+from segmentation.plugins import AtomicCheckpointIO, SyncBatchNorm
 from segmentation.report import report
 from segmentation.run import (
-    AtomicCheckpointIO,
     CheckpointOptions,
     RunFolder,
     WandbOptions,
@@ -68,18 +65,6 @@ DESCRIPTION = (
 
 #: Options that may differ on --resume, if they lengthen the run. Not max_steps: a stop within an epoch ends that epoch.
 LENGTHENS = ("trainer.max_epochs",)
-
-
-class SyncBatchNorm(TorchSyncBatchNorm):
-    """One batch norm over all processes, in timm's encoders too: theirs hold the activation, which torch would drop."""
-
-    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
-        from timm.layers import convert_sync_batchnorm
-
-        return convert_sync_batchnorm(model)
-
-    def revert(self, model: torch.nn.Module) -> torch.nn.Module:
-        return model  # in eval mode it is plain batch norm
 
 
 class SegmentationCLI(LightningCLI):
@@ -149,9 +134,8 @@ class SegmentationCLI(LightningCLI):
             self.config.model.net.init_args.encoder_weights = None
         try:
             super().instantiate_classes()
-        except (TypeError, ValueError) as error:  # a library's own checks of the user's numbers
-            if not isinstance(error, argparse.ArgumentTypeError):
-                raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
+        except ValueError as error:  # a library's own checks of the user's numbers
+            raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
         self.config = config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -227,17 +211,9 @@ class SegmentationCLI(LightningCLI):
                     logger.experiment.finish()  # a second run of this process, in a notebook, is a run of its own
 
 
-@dataclass
-class PictureOptions:
-    """Contact sheets in the run folder's pictures/ and mask overlays in W&B.
-
-    Args:
-        images: validation images to show, the same every time; 0 for none.
-        every_n_epochs: how often.
-    """
-
-    images: int = 6
-    every_n_epochs: int = 5
+def _of_use(record: logging.LogRecord) -> bool:
+    """W&B warns, in the root logger, of images of unequal sizes, which a data set may well have."""
+    return "Images sizes do not match" not in record.getMessage()
 
 
 def start_job() -> None:
@@ -250,7 +226,7 @@ def start_job() -> None:
             stream.reconfigure(errors="replace")  # a log in latin-1 has no box characters
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger().addFilter(lambda record: "Images sizes do not match" not in record.getMessage())  # W&B
+    logging.getLogger().addFilter(_of_use)
     for message in (
         ".*LeafSpec.*is deprecated.*",
         ".*does not have many workers.*",

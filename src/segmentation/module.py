@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,12 +12,14 @@ from torch import Tensor
 
 from segmentation.checkpoint import warm_start
 from segmentation.data.census import scale_of
-from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.data.labels import Labels
 from segmentation.data.sampler import derive_seed
 from segmentation.errors import InputError
 from segmentation.losses import CrossEntropy, SegmentationLoss
+from segmentation.losses.presence import presence_loss
 from segmentation.metrics import SegmentationMetrics
 from segmentation.nets import Heads, SegmentationNet
+from segmentation.nets.base import joined
 from segmentation.schedules import WarmupDecay
 
 
@@ -190,13 +191,8 @@ class SegmentationModule(LightningModule):
         would depend on how images are batched.
         """
         image = self.normalize(batch["image"])
-        if image.device.type == "cpu" and len(image) > 1:
-            # oneDNN rounds float32 otherwise for another batch size. One by one costs nothing on a CPU.
-            each = [self.net(image[i : i + 1]) for i in range(len(image))]
-            presence = None if each[0].presence is None else torch.cat([heads.presence for heads in each])
-            heads = Heads(tuple(torch.cat(logits) for logits in zip(*(h.logits for h in each), strict=True)), presence)
-        else:
-            heads = self.net(image)
+        # One by one on a CPU, whose float32 is rounded otherwise for another batch size.
+        heads = joined([self.net(part) for part in image.split(1 if image.device.type == "cpu" else len(image))])
         total = mass = torch.zeros((), device=self.device)
         for i in range(len(image)):
             one = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
@@ -274,7 +270,7 @@ class SegmentationModule(LightningModule):
             else:
                 optimizer = self.optimizer(trained)
             scheduler = self.schedule(optimizer)
-        except (TypeError, ValueError) as error:  # torch's own checks of the user's numbers
+        except ValueError as error:  # torch's own checks of the user's numbers
             raise InputError(f"model.optimizer or model.schedule: {error}") from error
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -298,22 +294,6 @@ class SegmentationModule(LightningModule):
             for key, value in checkpoint["train_counts"].items():
                 getattr(self.train_metrics, key).copy_(value)
             self.train_metrics._update_count = 1
-
-
-def class_presence(mask: Tensor, channels: int) -> Tensor:
-    """Which classes are in an image: (N, H, W) class indices -> (N, K) of 0 and 1; one channel means the foreground."""
-    bins = max(2, channels)
-    index = torch.where(mask == IGNORE_INDEX, bins, mask).flatten(1)
-    present = torch.zeros(len(mask), bins + 1, device=mask.device).scatter_(1, index, 1.0)
-    return present[:, 1:2] if channels == 1 else present[:, :channels]
-
-
-def presence_loss(presence: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy of (N, K) presence logits, over the images that have a pixel that is not ignored."""
-    target = class_presence(mask, presence.shape[1])
-    known = (mask != IGNORE_INDEX).flatten(1).any(dim=1, keepdim=True).expand_as(target).float()
-    loss = F.binary_cross_entropy_with_logits(presence, target, weight=known, reduction="sum")
-    return loss / known.sum().clamp(min=1)
 
 
 def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:

@@ -1,6 +1,7 @@
 """The contract that every net obeys, so that module, metrics, pruning and export know one thing only."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,6 +28,12 @@ class Heads(NamedTuple):
 
     logits: tuple[Tensor, ...]
     presence: Tensor | None = None
+
+
+def joined(parts: Sequence[Heads]) -> Heads:
+    """The heads of a batch, from those of its parts."""
+    logits = tuple(torch.cat(each) for each in zip(*(part.logits for part in parts), strict=True))
+    return Heads(logits, None if parts[0].presence is None else torch.cat([part.presence for part in parts]))
 
 
 class SegmentationNet(nn.Module, ABC):
