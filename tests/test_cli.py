@@ -372,3 +372,24 @@ class TestRunJob:
 
         with pytest.raises(RuntimeError, match="a bug of ours"):
             run_job(job)
+
+
+def test_declared_colours_arrive(tmp_path: Path) -> None:
+    """Through YAML, where an unquoted "#808080" is a comment: to display a class, as masks' values, to be ignored."""
+    make_folder(tmp_path / "data", {"train": 2, "val": 2})
+    start = f"data: {{dataset: {{class_path: FolderData, init_args: {{root: {tmp_path / 'data'}, "
+    Path("index.yaml").write_text(
+        start + 'classes: {sky: {value: 0, color: "#808080"}, road: {value: [1, 255], color: "#804080"}}}}}\n'
+    )
+    assert SegmentationCLI(["--config", "index.yaml"]).datamodule.labels.colors == ["#808080", "#804080"]
+    Path("colour.yaml").write_text(
+        start + 'ignore: "#000000", classes: {sky: "#808080", road: ["#804080", "#FFFFFF"]}}}}\n'
+    )
+    labels = SegmentationCLI(["--config", "colour.yaml"]).datamodule.labels
+    assert labels.values == [["#808080"], ["#804080", "#FFFFFF"]]
+    assert labels.colors == ["#808080", "#804080"]
+    assert labels.ignore == ["#000000"]
+    ignored = SegmentationCLI(["--config", "index.yaml", "--data.dataset.ignore", "7"]).datamodule.labels
+    assert ignored.ignore == [7]
+    typed = ["--config", "colour.yaml", "--data.dataset.ignore", "#010101"]
+    assert SegmentationCLI(typed).datamodule.labels.ignore == ["#010101"]

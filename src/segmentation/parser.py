@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
@@ -13,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
 from segmentation.data import SegmentationData
+from segmentation.data.labels import HEX
 from segmentation.errors import InputError
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
@@ -31,6 +34,15 @@ CLASS_OPTIONS: dict[str, type] = {
 
 #: What the data decides; nobody gives it on the command line.
 LINKED = {"in_channels", "num_classes", "optimizer", "params", "model.labels"}
+
+
+def _load(text: str) -> Any:
+    """YAML, but for a colour by itself: jsonargparse reads each string again, and to YAML "#808080" is a comment."""
+    return text if HEX.fullmatch(text) else _load_yaml(text)
+
+
+_load_yaml = get_loader("yaml")
+set_loader("yaml", _load, (yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
