@@ -47,7 +47,7 @@ def content(data: FolderData, split: str) -> dict[str, tuple[int, int]]:
 
 def refusal(**options: Any) -> str:
     with pytest.raises(InputError) as error:
-        FolderData(**{"classes": CLASSES} | options)
+        SegmentationDataModule(FolderData(**{"classes": CLASSES} | options)).check()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -169,7 +169,8 @@ def test_image_without_mask_and_mask_without_image(place: Path) -> None:
     for name in ("q1", "q2", "q3"):
         write_image(place / f"masks/{name}.png", number(0)[1])
     message = refusal(root=str(place))
-    assert message.startswith(f"{place}/masks/q1.png: this mask has no image (and 2 more)")
+    assert message.startswith(f"{place}/masks/q1.png: this mask has no image. Fix: add")
+    assert "(2 more files have such problems)" in message
     assert f"{place}/images/q1.png" in message
 
 

@@ -16,6 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 from conftest import ROOT, TINY, train
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.data import IGNORE_INDEX, Census
+from segmentation.data.census import Record
 from segmentation.errors import InputError
 from segmentation.evaluation import evaluate
 from segmentation.losses import (
@@ -33,9 +34,10 @@ from segmentation.losses import (
 from segmentation.module import SegmentationModule
 
 
-def census(pixels: list[int], where: list[int] | None = None) -> Census:
-    names = [f"class{index}" for index in range(len(pixels))]
-    return Census([(1, sum(pixels))], names, pixels, where or [sum(pixels)] * len(pixels), 0, mean=[0.0], std=[1.0])
+def census(*images: list[int]) -> Census:
+    """Of images with so many pixels of each class."""
+    names = [f"class{index}" for index in range(len(images[0]))]
+    return Census(names, [Record((1, sum(row)), row, 0, [0.0], [0.0], 0, 0, str(row)) for row in images])
 
 
 def make(classes: int, size: tuple[int, int] = (6, 5), seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -355,7 +357,7 @@ def test_terms_of_one_class_are_numbered() -> None:
 
 def test_rules_for_class_weights() -> None:
     """Of 600, 300 and 100 pixels; class 2 occurs in one image of 500 pixels alone."""
-    counted = census([600, 300, 100, 0], [1000, 1000, 500, 0])
+    counted = census([350, 150, 0, 0], [250, 150, 100, 0])  # class 2 in images of 500 pixels
 
     def ratios(rule: str) -> list[float]:
         loss = CrossEntropy(class_weights=rule)

@@ -1,5 +1,6 @@
 """What a run shows on its way: its beginning, a line an epoch, throughput, pictures."""
 
+import os
 import time
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation.data.base import SPLITS
@@ -96,7 +98,7 @@ class Introduction(Callback):
         where = f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}"
         lines = {
             "run": f"{self.run.path}",
-            "data": f"{type(data.dataset).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes",
+            "data": f"{type(data.source).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes",
             "net": f"{type(net).__name__}: {parameters / 1e6:.2f} M parameters, {flops} GFLOPs for {size}",
             "training": f"{length} of {batch} images {where}",
         }
@@ -124,12 +126,14 @@ def count_flops(net: SegmentationNet, shape: tuple[int, ...]) -> int:
 
 
 class Throughput(Callback):
-    """Logs `train/images_per_second`: of all processes, data and optimizer included, validation not. Its sums, and the
-    minutes of the run, go into the checkpoints, so that a resumed run reports the whole."""
+    """Logs `train/images_per_second`: of all processes, data and optimizer included, validation not; and
+    `train/data_wait`, the share of that time that this process waited for a batch, of which it warns once. Its sums,
+    and the minutes of the run, go into the checkpoints, so that a resumed run reports the whole."""
 
     def __init__(self) -> None:
         self.images = self.seconds = self.minutes = 0.0
-        self.epoch_images, self.epoch_seconds = 0, 0.0
+        self.epoch_images, self.epoch_seconds, self.waited = 0, 0.0, 0.0
+        self.warned = False
         self.started = self.since = time.perf_counter()
 
     def state_dict(self) -> dict[str, float]:
@@ -149,6 +153,10 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since = time.perf_counter()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, i: int) -> None:
+        if i:  # an epoch's first batch waits for the workers to start
+            self.waited += time.perf_counter() - self.since
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
@@ -163,7 +171,15 @@ class Throughput(Callback):
         self.images, self.seconds = self.images + self.epoch_images, self.seconds + self.epoch_seconds
         rate = self.epoch_images / self.epoch_seconds if self.epoch_seconds else 0.0
         pl_module.log("train/images_per_second", rate, rank_zero_only=True)
-        self.epoch_images, self.epoch_seconds, self.since = 0, 0.0, time.perf_counter()
+        wait = self.waited / self.epoch_seconds if self.epoch_seconds else 0.0
+        pl_module.log("train/data_wait", wait, rank_zero_only=True)
+        if wait > 0.1 and self.waited > 5 and not self.warned:  # seconds: a run of a moment need not be told
+            self.warned = True
+            rank_zero_warn(
+                f"{wait:.0%} of the training time went into waiting for data. Remedies: data.num_workers (the machine "
+                f"has {os.cpu_count()} cores), data.cache: true for data that fits into memory, fewer transforms"
+            )
+        self.epoch_images, self.epoch_seconds, self.waited, self.since = 0, 0.0, 0.0, time.perf_counter()
 
 
 @dataclass

@@ -36,6 +36,7 @@ from segmentation.run import (
     git_commit,
     make_loggers,
     new_name,
+    write_text,
 )
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -195,6 +196,7 @@ class SegmentationCLI(LightningCLI):
                 read_checkpoint(self.model.init_from)
             self.datamodule.check()
             run.create(config)
+            _list_skipped(self.datamodule.skipped(), run)
             _tell_wandb(trainer, yaml.safe_load(config), self.datamodule.labels.names)
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
         if trainer.overfit_batches:
@@ -209,6 +211,13 @@ class SegmentationCLI(LightningCLI):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()  # a second run of this process, in a notebook, is a run of its own
+
+
+def _list_skipped(messages: list[str], run: RunFolder) -> None:
+    """What `data.on_bad_file: skip` left out."""
+    if messages:
+        write_text(run.skipped, "".join(f"{message}\n" for message in messages))
+        print(f"skipped   {len(messages)} bad files, listed in {run.skipped}", flush=True)
 
 
 def _of_use(record: logging.LogRecord) -> bool:

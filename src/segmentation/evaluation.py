@@ -113,8 +113,10 @@ def _data_section(path: Path) -> dict[str, Any]:
 
 
 def _check_labels(trained: Labels, given: Labels, source: str) -> None:
-    if (trained.names, trained.channels) != (given.names, given.channels):
-        raise InputError(
-            f"{source} was trained on {trained.channels} bands and the classes {', '.join(trained.names)}, "
-            f"but this data has {given.channels} bands and {', '.join(given.names)}"
-        )
+    for what in ("names", "channels", "dtype", "scale"):
+        if getattr(trained, what) != getattr(given, what) and (what != "dtype" or trained.dtype):
+            raise InputError(
+                f"{source} was trained on images of {trained.channels} bands ({trained.dtype or 'any type'}, "
+                f"scale {trained.scale}) and the classes {', '.join(trained.names)}, but this data has "
+                f"{given.channels} ({given.dtype}, scale {given.scale}) and {', '.join(given.names)}"
+            )

@@ -37,7 +37,8 @@ class SegmentationModule(LightningModule):
         encoder_lr: factor on the learning rate of a net's pretrained encoder.
         schedule: any torch learning-rate scheduler; WarmupDecay learns the number of steps by itself.
         schedule_interval: whether the scheduler steps with every `step` or every `epoch`.
-        mean: of each band, scaled to 0..1 (integer images); null means that of the training split.
+        mean: of each band, scaled to 0..1 (integer images); null means that of the training split, or the one that a
+            pretrained encoder wants.
         std: standard deviation, likewise.
         threshold: binary tasks: probability from which a pixel is foreground.
         boundary_iou: report boundary IoU too, of pixels within this share of the diagonal (the paper's: 0.02) of a
@@ -97,8 +98,9 @@ class SegmentationModule(LightningModule):
             census = self.trainer.datamodule.census("train")
             self.loss.setup(census)
             if self.auto_normalize:
-                self.mean.copy_(_per_band(census.mean, len(self.mean), 0.0))
-                self.std.copy_(_per_band(census.std, len(self.std), 1.0).clamp(min=1e-3))
+                mean, std = self.net.statistics or (census.mean, census.std)
+                self.mean.copy_(_per_band(mean, len(self.mean), 0.0))
+                self.std.copy_(_per_band([value or 1.0 for value in std], len(self.std), 1.0))  # 0: an empty band
             if self.init_from and not self.trainer.ckpt_path:
                 warm_start(self, self.init_from)
         if self.channels_last:
@@ -113,7 +115,7 @@ class SegmentationModule(LightningModule):
 
     def normalize(self, image: Tensor) -> Tensor:
         """Scale integers to 0..1 and standardise each band: (N, C, H, W) as the file has it -> float32."""
-        x = image.float() / scale_of(image.dtype)
+        x = image.float() / scale_of(image.dtype, self.labels)
         x = (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 

@@ -87,6 +87,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.per_image = self.path / "per_image.csv"
+        self.skipped = self.path / "skipped_files.txt"
         self.pictures = self.path / "pictures"
         self.checkpoints = self.path / "checkpoints"
         last = self.checkpoints / "last.ckpt"

@@ -3,17 +3,21 @@
 from segmentation.data.base import Sample, SegmentationData
 from segmentation.data.census import Census
 from segmentation.data.datamodule import SegmentationDataModule
+from segmentation.data.file_data import FileData
 from segmentation.data.folder import FolderData
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.shapes import ShapesData
+from segmentation.data.torchvision_sets import TorchvisionData
 
 __all__ = [
     "IGNORE_INDEX",
     "Census",
+    "FileData",
     "FolderData",
     "Labels",
     "Sample",
     "SegmentationData",
     "SegmentationDataModule",
     "ShapesData",
+    "TorchvisionData",
 ]

@@ -31,10 +31,14 @@ class SegmentationData(ABC):
 
     Args:
         labels: classes, mask values, colours and bands; the net's output and the metrics follow from it.
+
+    Attributes:
+        problems: what is wrong with files that became no sample (an image without a mask), a message each.
     """
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
+        self.problems: list[str] = []
 
     @abstractmethod
     def names(self, split: str) -> list[str]:
@@ -52,3 +56,7 @@ class SegmentationData(ABC):
     @abstractmethod
     def fingerprint(self, split: str) -> str:
         """A text that changes when the samples of a split do (file names, sizes, times): the census is cached by it."""
+
+    def group(self, name: str) -> str:
+        """What must not be torn apart between splits: the patient, video or slide that a sample is of."""
+        return name

@@ -1,5 +1,5 @@
 """The census: every sample of a split is read once, before the first step. It finds what is wrong with the files, and
-counts what losses and normalisation need: pixels per class, image sizes, mean and deviation of each band.
+counts what losses, normalisation and sampling need, for each sample.
 
 It is kept in the user's cache, keyed by the file list (names, sizes, times) and the classes, and so counted once.
 """
@@ -7,21 +7,48 @@ It is kept in the user's cache, keyed by the file list (names, sizes, times) and
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from platformdirs import user_cache_path
 from rich.progress import track
-from torch import Tensor
 
 from segmentation.data.base import Sample, SegmentationData
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.errors import InputError
 
 #: Raised when what a census holds changes, so that old cache files are not read.
-VERSION = 2
+VERSION = 3
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one sample holds.
+
+    Args:
+        size: (H, W).
+        pixels: of each class.
+        ignored: pixels that count nowhere.
+        total: of each band, the sum of its pixels, scaled as `scale_of` says.
+        squares: of each band, the sum of their squares.
+        low: the smallest number in the image, as the file has it.
+        high: the largest.
+        digest: the same for the same pixels.
+    """
+
+    size: tuple[int, int]
+    pixels: list[int]
+    ignored: int
+    total: list[float]
+    squares: list[float]
+    low: float
+    high: float
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -29,84 +56,163 @@ class Census:
     """Counts over one split.
 
     Args:
-        sizes: (H, W) of every sample, in the order of its names.
         names: of the classes.
-        pixels: for each class, its number of pixels.
-        pixels_where: for each class, the number of valid pixels of the samples where it occurs.
-        ignored: pixels that count nowhere.
-        mean: for each band, the mean of all pixels, scaled as `scale_of` says.
-        std: for each band, the standard deviation, likewise.
+        records: of the samples, in the order of their names.
+        bad: index -> what is wrong with a sample that is left out of `records`.
     """
 
-    sizes: list[tuple[int, int]]
     names: list[str]
-    pixels: list[int]
-    pixels_where: list[int]
-    ignored: int
-    mean: list[float]
-    std: list[float]
+    records: list[Record]
+    bad: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of every sample."""
+        return [record.size for record in self.records]
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Pixels of each class in each sample: (samples, K) int64."""
+        return np.array([record.pixels for record in self.records], np.int64).reshape(-1, len(self.names))
+
+    @property
+    def pixels(self) -> list[int]:
+        """Pixels of each class."""
+        return self.counts.sum(axis=0).tolist()
+
+    @property
+    def pixels_where(self) -> list[int]:
+        """For each class, the valid pixels of the samples where it occurs."""
+        return (self.counts.sum(axis=1, keepdims=True) * (self.counts > 0)).sum(axis=0).tolist()
+
+    @property
+    def ignored(self) -> int:
+        """Pixels that count nowhere."""
+        return sum(record.ignored for record in self.records)
+
+    @property
+    def mean(self) -> list[float]:
+        """Of each band, the mean of all pixels, scaled as `scale_of` says."""
+        return self._moments()[0].tolist()
+
+    @property
+    def std(self) -> list[float]:
+        """Of each band, the standard deviation, likewise."""
+        return self._moments()[1].tolist()
+
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        area = sum(height * width for height, width in self.sizes)
+        mean = np.sum([record.total for record in self.records], axis=0) / area
+        variance = np.sum([record.squares for record in self.records], axis=0) / area - mean**2
+        return mean, np.sqrt(variance.clip(min=0))
 
 
-def scale_of(dtype: torch.dtype) -> float:
-    """What stands for 1.0 in an image: the largest integer of its type; floating-point images are taken as they are."""
+def scale_of(dtype: torch.dtype, labels: Labels | None = None) -> float:
+    """What stands for 1.0 in an image: what the data set declares, else the largest integer of its type; floating-point
+    images are taken as they are."""
+    if labels is not None and labels.scale is not None:
+        return labels.scale
     return 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max)
 
 
-def take_census(data: SegmentationData, split: str) -> Census:
+def take_census(data: SegmentationData, split: str, skip: bool = False) -> Census:
     """The census of a split, from the cache or counted with a progress bar.
 
+    Args:
+        data: the data set.
+        split: one of its splits.
+        skip: leave bad samples out, and say in `bad` which.
+
     Raises:
-        InputError: some samples cannot be used; the message is the first one's, with the number of the others.
+        InputError: some samples cannot be used (unless `skip`); the first one's message, with the number of the others.
     """
     key = hashlib.sha256(f"{VERSION}|{split}|{data.fingerprint(split)}".encode()).hexdigest()[:32]
     path = user_cache_path("unet-family-template") / "census" / f"{key}.json"
     try:
         cached = json.loads(path.read_text())
-        return Census(**cached | {"sizes": [tuple(size) for size in cached["sizes"]]})
+        return Census(
+            cached["names"], [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
+        )
     except (OSError, ValueError, TypeError, KeyError):
-        census = _count(data, split)
+        found = list(track(examine_all(data, split), f"Reading {split} once", len(data.names(split)), transient=True))
+    bad = {index: str(each) for index, each in enumerate(found) if isinstance(each, InputError)}
+    if bad and not skip:
+        more = f" ({len(bad) - 1} more of {len(found)} {split} samples have problems too)" if len(bad) > 1 else ""
+        raise InputError(f"{next(iter(bad.values()))}{more}")
+    census = Census(list(data.labels.names), [each for each in found if isinstance(each, Record)], bad)
+    if not census.records:
+        raise InputError(f"none of the {len(found)} {split} samples can be used. {next(iter(bad.values()), '')}")
+    if not bad:  # a disk that was away for a moment must not be remembered
         _keep(path, json.dumps(asdict(census)))
-        return census
+    return census
 
 
-def _count(data: SegmentationData, split: str) -> Census:
+def examine_all(data: SegmentationData, split: str) -> Iterator[Record | InputError]:
+    """Read every sample of a split, in several threads: its record, or what is wrong with it, in the order of names."""
     names = data.names(split)
-    classes = data.labels.num_classes
-    sizes: list[tuple[int, int]] = []
-    errors: list[InputError] = []
-    pixels = torch.zeros(classes + 1, dtype=torch.int64)
-    pixels_where = torch.zeros(classes, dtype=torch.int64)
-    moments = torch.zeros(2, data.labels.channels, dtype=torch.float64)
 
-    def read(index: int) -> tuple[tuple[int, int], Tensor, Tensor] | InputError:
+    def read(index: int) -> Record | InputError:
         try:
-            sample = data.load(split, index)
-            _check_sample(sample, data.labels, f"{split} sample {names[index]}")
+            return examine(data.load(split, index), data.labels, f"{split} sample {names[index]}")
         except InputError as error:
             return error
-        mask = sample["mask"]
-        counts = torch.bincount(mask.where(mask != IGNORE_INDEX, classes).flatten(), minlength=classes + 1)
-        bands = sample["image"].flatten(1).to(torch.float64) / scale_of(sample["image"].dtype)
-        return tuple(mask.shape), counts, torch.stack([bands.sum(1), bands.square().sum(1)])
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
-        results = pool.map(read, range(len(names)))
-        for result in track(results, f"Reading {split} once", total=len(names), transient=True):
-            if isinstance(result, InputError):
-                errors.append(result)
-            else:
-                sizes.append(result[0])
-                pixels += result[1]
-                pixels_where += result[1][:-1].sum() * (result[1][:-1] > 0)
-                moments += result[2]
-    if errors:
-        more = f" ({len(errors) - 1} more of {len(names)} {split} samples have problems too)" if errors[1:] else ""
-        raise InputError(f"{errors[0]}{more}")
-    total = sum(height * width for height, width in sizes)
-    mean = moments[0] / total
-    std = (moments[1] / total - mean.square()).clamp(min=0).sqrt()
-    counts = pixels[:-1].tolist(), pixels_where.tolist(), int(pixels[-1])
-    return Census(sizes, list(data.labels.names), *counts, mean.tolist(), std.tolist())
+        yield from pool.map(read, range(len(names)))
+
+
+def examine(sample: Sample, labels: Labels, name: str) -> Record:
+    """The record of a sample.
+
+    Raises:
+        InputError: it does not hold to the contract of a data set (`FileData` does); or its image is not finite.
+    """
+    _check_sample(sample, labels, name)
+    image, mask, classes = sample["image"], sample["mask"], labels.num_classes
+    pixels = torch.bincount(mask.where(mask != IGNORE_INDEX, classes).flatten(), minlength=classes + 1).tolist()
+    numbers, scale = image.numpy(), scale_of(image.dtype, labels)
+    if image.dtype == torch.uint8:  # of bytes there are only 256: counting them is several times faster
+        counts = np.stack([np.bincount(band.ravel(), minlength=256) for band in numbers])
+        total, squares = counts @ (np.arange(256) / scale), counts @ (np.arange(256) / scale) ** 2
+    else:
+        bands = numbers.reshape(len(numbers), -1).astype(np.float64) / scale
+        total, squares = bands.sum(1), np.square(bands).sum(1)
+    digest = hashlib.blake2b(np.ascontiguousarray(numbers), digest_size=8)
+    digest.update(repr(numbers.shape).encode())
+    return Record(
+        tuple(mask.shape),
+        pixels[:-1],
+        pixels[-1],
+        total.tolist(),
+        squares.tolist(),
+        float(numbers.min()),
+        float(numbers.max()),
+        digest.hexdigest(),
+    )
+
+
+def find_leaks(data: SegmentationData, censuses: dict[str, Census]) -> list[str]:
+    """Images, and groups of images, that are in more than one split, a message each pair of splits: figures of a split
+    flatter when the net has trained on it."""
+    messages = []
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        if first not in censuses or second not in censuses:
+            continue
+        known = {record.digest: name for record, name in zip(censuses[first].records, data.names(first), strict=True)}
+        pairs = zip(censuses[second].records, data.names(second), strict=True)
+        same = [(known[record.digest], name) for record, name in pairs if record.digest in known]
+        if same:
+            messages.append(
+                f"{len(same)} of the {second} images are also in {first}, pixel by pixel ({first} {same[0][0]} is "
+                f"{second} {same[0][1]}): figures will flatter. Remove one of each"
+            )
+        groups = sorted({data.group(n) for n in data.names(first)} & {data.group(n) for n in data.names(second)})
+        if groups and set(groups) - set(data.names(second)):
+            messages.append(
+                f"{len(groups)} groups are in {first} and in {second} ({', '.join(groups[:3])}): figures will flatter. "
+                "Move each into one split, or let data.folds divide them"
+            )
+    return messages
 
 
 def _check_sample(sample: Sample, labels: Labels, name: str) -> None:

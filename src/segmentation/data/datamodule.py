@@ -2,20 +2,31 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from segmentation.data.base import Sample, SegmentationData
-from segmentation.data.census import Census, take_census
+from segmentation.data.base import SPLITS, Sample, SegmentationData
+from segmentation.data.census import Census, find_leaks, take_census
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.sampler import EvalBatches, Index, TrainBatches, TrainLoader, derive_seed
+from segmentation.data.splits import cross_validation, without
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
+
+
+class RareCrops(NamedTuple):
+    """Training crops that are to hold a rare class: a share of all crops, the classes, the samples that have one."""
+
+    share: float
+    classes: list[int]
+    samples: list[int]
 
 
 class SplitDataset(Dataset):
@@ -26,25 +37,56 @@ class SplitDataset(Dataset):
         split: `train`, `val` or `test`.
         augment: what happens to each sample, or None.
         seed: with an index's epoch it decides what the augmentation draws.
+        rare: crops that are to hold a rare class; for them, a sample without one is replaced by another.
+        cache: keep all samples in memory, read now; worker processes share it where they are forked (Linux).
     """
 
-    def __init__(self, data: SegmentationData, split: str, augment: Augment | None = None, seed: int = 0) -> None:
-        self.data, self.split, self.augment, self.seed = data, split, augment, seed
+    def __init__(
+        self,
+        data: SegmentationData,
+        split: str,
+        augment: Augment | None = None,
+        seed: int = 0,
+        rare: RareCrops | None = None,
+        cache: bool = False,
+    ) -> None:
+        self.data, self.split, self.augment, self.seed, self.rare = data, split, augment, seed, rare
         self.names = data.names(split)
+        self.kept: list[Sample] = []
+        if cache:
+            with ThreadPoolExecutor() as pool:
+                self.kept = list(pool.map(self._small, range(len(self.names))))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, key: Index | int) -> dict[str, Any]:
         index, epoch, filler = key if isinstance(key, Index) else Index(key)
-        sample: Sample = self.data.load(self.split, index)
+        focus: list[int] = []
+        if self.rare is not None:
+            rng = np.random.default_rng([self.seed, epoch, index])
+            if rng.random() < self.rare.share:
+                focus = self.rare.classes
+                index = index if index in self.rare.samples else int(rng.choice(self.rare.samples))
+        sample = self._load(index)
         size = torch.tensor(sample["mask"].shape)
         if self.augment is not None:
-            sample = self.augment(sample, derive_seed(self.seed, epoch, index))
+            sample = self.augment(sample, derive_seed(self.seed, epoch, index), focus)
         item: dict[str, Any] = {**sample, "name": self.names[index], "size": size, "index": torch.tensor(index)}
         if filler:
             item |= {"mask": torch.full_like(item["mask"], IGNORE_INDEX), "index": torch.tensor(-1)}
         return item
+
+    def _load(self, index: int) -> Sample:
+        if not self.kept:
+            return self.data.load(self.split, index)
+        sample = self.kept[index]
+        return Sample(**{**sample, "mask": sample["mask"].long()})
+
+    def _small(self, index: int) -> Sample:
+        """A sample as it is kept: class indices in two bytes."""
+        sample = self.data.load(self.split, index)
+        return Sample(**{**sample, "mask": sample["mask"].short()})
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -69,10 +111,17 @@ class SegmentationDataModule(LightningDataModule):
         eval_batch_size: images of a validation or test batch; null means batch_size. Images of unequal sizes are
             never put into one batch. No figure depends on it.
         crop: side of the random square crop to train on, or [height, width]; null for whole images.
+        zoom: [smallest, largest] random enlargement of a crop; null: none.
+        rare_crops: share of the training crops that hold a rare class at least; images that have one come more often.
+        rare_classes: names of these classes; null: those with less than half of an equal share of the pixels.
         augment: transforms of torchvision.transforms.v2, applied to image, mask, instances and weights together.
         num_workers: processes that read and augment, for each training process; null means the machine's cores
             shared among the training processes, 8 at most.
-        seed: of the order and the augmentation of the training samples.
+        cache: keep decoded images in memory: for data that is small, or slow to read.
+        folds: divide what there is to train and validate into so many folds; null: take the splits as they are.
+        fold: the one to validate on, 0..folds - 1.
+        on_bad_file: what to do about a file that cannot be used: `error`, or `skip` it and list it in the run folder.
+        seed: of the order and the augmentation of the training samples, and of the folds.
     """
 
     def __init__(
@@ -81,13 +130,23 @@ class SegmentationDataModule(LightningDataModule):
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         crop: int | list[int] | None = None,
+        zoom: list[float] | None = None,
+        rare_crops: float = 0.0,
+        rare_classes: list[str] | None = None,
         augment: list[v2.Transform] | None = None,
         num_workers: int | None = None,
+        cache: bool = False,
+        folds: int | None = None,
+        fold: int = 0,
+        on_bad_file: Literal["error", "skip"] = "error",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.dataset = dataset
+        self.source = dataset
+        #: All samples, those of bad files too; `dataset` is without these.
+        self.whole = cross_validation(dataset, folds, fold, seed) if folds else dataset
+        self.dataset = self.whole
         self.labels = dataset.labels
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -99,13 +158,22 @@ class SegmentationDataModule(LightningDataModule):
             )
         if seed < 0 or (num_workers or 0) < 0:
             raise InputError(f"data.seed {seed} and data.num_workers {num_workers} must be 0 or more")
-        self.augment = Augment(crop_size, augment or [])
-        self.num_workers = num_workers
+        if zoom is not None and len(zoom) != 2:
+            raise InputError(f"data.zoom {zoom} must be the smallest and the largest factor, e.g. [0.5, 2.0]")
+        self.augment = Augment(crop_size, augment or [], tuple(zoom) if zoom else None)
+        unknown = sorted(set(rare_classes or ()) - set(self.labels.names))
+        if not 0 <= rare_crops <= 1 or unknown or (rare_crops and crop_size is None):
+            raise InputError(
+                f"data.rare_crops {rare_crops} must be a share of the crops (data.crop {crop}), and data.rare_classes "
+                f"{rare_classes} some of {', '.join(self.labels.names)}"
+            )
+        self.rare_crops, self.rare_classes = rare_crops, rare_classes
+        self.num_workers, self.cache, self.skip = num_workers, cache, on_bad_file == "skip"
         self.seed = seed
         self._censuses: dict[str, Census] = {}
         self.place = {"epoch": 0, "batch": 0}
         #: The split that is tested: the validation split where a data set has no test split.
-        self.test_split = "test" if dataset.names("test") else "val"
+        self.test_split = "test" if self.dataset.names("test") else "val"
 
     @property
     def train_size(self) -> tuple[int, int]:
@@ -115,26 +183,42 @@ class SegmentationDataModule(LightningDataModule):
     def census(self, split: str) -> Census:
         """Counts over a split; cached, and kept here too, should the user's cache not be writable."""
         if split not in self._censuses:
-            self._censuses[split] = take_census(self.dataset, split)
+            self._censuses[split] = take_census(self.whole, split, self.skip)
+            self._leave_out()
         return self._censuses[split]
 
-    def check(self, splits: Sequence[str] = ("train", "val", "test")) -> None:
+    def _leave_out(self) -> None:
+        """The data set without the samples that cannot be used."""
+        bad = {split: set(census.bad) for split, census in self._censuses.items() if census.bad}
+        self.dataset = without(self.whole, bad) if bad else self.whole
+
+    def skipped(self) -> list[str]:
+        """What is wrong with the files that were left out (`on_bad_file: skip`), a message each."""
+        return [*self.whole.problems, *(text for census in self._censuses.values() for text in census.bad.values())]
+
+    def check(self, splits: Sequence[str] = SPLITS) -> None:
         """Read every sample of `splits` once and say, before the first step, what would stop a run or spoil it.
 
         Raises:
             InputError: with the file and the fix.
         """
+        problems = self.whole.problems
+        if problems and not self.skip:
+            more = f" ({len(problems) - 1} more files have such problems)" if len(problems) > 1 else ""
+            raise InputError(f"{problems[0]}{more}")
         lacking: dict[str, list[str]] = {}
         for split in splits:
-            if split != "test" and not self.dataset.names(split):
-                raise InputError(f"the {split} split is empty: {type(self.dataset).__name__}.names({split!r}) is []")
-            if self.dataset.names(split):
+            if split != "test" and not self.whole.names(split):
+                raise InputError(f"the {split} split is empty: {type(self.source).__name__}.names({split!r}) is []")
+            if self.whole.names(split):
                 for name, pixels in zip(self.labels.names, self.census(split).pixels, strict=True):
                     if not pixels:
                         lacking.setdefault(name, []).append(split)
         for name, where in lacking.items():
             consequence = "the net cannot learn it" if "train" in where else "its IoU there is NaN, or 0 if predicted"
             rank_zero_warn(f"class {name!r} never occurs in the {' and the '.join(where)} split: {consequence}")
+        for leak in find_leaks(self.dataset, self._censuses):
+            rank_zero_warn(leak)
         if "train" in splits:
             self._check_shapes(self.census("train"))
 
@@ -156,11 +240,12 @@ class SegmentationDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """The census that rank 0 has counted goes to every process: nodes need not share a cache."""
         self._censuses = self.trainer.strategy.broadcast(self._censuses)
+        self._leave_out()
 
     def train_dataloader(self) -> DataLoader:
         overfit = self.trainer.overfit_batches > 0
         # To overfit: the same crop for ever, without augmentation.
-        split = self._split("train", Augment(self.augment.crop, []) if overfit else self.augment)
+        split = self._split("train", *([Augment(self.augment.crop, [])] if overfit else [self.augment, self._rare()]))
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         batches = TrainBatches(len(split), self.batch_size, self.seed, rank, world_size, shuffle=not overfit)
         limit = self.trainer.limit_train_batches
@@ -192,8 +277,24 @@ class SegmentationDataModule(LightningDataModule):
         batches = EvalBatches(sizes, self.eval_batch_size, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(self._split(split), batch_sampler=batches, **self._workers())
 
-    def _split(self, split: str, augment: Augment | None = None) -> SplitDataset:
-        return SplitDataset(self.dataset, split, augment, self.seed)
+    def _split(self, split: str, augment: Augment | None = None, rare: RareCrops | None = None) -> SplitDataset:
+        return SplitDataset(self.dataset, split, augment, self.seed, rare, self.cache and self.trainer is not None)
+
+    def _rare(self) -> RareCrops | None:
+        """Which crops of the training split are to hold which classes."""
+        if not self.rare_crops:
+            return None
+        census, names = self.census("train"), self.labels.names
+        share = np.array(census.pixels) / max(1, sum(census.pixels))
+        chosen = [names.index(n) for n in self.rare_classes] if self.rare_classes else None
+        classes = [k for k in range(len(names)) if share[k] < 0.5 / len(names)] if chosen is None else chosen
+        samples = np.flatnonzero(census.counts[:, classes].sum(axis=1)).tolist()
+        if not samples:
+            raise InputError(
+                f"data.rare_crops: no training image has {', '.join(names[k] for k in classes) or 'a rare class'}. "
+                "Name others in data.rare_classes, or set rare_crops: 0"
+            )
+        return RareCrops(self.rare_crops, classes, samples)
 
     def _workers(self) -> dict[str, Any]:
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""

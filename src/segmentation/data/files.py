@@ -1,34 +1,48 @@
-"""Read an image or a mask from a file. Decoding is Pillow's; every failure names the file and the remedy."""
+"""Read an image or a mask from a file. Decoding is Pillow's, and tifffile's or torchvision's for what Pillow would lose
+(more than four bands, 16 bits in colour). Every failure names the file and the remedy."""
 
+import math
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image, ImageOps
+from torchvision.io import ImageReadMode, decode_image
 
 from segmentation.errors import InputError
 
 #: Endings that count as images in a data folder.
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_image(path: Path, channels: int) -> np.ndarray:
+def read_image(path: Path, channels: int | None) -> np.ndarray:
     """Pixels as the file has them, EXIF orientation applied: (channels, H, W), uint8, uint16 or float32.
+
+    Without `channels` the file decides. An alpha band that is opaque everywhere is no band, unless `channels` counts
+    it. A `.npy` file is (H, W), (H, W, C), or (C, H, W) where only the first axis can be the bands. Pages of a TIFF
+    are bands where `channels` is their number.
 
     Raises:
         InputError: the file is missing, not an image, cut off, or has another number of bands.
     """
-    image = _open(path)
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    pixels = _numeric(image)
+    pixels, mode = _read(path, channels)
+    if mode == "P" and isinstance(pixels, Image.Image):
+        pixels = pixels.convert("RGBA" if "transparency" in pixels.info else "RGB")
+        mode = pixels.mode
+    pixels = _numeric(pixels)
     pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    if pixels.shape[0] != channels:
+    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else None
+    if mode in ("RGBA", "LA") and channels in (None, len(pixels) - 1) and (pixels[-1] == opaque).all():
+        pixels = pixels[:-1]
+    if pixels.shape[0] != (channels or pixels.shape[0]):
         raise InputError(
-            f"{path}: has {pixels.shape[0]} bands ({image.mode}), but channels says {channels}. "
+            f"{path}: has {pixels.shape[0]} bands ({mode}), but channels says {channels}. "
             f"Fix: channels: {pixels.shape[0]}, or convert the images to one number of bands"
         )
-    # A copy, since Pillow's own array is read-only; 32-bit integers become floats, which torch and torchvision handle.
-    return np.array(pixels, dtype=np.float32 if pixels.dtype == np.int32 else pixels.dtype, order="C")
+    # A copy, since Pillow's own array is read-only. What torch cannot compute with (32 bits, doubles) becomes float32.
+    return np.array(pixels, dtype=pixels.dtype if pixels.dtype in (np.uint8, np.uint16) else np.float32, order="C")
 
 
 def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
@@ -36,41 +50,116 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
     Palette files give their indices, not their colours, unless `by_color`. Gray saved as RGB is taken as gray.
     """
-    image = _open(path)
-    if by_color:
-        return np.asarray(image.convert("RGB"))
-    if image.mode in ("LA", "PA"):
-        image = image.convert(image.mode[0])
+    image, _ = _read(path, 1)
+    if isinstance(image, Image.Image):
+        if by_color:
+            return np.asarray(image.convert("RGB"))
+        if image.mode in ("LA", "PA"):
+            image = image.convert(image.mode[0])
     pixels = _numeric(image)
-    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:3]).all():
+    if pixels.ndim == 3 and not by_color and (pixels[..., :1] == pixels[..., 1:3]).all():
         return pixels[..., 0]
     return pixels
 
 
-def _open(path: Path) -> Image.Image:
+def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, str]:
+    """A picture of Pillow's, or the pixels (H, W) or (H, W, C) of what Pillow would lose; and what it is, in words."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            # MPO is what phones save: a JPEG and its previews.
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            upright = ImageOps.exif_transpose(image)
+        if path.suffix.lower() == ".npy":
+            return _array(path, channels), ".npy"
+        try:
+            with Image.open(path) as image:
+                pages = getattr(image, "n_frames", 1)
+                if image.format == "TIFF" and (pages > 1 or _deep_color(image)):
+                    return _tiff(path, channels), "TIFF"
+                if pages > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
+                    raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own")
+                if _deep_color(image):
+                    pixels = decode_image(str(path), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+                    return pixels.permute(1, 2, 0).numpy(), image.mode
+                image.load()
+                return ImageOps.exif_transpose(image), image.mode
+        except Image.UnidentifiedImageError:
+            with path.open("rb") as file:
+                if file.read(4) not in TIFF_MAGIC:
+                    raise
+            return _tiff(path, channels), "TIFF"
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: {error}. Cut images this large into tiles first") from error
-    except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error on a damaged file
+    except Exception as error:  # decoders raise anything from OSError to struct.error on a damaged file
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {error}). Copy it again or remove it"
+            f"{path}: cannot be read as an image ({type(error).__name__}: {reason}). Copy it again or remove it"
         ) from error
-    if frames > 1:
-        raise InputError(f"{path}: holds {frames} pictures. Save each as a file of its own")
-    return upright
 
 
-def _numeric(image: Image.Image) -> np.ndarray:
+def _deep_color(image: Image.Image) -> bool:
+    """Whether Pillow would cut 16 bits to 8: it has modes of 16 bits for gray alone."""
+    options = image.tile[0].args if image.tile else ""
+    return ";16" in str(options if isinstance(options, str) else options[0]) and not image.mode.startswith("I")
+
+
+def _tiff(path: Path, channels: int | None) -> np.ndarray:
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]  # of a pyramid the first level is the image itself
+        axes, shape = series.axes, dict(zip(series.axes, series.shape, strict=True))
+        others = [axis for axis in axes if axis not in "YX" and shape[axis] > 1]
+        pages = len(file.series) if len(file.series) > 1 else math.prod(shape[a] for a in others if a not in "SC")
+        if pages > 1 and pages != channels:
+            raise InputError(
+                f"{path}: holds {pages} pictures. Save each as a file of its own, or, if they are bands, "
+                f"declare channels: {pages}"
+            )
+        _check_area(shape["Y"] * shape["X"])
+        if len(file.series) > 1:
+            pixels = np.stack([one.asarray() for one in file.series], axis=-1)
+        else:
+            pixels = series.asarray().squeeze(
+                tuple(i for i, axis in enumerate(axes) if axis not in ["Y", "X", *others])
+            )
+            if others:
+                pixels = np.moveaxis(
+                    pixels, [axis for axis in axes if axis in ["Y", "X", *others]].index(others[0]), -1
+                )
+        orientation = file.pages[0].tags.valueof("Orientation", 1)
+    return ORIENTATIONS.get(int(orientation), lambda x: x)(pixels)
+
+
+#: TIFF's orientation tag -> what makes the stored pixels upright.
+ORIENTATIONS = {
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: np.swapaxes(x, 0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
+    8: np.rot90,
+}
+
+
+def _array(path: Path, channels: int | None) -> np.ndarray:
+    pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that lies allocates nothing
+    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or 0 in pixels.shape:
+        raise InputError(f"{path}: is {pixels.dtype} {pixels.shape}, not (H, W) or (H, W, C) numbers")
+    first, last = pixels.shape[0], pixels.shape[-1]
+    if pixels.ndim == 3 and (first == channels != last or (channels is None and first < last)):
+        pixels = np.moveaxis(pixels, 0, -1)
+    _check_area(pixels.shape[0] * pixels.shape[1])
+    return np.array(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+
+def _check_area(pixels: int) -> None:
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or pixels)  # where Pillow, too, takes a file for a decompression bomb
+    if pixels > limit:
+        raise Image.DecompressionBombError(f"image size ({pixels} pixels) exceeds limit of {limit} pixels")
+
+
+def _numeric(image: Image.Image | np.ndarray) -> np.ndarray:
     pixels = np.asarray(image)
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
-    if pixels.dtype.byteorder == ">":
-        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-    return pixels
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)

@@ -2,21 +2,23 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
-from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.data.files import IMAGE_SUFFIXES, read_image, read_mask
-from segmentation.data.labels import Labels, Value
+from segmentation.data.base import SPLITS
+from segmentation.data.file_data import FileData
+from segmentation.data.labels import Value
+from segmentation.data.layout import Files, Pattern, listed, pair, read_list
+from segmentation.data.splits import divide
 from segmentation.errors import InputError
 
+#: Names that people give their validation folders.
+VAL_FOLDERS = ("valid", "validation", "dev")
 
-class FolderData(SegmentationData):
-    """Images and masks in parallel folders, paired by name: `images/a/01.jpg` and `masks/a/01.png`.
+
+class FolderData(FileData):
+    """Images and masks in parallel folders, paired by name: `images/a/01.jpg` and `masks/a/01.png`; or in any layout
+    that patterns of paths can say (see `segmentation.data.layout`).
 
     The splits come from folders (`images: "{split}/images"`), from list files (`lists: "{split}.txt"`), or from a
     fraction of one pool of images. A data set without `test` is tested on its validation split.
@@ -25,128 +27,148 @@ class FolderData(SegmentationData):
         root: the data set's folder; environment variables and ~ are expanded.
         classes: name -> mask value, list of values, "#RRGGBB", or {value: ..., color: "#RRGGBB" to display it}.
         ignore: mask value, or list of values, of pixels that count nowhere (void).
-        channels: bands of the images.
+        channels: bands of the images; null: those of the first image.
         task: `binary` (one logit) or `multiclass`; by default two classes are binary.
-        images: folder of the images below root, with `{split}` where each split has its own. By default
-            `{split}/images` where root/train exists, else `images`.
-        masks: folder of the masks, likewise.
-        instances: folder of masks that hold one id an individual (0 for none), or null.
-        lists: list files below root, e.g. "{split}.txt": one image name a line, with or without its ending.
-        val_fraction: share of the pool to validate on, where neither folders nor lists give the splits.
+        images: folder of the images below root, or a pattern of their paths, with `{split}` where each split has its
+            own. By default `{split}/images` where root/train exists, else `images`.
+        masks: folder or pattern of the masks, likewise.
+        instances: folder or pattern of masks that hold one id an individual (0 for none), or null.
+        splits: what `{split}` stands for where folders or lists have other names, e.g. {val: validation}.
+        lists: list files below root: "{split}.txt", one image name a line; "{split}.csv" with a column `name`; or one
+            "all.csv" with columns `name` and `split`.
+        val_fraction: share to validate on, of the pool, or of train where there is no val; null: 0.2 of a pool.
         test_fraction: share of the pool to test on.
         split_seed: seed of that division.
+        group: regular expression; samples whose names it finds the same text in (its first group, if it has one) are
+            of one patient, video or slide, and never divided.
+        scale: what stands for 1.0 in an image, e.g. 4095 for 12 bits; null: the largest integer of its type.
+        mask_threshold: gray level from which a mask's pixel is foreground: for masks saved as JPEG.
 
     Raises:
-        InputError: a folder is missing, a file has no partner, a split is empty; the message says which.
+        InputError: a folder is missing, a split is empty; the message says which. Single files that cannot be used are
+            listed in `problems`.
     """
 
     def __init__(
         self,
         root: str,
-        classes: dict[str, int | str | list[Value] | dict[str, Any]],
+        classes: dict[str, int | str | list[Value] | dict[str, Any]] | None = None,
         ignore: Value | list[Value] | None = None,
-        channels: int = 3,
+        channels: int | None = None,
         task: Literal["binary", "multiclass"] | None = None,
         images: str | None = None,
         masks: str | None = None,
         instances: str | None = None,
+        splits: dict[str, str] | None = None,
         lists: str | None = None,
-        val_fraction: float = 0.2,
+        val_fraction: float | None = None,
         test_fraction: float = 0.0,
         split_seed: int = 0,
+        group: str | None = None,
+        scale: float | None = None,
+        mask_threshold: int | None = None,
     ) -> None:
-        super().__init__(Labels.parse(classes, ignore, channels, task))
-        self.root = _expand(root)
+        self.root = expand(root)
         if not self.root.is_dir():
             raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
-        prefix = "{split}/" if (self.root / "train").is_dir() else ""
-        folders = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks", "instance": instances}
-        self.folders = {kind: pattern for kind, pattern in folders.items() if pattern}
+        self.group_pattern = _regex(group)
+        self.called = {split: (splits or {}).get(split, split) for split in SPLITS}
+        prefix = "{split}/" if (self.root / self.called["train"]).is_dir() else ""
+        patterns = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks", "instance": instances}
+        self.patterns = {kind: pattern for kind, pattern in patterns.items() if pattern}
         self.lists = lists
-        if lists and "{split}" not in lists:
-            raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. lists: "{{split}}.txt"')
-        if lists:
-            splits = {split: self._listed(split) for split in SPLITS}
-        elif "{split}" in self.folders["image"]:
-            splits = {split: self._pairs(split) for split in SPLITS}
-        elif any("{split}" in pattern for pattern in self.folders.values()):
-            raise InputError(f"{self.folders}: {{split}} stands in other folders, but not in that of the images")
-        else:
-            splits = _divide(self._pairs(""), val_fraction, test_fraction, split_seed)
-        self.files: dict[str, dict[str, dict[str, Path]]] = splits
-        self._names = {split: list(pairs) for split, pairs in self.files.items()}
+        self._check_options()
+        found, problems = self._find()
+        given = [split for split in ("val", "test") if found.get(split)]
+        if ("val" in given and val_fraction is not None) or ("test" in given and test_fraction):
+            raise InputError(f"{self.root}: has a split {' and '.join(given)} of its own: take the fraction away")
+        if not given and "{split}" not in self.patterns["image"] and not lists and val_fraction is None:
+            val_fraction = 0.2
+        if found["train"] and "val" not in given and val_fraction is not None:
+            found |= self._divide(found["train"], val_fraction, test_fraction, split_seed)
         for split in ("train", "val"):
-            if not splits[split]:
+            if not found.get(split):
+                if problems:
+                    raise InputError(f"{problems[0]} (nothing is left in the {split} split)")
                 raise InputError(f"{self.root}: the {split} split is empty. {self._where(split)}")
+        by_folder = "{class}" in self.patterns["image"]
+        super().__init__(classes, ignore, channels, task, found, scale, mask_threshold, by_folder)
+        self.problems = problems
 
-    def names(self, split: str) -> list[str]:
-        return self._names[split]
+    def group(self, name: str) -> str:
+        match = self.group_pattern.search(name) if self.group_pattern else None
+        return match[1 if self.group_pattern.groups else 0] if match else name
 
-    def load(self, split: str, index: int) -> Sample:
-        files = self.files[split][self._names[split][index]]
-        image = torch.from_numpy(read_image(files["image"], self.labels.channels))
-        values = read_mask(files["mask"], self.labels.by_color)
-        _check_size(files["mask"], values.shape[:2], files["image"], tuple(image.shape[1:]))
-        sample = Sample(image=image, mask=torch.from_numpy(self.labels.encode(values, str(files["mask"]))))
-        if "instance" in files:
-            ids = read_mask(files["instance"])
-            if ids.ndim != 2:
-                raise InputError(f"{files['instance']}: is a colour image. Save one id an individual, 0 for none")
-            _check_size(files["instance"], ids.shape, files["image"], tuple(image.shape[1:]))
-            sample["instance"] = torch.from_numpy(ids.astype(np.int64))
-        return sample
+    def _check_options(self) -> None:
+        lists = self.lists
+        if lists and "{split}" not in lists and not lists.endswith(".csv"):
+            raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. lists: "{{split}}.txt"')
+        if (
+            "{split}" not in self.patterns["image"]
+            and not lists
+            and any("{split}" in p for p in self.patterns.values())
+        ):
+            raise InputError(f"{self.patterns}: {{split}} stands in other folders, but not in that of the images")
+        if len({"{class}" in pattern for pattern in self.patterns.values()}) > 1:
+            raise InputError(f"{self.patterns}: {{class}} must stand in all of them, or in none")
 
-    def fingerprint(self, split: str) -> str:
-        stats = [(str(path), path.stat()) for files in self.files[split].values() for path in files.values()]
-        return repr((self.labels, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
-
-    def _where(self, split: str) -> str:
-        if self.lists:
-            return f"List its images in {self._path(self.lists, split)}, one name a line"
-        if "{split}" in self.folders["image"]:
-            folders = self._folders(split)
-            return f"Put images into {folders['image']} and their masks into {folders['mask']}"
-        return "It takes two images or more, and a val_fraction that leaves some to train on"
-
-    def _path(self, pattern: str, split: str) -> Path:
-        return self.root / pattern.replace("{split}", split)
-
-    def _folders(self, split: str) -> dict[str, Path]:
-        return {kind: self._path(pattern, split) for kind, pattern in self.folders.items()}
-
-    def _pairs(self, split: str) -> dict[str, dict[str, Path]]:
-        """Every image of a split with its mask; {} where a split has no folder."""
-        folders = self._folders(split)
-        if split in ("val", "test") and not folders["image"].exists():
-            return {}
-        found = {kind: _scan(folder) for kind, folder in folders.items()}
-        for kind, other in (("image", "mask"), ("mask", "image"), ("image", "instance")):
+    def _find(self) -> tuple[dict[str, dict[str, Files]], list[str]]:
+        """The samples of each split, and what is wrong with files; all are `train` where nothing tells the splits."""
+        apart = {kind for kind, pattern in self.patterns.items() if "{split}" in pattern}
+        found: dict[str, dict[str, Files]] = {}
+        problems: list[str] = []
+        for split in SPLITS if "image" in apart or self.lists else ("train",):
+            patterns = {kind: Pattern(self.root, text, self.called[split]) for kind, text in self.patterns.items()}
+            if split != "train" and not patterns["image"].folder.exists():
+                continue
+            for pattern in patterns.values():
+                if not pattern.folder.is_dir():
+                    raise InputError(
+                        f"{pattern.folder}: no such folder. Set data.dataset.root, or the folder names images and masks"
+                    )
             # Masks that all splits share may belong to another split's images.
-            shared = "{split}" in self.folders["image"] and "{split}" not in self.folders[kind]
-            if other in found and not shared:
-                _check_partners(found[kind], found[other], kind, other, folders[other])
-        return {name: {kind: files[name] for kind, files in found.items()} for name in sorted(found["image"])}
+            shared = set(patterns) - apart if "image" in apart else set()
+            samples, wrong = pair(patterns, shared)
+            if self.lists:
+                samples, wrong = self._listed(split, samples, patterns), []
+            found[split] = samples
+            problems += wrong
+        return found, problems
 
-    def _listed(self, split: str) -> dict[str, dict[str, Path]]:
-        path = self._path(self.lists, split)
+    def _listed(self, split: str, samples: dict[str, Files], patterns: dict[str, Pattern]) -> dict[str, Files]:
+        path = self.root / self.lists.replace("{split}", self.called[split])
         if not path.is_file():
             if split == "test":
                 return {}
             raise InputError(f"{path}: no such list file. It holds one image name a line")
-        folders = self._folders(split)
-        found = {kind: _scan(folder) for kind, folder in folders.items()}
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        pairs: dict[str, dict[str, Path]] = {}
-        for line in lines:
-            name = line if line in found["image"] else _name(Path(line))
-            for kind, files in found.items():
-                if name not in files:
-                    raise InputError(f"{path}: lists {line}, but {folders[kind]} has no file of that name")
-            pairs[name] = {kind: files[name] for kind, files in found.items()}
-        return pairs
+        lines = read_list(path, self.called[split], shared="{split}" not in self.lists)
+        return listed(path, lines, samples, [pattern.folder for pattern in patterns.values()])
+
+    def _divide(self, pool: dict[str, Files], val: float, test: float, seed: int) -> dict[str, dict[str, Files]]:
+        if not 0 < val < 1 or not 0 <= test < 1 or val + test >= 1:
+            raise InputError(f"val_fraction {val} and test_fraction {test} must be shares that leave some to train on")
+        names = list(pool)
+        parts = divide(names, [val, test], self.group, seed)
+        chosen = dict(zip(("val", "test", "train"), parts, strict=True))
+        if not test:
+            del chosen["test"]
+        return {split: {names[i]: pool[names[i]] for i in indices} for split, indices in chosen.items()}
+
+    def _where(self, split: str) -> str:
+        if self.lists:
+            return f"List its images in {self.root / self.lists.replace('{split}', split)}, one name a line"
+        if "{split}" not in self.patterns["image"]:
+            return "It takes two images or more, and a val_fraction that leaves some to train on"
+        other = next((name for name in VAL_FOLDERS if (self.root / name).is_dir()), None) if split == "val" else None
+        if other:
+            return f"Fix: splits: {{val: {other}}}"
+        folders = {kind: Pattern(self.root, text, self.called[split]).folder for kind, text in self.patterns.items()}
+        fraction = ", or keep a part of train: val_fraction: 0.2" if split == "val" else ""
+        return f"Put images into {folders['image']} and their masks into {folders['mask']}{fraction}"
 
 
-def _expand(root: str) -> Path:
+def expand(root: str) -> Path:
+    """A folder as users write it: with ~ and environment variables."""
     expanded = os.path.expanduser(os.path.expandvars(root))
     unset = re.search(r"\$\{?(\w+)", expanded)
     if unset:
@@ -155,56 +177,8 @@ def _expand(root: str) -> Path:
     return Path(expanded)
 
 
-def _name(path: Path) -> str:
-    """A sample's name: its path without a known ending. Other dots belong to the name."""
-    return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else path.as_posix()
-
-
-def _scan(folder: Path) -> dict[str, Path]:
-    """Image files below a folder, by name."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in below.parts):
-            continue  # .ipynb_checkpoints and the like hold copies
-        name = _name(below)
-        if name in files:
-            raise InputError(f"{path}: {files[name].name} has the same name but for its ending. Keep one of them")
-        files[name] = path
-    return files
-
-
-def _check_partners(files: Mapping[str, Path], others: Mapping[str, Path], kind: str, other: str, folder: Path) -> None:
-    alone = sorted(set(files) - set(others))
-    if alone:
-        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        raise InputError(
-            f"{files[alone[0]]}: this {kind} has no {other}{more}. "
-            f"Fix: add {folder / alone[0]}.png, or take the {kind} away"
-        )
-
-
-def _check_size(path: Path, size: tuple[int, ...], image: Path, image_size: tuple[int, ...]) -> None:
-    if size != image_size:
-        raise InputError(
-            f"{path}: is {size[1]}x{size[0]} pixels, but its image {image.name} is {image_size[1]}x{image_size[0]}. "
-            "Save both at one size (masks by nearest neighbour)"
-        )
-
-
-def _divide(
-    pairs: dict[str, dict[str, Path]], val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, dict[str, dict[str, Path]]]:
-    """Divide one pool into train, val and test: a function of the sorted names, the fractions and the seed."""
-    if not 0 < val_fraction < 1 or not 0 <= test_fraction < 1 or val_fraction + test_fraction >= 1:
-        raise InputError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be shares that leave some to train on"
-        )
-    names = list(pairs)
-    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    val = max(1, round(val_fraction * len(names))) if names else 0
-    test = max(1, round(test_fraction * len(names))) if test_fraction else 0
-    parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
-    return {split: {name: pairs[name] for name in sorted(parts[split])} for split in SPLITS}
+def _regex(text: str | None) -> re.Pattern | None:
+    try:
+        return re.compile(text) if text else None
+    except re.error as error:
+        raise InputError(f"group {text!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error

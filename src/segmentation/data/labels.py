@@ -38,6 +38,8 @@ class Labels:
         colors: for each class, its display colour "#RRGGBB".
         ignore: mask values of pixels that count nowhere.
         channels: bands of the images.
+        dtype: of the images, by NumPy's name; None: not declared.
+        scale: what stands for 1.0 in an image; None: the largest integer of its type, 1 for floats.
     """
 
     task: str
@@ -46,6 +48,8 @@ class Labels:
     colors: list[str]
     ignore: list[Value]
     channels: int = 3
+    dtype: str | None = None
+    scale: float | None = None
 
     @classmethod
     def parse(
@@ -146,7 +150,7 @@ class Labels:
         # Of bytes there are only 256: looking those up, not the pixels, is ten times faster.
         index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
         if (index == UNDECLARED).any():
-            raise InputError(self._undeclared(source, codes, index == UNDECLARED))
+            raise self._undeclared(source, codes, index == UNDECLARED)
         return index
 
     def decode(self, index: np.ndarray) -> np.ndarray:
@@ -164,27 +168,35 @@ class Labels:
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
         return np.where(known[place] == codes, np.array([table[int(code)] for code in known])[place], UNDECLARED)
 
-    def _undeclared(self, source: str, codes: np.ndarray, where: np.ndarray) -> str:
-        """The message of a mask that holds undeclared values: each with its pixels, and the YAML to add."""
+    def _undeclared(self, source: str, codes: np.ndarray, where: np.ndarray) -> "UndeclaredValues":
+        """The error of a mask that holds undeclared values: each with its pixels, and the YAML to add."""
         values, counts = np.unique(codes[where], return_counts=True)
-        unknown: list[Value] = [_hex(value) if self.by_color else int(value) for value in values]
+        found = {_hex(v) if self.by_color else int(v): int(n) for v, n in zip(values, counts, strict=True)}
         message = (
-            f"{source}: mask values that classes does not declare: "
-            f"{_listed(list(zip(unknown, counts.tolist(), strict=True)))}, of {codes.size:,}. "
+            f"{source}: mask values that classes does not declare: {_listed(list(found.items()))}, of {codes.size:,}. "
         )
-        if len(unknown) > 8:
-            return message + (
-                "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a "
-                "photograph?): save masks as PNG with one value a class"
+        return UndeclaredValues(message + self.advice(found, self._is_zero_and(int(codes.max()), codes)), found)
+
+    def advice(self, undeclared: dict[Value, int], two_values: bool = False) -> str:
+        """The YAML that would declare mask values which are not (value -> pixels), or what else to do about them.
+
+        Args:
+            undeclared: the values.
+            two_values: whether they are the same two classes in other values: 0/255 where 0/1 is declared.
+        """
+        if len(undeclared) > 8:
+            return (
+                "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a photo?): "
+                "save masks as PNG with one value a class; or, where smeared masks tell two classes, "
+                "mask_threshold: 128"
             )
-        top = int(codes.max())
-        if self._is_zero_and(top, codes):
-            # The same two classes, saved as 0/255 where 0/1 is declared, or the other way round.
+        if two_values:
+            top = int(max(undeclared))
             fix = dict(zip(self.names, (0, top) if self.values[0] < self.values[1] else (top, 0), strict=True))
         else:
             fix = {name: v[0] if len(v) == 1 else v for name, v in zip(self.names, self.values, strict=True)}
-            fix |= {f"class_{str(value).lstrip('#')}": value for value in unknown}
-        return f"{message}Fix: {_classes(fix)}, or, if they count nowhere, ignore: {_flow([*self.ignore, *unknown])}"
+            fix |= {f"class_{str(value).lstrip('#')}": value for value in undeclared}
+        return f"Fix: {_classes(fix)}, or, if they count nowhere, ignore: {_flow([*self.ignore, *undeclared])}"
 
     def _is_zero_and(self, top: int, codes: np.ndarray) -> bool:
         """Whether two classes of one value each meet a mask of the values 0 and 1, or 0 and 255, neither ignored."""
@@ -195,6 +207,46 @@ class Labels:
             and not {0, top} & set(self.ignore)
             and bool(np.isin(codes, (0, top)).all())
         )
+
+
+class UndeclaredValues(InputError):
+    """A mask holds values that nobody declared.
+
+    Args:
+        message: the mask's file, the values and the YAML to add.
+        counts: value -> pixels, of this mask.
+    """
+
+    def __init__(self, message: str, counts: dict[Value, int]) -> None:
+        super().__init__(message)
+        self.counts = counts
+
+
+def count_values(mask: np.ndarray) -> dict[Value, int]:
+    """Mask value (a colour, of a mask in colour) -> its pixels."""
+    values, counts = np.unique(_pack_rgb(mask) if mask.ndim == 3 else mask, return_counts=True)
+    found = zip(values.tolist(), counts.tolist(), strict=True)
+    return {_hex(value) if mask.ndim == 3 else value: count for value, count in found}
+
+
+def suggest_classes(counts: dict[Value, int]) -> str:
+    """The YAML that declares all values of some masks (value -> pixels), under names to be replaced."""
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    if len(counts) > 64:
+        return (
+            f"The masks hold {len(counts)} values, as JPEG or anti-aliased masks do: {_listed(ordered)}. Save them as "
+            "PNG with one value a class; or, of two classes: classes: {background: 0, foreground: 255} and "
+            "mask_threshold: 128"
+        )
+    names = {0: "background", "#000000": "background"}
+    if len(counts) == 2:
+        names = dict(
+            zip(
+                sorted(counts, key=str if "#" in str(ordered[0][0]) else int), ("background", "foreground"), strict=True
+            )
+        )
+    fix = {names.get(value, f"class_{str(value).lstrip('#')}"): value for value in sorted(counts)}
+    return f"The masks hold {_listed(ordered)}. Fix: {_classes(fix)}"
 
 
 def hex_to_rgb(color: str) -> tuple[int, int, int]:

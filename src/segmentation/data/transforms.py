@@ -1,7 +1,7 @@
 """What happens to a training sample before it is batched: a random crop, then torchvision's joint transforms."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,25 +15,47 @@ from segmentation.data.base import Sample
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 
+#: torchvision's transforms of colour: they know bytes of one or three bands, and clamp floats to 0..1.
+COLOR = (
+    v2.ColorJitter,
+    v2.RandomPhotometricDistort,
+    v2.RandomEqualize,
+    v2.RandomInvert,
+    v2.RandomPosterize,
+    v2.RandomSolarize,
+    v2.RandomAdjustSharpness,
+    v2.RandomAutocontrast,
+    v2.RandomGrayscale,
+    v2.GaussianNoise,
+    v2.JPEG,
+)
+
 
 class Augment:
     """A random crop and a list of transforms, on image, mask, instance ids and weights together.
 
     torchvision fills what a rotation or a crop brings in with 0, for masks too, where 0 would be a class. So within the
     transforms class indices are shifted by one and 0 means ignored: any transform, with its defaults, is then right.
+    Images of 16 bits are 32-bit integers there, which torchvision can turn.
 
     Args:
         crop: (height, width), or None for the whole image. Smaller images are padded: ignored pixels below and right.
         transforms: torchvision.transforms.v2 transforms, applied in their order. They must keep the image's dtype.
+        zoom: smallest and largest enlargement of a crop: a window of crop / zoom is scaled to the crop's size.
 
     Raises:
-        InputError: a transform whose `fill` would be a class; or, when called, one that changes the image's dtype.
+        InputError: a transform whose `fill` would be a class, a zoom without a crop; or, when called, a transform that
+            changes the image's dtype, or one of colour for images that it cannot take.
     """
 
-    def __init__(self, crop: tuple[int, int] | None, transforms: Sequence[v2.Transform]) -> None:
-        self.crop = crop
+    def __init__(
+        self, crop: tuple[int, int] | None, transforms: Sequence[v2.Transform], zoom: tuple[float, float] | None = None
+    ) -> None:
+        self.crop, self.zoom = crop, zoom
         self.transforms = list(transforms)
-        for transform in self.transforms:
+        if zoom and (crop is None or not 0 < zoom[0] <= zoom[1]):
+            raise InputError(f"data.zoom {list(zoom)} needs data.crop, and two factors, e.g. [0.5, 2.0]")
+        for transform in _flat(self.transforms):
             fill = getattr(transform, "fill", None)
             if fill is not None and not isinstance(fill, dict) and any(torch.as_tensor(fill).flatten()):
                 raise InputError(
@@ -41,20 +63,30 @@ class Augment:
                     "what it brings in is black in the image and ignored in the mask"
                 )
 
-    def __call__(self, sample: Sample, seed: int) -> Sample:
-        """A new sample; the same for the same seed. The generator of the caller is left as it was."""
+    def __call__(self, sample: Sample, seed: int, focus: Sequence[int] = ()) -> Sample:
+        """A new sample; the same for the same seed. The generator of the caller is left as it was.
+
+        Args:
+            sample: as the data set gives it.
+            seed: what the crop and the transforms draw follows from it.
+            focus: classes of which the crop is to hold a pixel, where the sample has one.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
             maps = {name: value for name, value in sample.items() if name != "image"}
             maps["mask"] = torch.where(sample["mask"] == IGNORE_INDEX, 0, sample["mask"] + 1)
-            image, maps = self._crop(sample["image"], maps)
+            image, maps = self._crop(sample["image"], maps, [index + 1 for index in focus])
             if self.transforms:
+                self._check_colors(image)
+                deep = image.dtype == torch.uint16
                 inputs = {name: tv_tensors.Mask(value) for name, value in maps.items()}
-                inputs["image"] = tv_tensors.Image(image)
+                inputs["image"] = tv_tensors.Image(image.int() if deep else image)
                 for transform in self.transforms:
                     inputs = transform(inputs)
                 outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
                 augmented = outputs.pop("image")
+                if deep and augmented.dtype == torch.int32:
+                    augmented = augmented.clamp(0, 65535).to(torch.uint16)
                 if augmented.dtype != image.dtype:
                     raise InputError(
                         f"data.augment turns {image.dtype} images into {augmented.dtype}. Remove ToDtype, "
@@ -64,18 +96,88 @@ class Augment:
             mask = torch.where(maps["mask"] == 0, IGNORE_INDEX, maps["mask"] - 1)
         return Sample(**{**maps, "image": image.contiguous(), "mask": mask})
 
-    def _crop(self, image: Tensor, maps: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _check_colors(self, image: Tensor) -> None:
+        wrong = next((type(t).__name__ for t in _flat(self.transforms) if isinstance(t, COLOR)), None)
+        if wrong and (image.dtype != torch.uint8 or len(image) not in (1, 3)):
+            raise InputError(
+                f"data.augment: {wrong} is for 8-bit images of one or three bands, these are {image.dtype} of "
+                f"{len(image)}. Use IntensityJitter, which takes any"
+            )
+
+    def _crop(self, image: Tensor, maps: dict[str, Tensor], focus: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         if self.crop is None:
             return image, maps
         height, width = self.crop
-        top = int(torch.randint(max(image.shape[-2] - height, 0) + 1, ()))
-        left = int(torch.randint(max(image.shape[-1] - width, 0) + 1, ()))
+        if self.zoom:
+            low, high = map(math.log, self.zoom)
+            factor = math.exp(low + (high - low) * float(torch.rand(())))
+            height, width = max(1, round(height / factor)), max(1, round(width / factor))
+        spots = torch.isin(maps["mask"], torch.tensor(focus)).nonzero() if focus else ()
+        spot = spots[int(torch.randint(len(spots), ()))].tolist() if len(spots) else (None, None)
+        top = _place(image.shape[-2], height, spot[0])
+        left = _place(image.shape[-1], width, spot[1])
 
         def cut(x: Tensor) -> Tensor:
             x = x[..., top : top + height, left : left + width]
             return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
-        return cut(image), {name: cut(value) for name, value in maps.items()}
+        image, maps = cut(image), {name: cut(value) for name, value in maps.items()}
+        if (height, width) != self.crop:
+            image = _resize(image, self.crop)
+            rows, columns = (
+                ((torch.arange(n) + 0.5) * m / n).long() for n, m in zip(self.crop, (height, width), strict=True)
+            )
+            maps = {name: value[..., rows[:, None], columns] for name, value in maps.items()}
+        return image, maps
+
+
+def _flat(transforms: Sequence[v2.Transform]) -> Iterator[v2.Transform]:
+    """The transforms, and those within RandomApply, RandomChoice and the like."""
+    for transform in transforms:
+        yield transform
+        yield from _flat(getattr(transform, "transforms", ()))
+
+
+def _place(length: int, window: int, spot: int | None) -> int:
+    """A random start of a window within a side; one that holds `spot`, if there is one."""
+    low, high = 0, max(length - window, 0)
+    if spot is not None:
+        low, high = max(low, min(spot - window + 1, high)), min(high, spot)
+    return low + int(torch.randint(high - low + 1, ()))
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    scaled = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0]
+    return scaled if image.is_floating_point() else scaled.round().to(image.dtype)
+
+
+class IntensityJitter(v2.Transform):
+    """Random contrast and brightness, for any number of bands and any type of image, floats included.
+
+    Pixels are moved about the image's own mean m, by its own standard deviation s: `m + c (x - m) + b s`, with c drawn
+    from 1 - contrast .. 1 + contrast and b from -brightness .. brightness, plus one more b from -bands .. bands for
+    each band. Integers are rounded, and stay within their range.
+
+    Args:
+        brightness: largest shift of all bands.
+        contrast: largest change of contrast.
+        bands: largest shift of each band by itself.
+    """
+
+    def __init__(self, brightness: float = 0.3, contrast: float = 0.3, bands: float = 0.0) -> None:
+        super().__init__()
+        self.brightness, self.contrast, self.bands = brightness, contrast, bands
+
+    def forward(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+        image = sample["image"].as_subclass(Tensor)
+        x = image.float()
+        mean, std = x.mean(), x.std(correction=0)
+        factor = 1 + self.contrast * (2 * torch.rand(()) - 1)
+        shift = self.brightness * (2 * torch.rand(()) - 1) + self.bands * (2 * torch.rand(len(x), 1, 1) - 1)
+        x = mean + factor * (x - mean) + shift * std
+        if not image.is_floating_point():
+            x = x.round().clamp(0, 255 if image.dtype == torch.uint8 else 65535)
+        return {**sample, "image": tv_tensors.Image(x.to(image.dtype))}
 
 
 class BorderWeight(v2.Transform):

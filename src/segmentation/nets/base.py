@@ -120,6 +120,11 @@ class SegmentationNet(nn.Module, ABC):
         """What a library pretrained, for a learning rate of its own; None where the net has the paper's encoder."""
         return getattr(getattr(self, "encoder", None), "body", None)
 
+    @property
+    def statistics(self) -> tuple[list[float], list[float]] | None:
+        """Mean and standard deviation by which a pretrained backbone wants images normalised; None: the data's own."""
+        return getattr(self.backbone, "statistics", None)
+
 
 def gate(logits: Tensor, presence: Tensor) -> Tensor:
     """Logits in which a class that is absent from the image gets no pixel (UNet3+, section 2.3, for K classes).

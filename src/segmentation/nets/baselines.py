@@ -59,6 +59,7 @@ class SmpNet(SegmentationNet):
             depth = options.get("encoder_depth", known["encoder_depth"].default)
             pretrained = library_encoder(encoder, in_channels, depth, encoder_weights)
             self.model.encoder.load_state_dict(pretrained.state_dict())
+            self.model.encoder.statistics = pretrained.statistics
 
         name = f"{architecture} with encoder {encoder}"
         image, _ = drop_unused(self.model, lambda image: [self.model(image)], in_channels, (32, 64, 128), name)

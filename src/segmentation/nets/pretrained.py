@@ -11,6 +11,9 @@ from torch import nn
 
 from segmentation.errors import InputError
 
+#: Mean and standard deviation of ImageNet's bands, in 0..1.
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
 
 def library_encoder(name: str, in_channels: int, depth: int, weights: str | None) -> nn.Module:
     """An encoder of segmentation-models-pytorch that gives maps at strides 1, 2, ..., 2^depth or deeper.
@@ -26,9 +29,32 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
     Raises:
         InputError: there is no such encoder, no such weights, or no way to fetch them; says what to do.
     """
+    check_name(name)
+    encoder = _build(name, in_channels, depth, weights)
+    #: Mean and standard deviation of the images it was pretrained on, as it wants ours; None for random weights.
+    encoder.statistics = _statistics(name, weights) if weights is not None and in_channels == 3 else None
+    return encoder
+
+
+def _statistics(name: str, weights: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation, of 0..1, of the images that weights were made on: ImageNet's where the file says no more."""
+    import timm
     from segmentation_models_pytorch.encoders import encoders
 
-    check_name(name)
+    if name.startswith("tu-"):
+        config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+        found = {"mean": config.mean, "std": config.std} if config else {}
+    else:
+        settings = encoders[name]["pretrained_settings"]
+        found = settings.get(weights) or next(iter(settings.values()), {})
+    mean, std = found.get("mean") or IMAGENET[0], found.get("std") or IMAGENET[1]
+    top = max(found.get("input_range") or [1])  # of some, 0..255
+    return [float(value) / top for value in mean], [float(value) / top for value in std]
+
+
+def _build(name: str, in_channels: int, depth: int, weights: str | None) -> nn.Module:
+    from segmentation_models_pytorch.encoders import encoders
+
     if name.startswith("tu-"):
         return _timm_encoder(name, in_channels, depth, weights)
     known = encoders[name]["pretrained_settings"]

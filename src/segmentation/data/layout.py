@@ -1,0 +1,158 @@
+"""Which files make up a sample: patterns of paths, and list files that name the samples of a split.
+
+A pattern is a path below the data set's root with `{split}`, `{name}` (the sample's name, across folders), `{class}` (a
+folder named like a class) and `*` (anything within one folder's or file's name). Without `{name}` it is a folder:
+
+    images/{split}                    parallel folders: every image below, named by its path there
+    {name}.jpg, {name}_mask.png       suffixes
+    {name}/image.png                  one folder per image
+    {split}/{name}/masks/*            one mask per object: all of them make up the sample's mask
+    {class}/{name}_mask.png           the class from a folder's name
+"""
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from segmentation.data.files import IMAGE_SUFFIXES
+from segmentation.errors import InputError
+
+#: A sample's files of each kind (image, mask, instance), by the sample's name; masks may be one per object.
+Files = dict[str, list[Path]]
+
+PLACEHOLDERS = {"{name}": r"(?P<name>.+?)", "{class}": r"(?P<folder>[^/]+)", "*": r"[^/]*"}
+
+
+class Pattern:
+    """One kind of files below `root`.
+
+    Args:
+        root: the data set's folder.
+        text: the pattern.
+        split: what `{split}` stands for.
+    """
+
+    def __init__(self, root: Path, text: str, split: str) -> None:
+        text = text.strip("/").replace("{split}", split)
+        if "{name}" not in text:
+            text = f"{text}/{{name}}"
+        fixed = re.split(r"\{name\}|\{class\}|\*", text)[0]
+        self.folder = root / fixed.rpartition("/")[0]
+        self.several = "*" in text
+        parts = re.split(r"(\{name\}|\{class\}|\*)", str(Path(text).relative_to(fixed.rpartition("/")[0])))
+        regex = "".join(PLACEHOLDERS.get(part, re.escape(part)) for part in parts)
+        any_ending = "" if Path(text).suffix.lower() in IMAGE_SUFFIXES else r"(?P<ending>\.[^./]+)"
+        self.regex = re.compile(regex + any_ending, re.IGNORECASE if not any_ending else 0)
+        self.text = text
+
+    def find(self) -> dict[str, list[Path]]:
+        """Image files that match, by the sample's name; the class's folder is part of a name."""
+        found: dict[str, list[Path]] = {}
+        for path in walk(self.folder):
+            match = self.regex.fullmatch(path.relative_to(self.folder).as_posix())
+            if match:
+                folder = match.groupdict().get("folder")
+                found.setdefault(f"{folder}/{match['name']}" if folder else match["name"], []).append(path)
+        return found
+
+    def example(self, name: str) -> Path:
+        """Where the file of a sample would be."""
+        folder, _, rest = name.partition("/") if "{class}" in self.text else ("", "", name)
+        below = self.text.replace("{class}", folder).replace("{name}", rest).replace("*", "1")
+        fixed = re.split(r"\{name\}|\{class\}|\*", self.text)[0].rpartition("/")[0]
+        path = self.folder / Path(below).relative_to(fixed)
+        return path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_name(f"{path.name}.png")
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Image files below a folder, sorted, through links (a loop of links ends); nothing hidden: .ipynb_checkpoints and
+    the like hold copies."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = os.path.realpath(place)
+        # A link to a folder that we are in would never end.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not f"{here}/".startswith(f"{os.path.realpath(f'{place}/{name}')}/")
+        )
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield Path(place, name)
+
+
+def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, Files], list[str]]:
+    """The samples that the patterns find, and what is wrong with the other files.
+
+    Args:
+        patterns: of image, mask and, where there are some, instance.
+        shared: kinds whose files are those of all splits: some may belong to another split's images.
+
+    Returns:
+        name -> kind -> files, in the order of the names; and one message for each file that is left out.
+    """
+    found = {kind: pattern.find() for kind, pattern in patterns.items()}
+    problems = []
+    masks = {path for kind, files in found.items() if kind != "image" for paths in files.values() for path in paths}
+    if patterns["image"].folder == patterns["mask"].folder:  # {name}.png fits x_mask.png too
+        found["image"] = {
+            name: left for name, paths in found["image"].items() if (left := [p for p in paths if p not in masks])
+        }
+    for kind, files in found.items():
+        for paths in files.values():
+            if len(paths) > 1 and not (kind == "mask" and patterns[kind].several):
+                problems.append(f"{paths[1]}: {paths[0].name} has the same name but for its ending. Keep one of them")
+    for kind, other in (("image", "mask"), ("mask", "image"), ("image", "instance")):
+        if other in found and kind not in shared:
+            for name in sorted(found[kind].keys() - found[other].keys()):
+                problems.append(
+                    f"{found[kind][name][0]}: this {kind} has no {other}. "
+                    f"Fix: add {patterns[other].example(name)}, or take the {kind} away"
+                )
+    names = sorted(name for name in found["image"] if all(name in files for files in found.values()))
+    return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
+
+
+def read_list(path: Path, split: str, shared: bool) -> list[str]:
+    """The names in a list file of a split.
+
+    A text file holds one a line, what follows a space is ignored if the line as a whole is no sample; a .csv file has a
+    heading with `name`, and with `split` where all splits share the file.
+
+    Raises:
+        InputError: no such column.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() != ".csv":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    rows = list(csv.DictReader(text.splitlines()))
+    for column in ("name", *(["split"] if shared else [])):
+        if not rows or rows[0].get(column) is None:
+            raise InputError(f"{path}: has no column {column!r}. Its first line must be: name{',split' * shared}")
+    return [row["name"] for row in rows if not shared or row["split"] == split]
+
+
+def listed(path: Path, lines: list[str], samples: dict[str, Files], folders: list[Path]) -> dict[str, Files]:
+    """The samples that a list names: as they are called, by file name, or by a path that ends so.
+
+    Raises:
+        InputError: a line names no sample that has a file in each of `folders`.
+    """
+    chosen = {}
+    for line in lines:
+        name = next((name for name in _readings(line) if name in samples), None)
+        if name is None:
+            where = ", ".join(map(str, folders))
+            raise InputError(f"{path}: lists {line}, but there is no file of that name in each of {where}")
+        chosen[name] = samples[name]
+    return chosen
+
+
+def _readings(line: str) -> Iterator[str]:
+    for text in (line, line.split()[0]):
+        path = Path(text)
+        yield path.as_posix()
+        stem = path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else path.as_posix()
+        parts = stem.strip("/").split("/")
+        yield from ("/".join(parts[first:]) for first in range(len(parts)))
