@@ -22,6 +22,7 @@ from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pic
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
+from segmentation.machine import has_bf16
 from segmentation.memory import keep_freed_memory
 from segmentation.metrics import SegmentationMetrics
 from segmentation.module import SegmentationModule
@@ -75,6 +76,8 @@ class SegmentationCLI(LightningCLI):
         args: the command line, by default the process's own. From a notebook: `SegmentationCLI([])`.
     """
 
+    usage, description = USAGE, DESCRIPTION
+
     def __init__(self, args: list[str] | None = None) -> None:
         start_job()
         self.arguments = sys.argv[1:] if args is None else args
@@ -88,8 +91,8 @@ class SegmentationCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_class=Parser,
             parser_kwargs={
-                "usage": USAGE,
-                "description": DESCRIPTION,
+                "usage": self.usage,
+                "description": self.description,
                 "allow_abbrev": False,
                 "default_config_files": [str(CONFIGS / "default.yaml")],
             },
@@ -145,7 +148,7 @@ class SegmentationCLI(LightningCLI):
         self.throughput = Throughput()
         trainer = dict(config.trainer)
         if trainer["precision"] is None:
-            trainer["precision"] = "bf16-mixed" if _has_bf16(trainer["accelerator"]) else "32-true"
+            trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
         last = read_checkpoint(run.last) if run.last else None
         trainer["callbacks"] = [
             *checkpoint_callbacks(run, config.checkpoint),
@@ -258,14 +261,6 @@ def _verdict(miou: float) -> str:
         f"debug     could not learn the batch by heart (mIoU {miou:.3f}, wanted 0.95). Try more --trainer.max_epochs "
         "first; if it stays, look at the mask values in classes, the loss and the learning rate"
     )
-
-
-def _has_bf16(accelerator: str) -> bool:
-    """Whether the device that the trainer will take computes in bfloat16, rather than emulating it."""
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return accelerator in ("auto", "cpu") and supported()
 
 
 def _flat(config: Namespace) -> dict[str, Any]:

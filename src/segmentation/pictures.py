@@ -45,18 +45,8 @@ def panels(image: Tensor, truth: Mask, prediction: Mask, labels: Labels) -> list
     `image` is (C, H, W), `truth` and `prediction` are (H, W) class indices; IGNORE_INDEX in the truth is hatched gray,
     and never an error. Raises ValueError when the three differ in size.
     """
-    truth, prediction, (height, width) = _array(truth), _array(prediction), image.shape[-2:]
-    if truth.shape != (height, width) or prediction.shape != (height, width):
-        raise ValueError(f"image {(height, width)}, truth {truth.shape}, prediction {prediction.shape}: sizes differ")
-    scale = CELL / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    # Of a tiny image one wants to see every pixel; others look better smooth. Masks must never blend two classes.
-    photo = Image.fromarray(to_rgb(image)).resize(size, Image.Resampling.NEAREST if scale > 4 else None)
-    columns, rows = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, (width, height), strict=True))
-    truth, prediction = (mask[rows[:, None], columns] for mask in (truth, prediction))
-
+    photo, truth, prediction = _fit(image, truth, prediction)
     counted = truth != IGNORE_INDEX
-    truth_rgb = np.where(counted[..., None], labels.palette[np.where(counted, truth, 0)], HATCH[: size[1], : size[0]])
     # Stretched before it is dimmed, or a faint micrograph would be black. Errors are not in the predicted class's
     # colour: that one stands right beside, and a dull class colour would not show.
     errors = np.repeat((_stretch(np.asarray(photo.convert("L"))) * 0.4 + 16).astype(np.uint8)[..., None], 3, axis=2)
@@ -64,42 +54,76 @@ def panels(image: Tensor, truth: Mask, prediction: Mask, labels: Labels) -> list
     errors[wrong] = WRONG
     if labels.task == "binary":
         errors[wrong & (prediction == 0)] = MISSED
-    return [photo, *(Image.fromarray(rgb) for rgb in (truth_rgb, labels.palette[prediction], errors))]
+    return [photo, *(Image.fromarray(rgb) for rgb in (_colored(truth, labels), labels.palette[prediction], errors))]
+
+
+def truth_panels(image: Tensor, truth: Mask, labels: Labels) -> list[Image.Image]:
+    """One sample as three pictures: image, truth, and the truth laid over the gray image, where it should fit."""
+    photo, truth = _fit(image, truth)
+    rgb = _colored(truth, labels)
+    gray = np.repeat(_stretch(np.asarray(photo.convert("L")))[..., None], 3, axis=2)
+    return [photo, Image.fromarray(rgb), Image.fromarray((0.5 * gray + 0.5 * rgb).astype(np.uint8))]
+
+
+def _fit(image: Tensor, *masks: Mask) -> tuple[Image.Image, *tuple[np.ndarray, ...]]:
+    """An image and its masks at one size, the longest side CELL."""
+    height, width = image.shape[-2:]
+    arrays = [_array(mask) for mask in masks]
+    if any(mask.shape != (height, width) for mask in arrays):
+        raise ValueError(f"image {(height, width)}, masks {[mask.shape for mask in arrays]}: sizes differ")
+    scale = CELL / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Of a tiny image one wants to see every pixel; others look better smooth. Masks must never blend two classes.
+    photo = Image.fromarray(to_rgb(image)).resize(size, Image.Resampling.NEAREST if scale > 4 else None)
+    columns, rows = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, (width, height), strict=True))
+    return photo, *(mask[rows[:, None], columns] for mask in arrays)
+
+
+def _colored(truth: np.ndarray, labels: Labels) -> np.ndarray:
+    counted = truth != IGNORE_INDEX
+    hatch = HATCH[: truth.shape[0], : truth.shape[1]]
+    return np.where(counted[..., None], labels.palette[np.where(counted, truth, 0)], hatch)
 
 
 def contact_sheet(
     images: list[Tensor],
     truths: list[Mask],
-    predictions: list[Mask],
+    predictions: list[Mask] | None,
     labels: Labels,
     names: list[str],
     title: str = "",
     scores: list[float] | None = None,
 ) -> Image.Image:
-    """Samples as rows of image, truth, prediction and errors, with a legend.
+    """Samples as rows of image, truth, prediction and errors, with a legend; without predictions, as rows of image,
+    truth and truth laid over the image.
 
     Each list has one entry a sample, as `panels` takes them; samples may differ in size. `scores` are their mIoU, NaN
     is shown as "-". Raises ValueError for no samples, lists of different lengths, a mask that does not fit its image.
     """
     if not images:
         raise ValueError("a contact sheet needs at least one sample")
-    rows = [panels(*sample, labels) for sample in zip(images, truths, predictions, strict=True)]
+    if predictions is None:
+        rows = [truth_panels(*sample, labels) for sample in zip(images, truths, strict=True)]
+        headings, legend_masks = ("Image", "Truth", "Truth over image"), truths
+    else:
+        rows = [panels(*sample, labels) for sample in zip(images, truths, predictions, strict=True)]
+        headings, legend_masks = ("Image", "Truth", "Prediction", "Errors"), [*truths, *predictions]
     column = max(160, *(row[0].width for row in rows))  # narrow columns would have no room for headings and names
-    lefts = [MARGIN + index * (column + GAP) for index in range(4)]
-    width, top = lefts[3] + column + MARGIN, MARGIN + (44 if title else 0)
-    legend = _legend([*truths, *predictions], labels, width - 2 * MARGIN)
+    lefts = [MARGIN + index * (column + GAP) for index in range(len(headings))]
+    width, top = lefts[-1] + column + MARGIN, MARGIN + (44 if title else 0)
+    legend = _legend(legend_masks, labels, width - 2 * MARGIN, errors=predictions is not None)
     height = top + 24 + sum(row[0].height + 40 for row in rows) + 18 + legend.height + MARGIN
 
     sheet = Image.new("RGB", (width, height), "white")
     draw, small, bold, large = ImageDraw.Draw(sheet), _font(14), _font(16, bold=True), _font(22, bold=True)
     draw.text((MARGIN, MARGIN + 20), _shorten(title, large, width - 2 * MARGIN), INK, large, anchor="ls")
-    for left, heading in zip(lefts, ("Image", "Truth", "Prediction", "Errors"), strict=True):
+    for left, heading in zip(lefts, headings, strict=True):
         draw.text((left, top + 16), heading, INK, bold, anchor="ls")
     y = top + 52  # of the panels
     for row, name, score in zip(rows, names, scores or [None] * len(rows), strict=True):
-        draw.text((MARGIN, y - 8), _shorten(name, small, lefts[3] - MARGIN - 2 * GAP), SOFT, small, anchor="ls")
+        draw.text((MARGIN, y - 8), _shorten(name, small, lefts[-1] - MARGIN - 2 * GAP), SOFT, small, anchor="ls")
         text = "" if score is None else "mIoU -" if math.isnan(score) else f"mIoU {score:.2f}"
-        draw.text((lefts[3], y - 8), text, INK, small, anchor="ls")
+        draw.text((lefts[-1], y - 8), text, INK, small, anchor="ls")
         for left, panel in zip(lefts, row, strict=True):
             draw.rectangle((left - 1, y - 1, left + panel.width, y + panel.height), outline=LINE)
             sheet.paste(panel, (left, y))
@@ -208,13 +232,14 @@ def _stretch(band: np.ndarray) -> np.ndarray:
     return np.round(stretched.clip(0, 1) * 255).astype(np.uint8)
 
 
-def _legend(masks: list[Mask], labels: Labels, width: int) -> Image.Image:
+def _legend(masks: list[Mask], labels: Labels, width: int, errors: bool) -> Image.Image:
     shown, font, swatch = set().union(*(np.unique(_array(mask)).tolist() for mask in masks)), _font(14), 14
     listed = [i for i in range(labels.num_classes) if labels.num_classes <= LEGEND_LIMIT or i in shown]
     entries = [(_shorten(labels.names[i], font, 210), labels.palette[i]) for i in listed]
     entries += [("ignored", HATCH[:swatch, :swatch])] if IGNORE_INDEX in shown else []
-    binary = labels.task == "binary"
-    entries += [("false positive", WRONG), ("false negative", MISSED)] if binary else [("wrong class", WRONG)]
+    if errors:
+        binary = labels.task == "binary"
+        entries += [("false positive", WRONG), ("false negative", MISSED)] if binary else [("wrong class", WRONG)]
     pitch = math.ceil(max(font.getlength(name) for name, _ in entries)) + swatch + 30
     columns = max(1, (width + 22) // pitch)
     legend = Image.new("RGB", (width, 24 * math.ceil(len(entries) / columns)), "white")

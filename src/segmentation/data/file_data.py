@@ -9,7 +9,7 @@ import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.files import read_image, read_mask
-from segmentation.data.labels import Labels, Value, count_values, suggest_classes
+from segmentation.data.labels import ClassesMissing, Labels, Value, count_values
 from segmentation.data.layout import Files
 from segmentation.errors import InputError
 
@@ -49,7 +49,7 @@ class FileData(SegmentationData):
         self.mask_threshold, self.folders_name_classes = mask_threshold, folders_name_classes
         first = self._first_image(channels)
         if classes is None:
-            raise InputError(self._classes_missing())
+            raise ClassesMissing(self._mask_values())
         labels = Labels.parse(classes, ignore, len(first), task)
         super().__init__(replace(labels, dtype=str(first.dtype), scale=scale))
         self.two_valued = mask_threshold is not None or folders_name_classes or self._has_object_masks()
@@ -125,13 +125,14 @@ class FileData(SegmentationData):
         declared = np.where(values >= (self.mask_threshold or 1), labels.values[thing][0], labels.values[ground][0])
         return declared if self.mask_threshold else np.where(np.isin(values, labels.ignore), values, declared)
 
-    def _classes_missing(self) -> str:
+    def _mask_values(self) -> dict[Value, int]:
+        """Value -> pixels, of some training masks."""
         counts: dict[Value, int] = {}
         files = [paths["mask"][0] for paths in self.files["train"].values()]
         for path in files[:: max(1, len(files) // 20)]:
             for value, pixels in count_values(read_mask(path)).items():
                 counts[value] = counts.get(value, 0) + pixels
-        return f"classes is not declared. {suggest_classes(counts)}"
+        return counts
 
 
 def _check_size(path: Path, size: tuple[int, ...], image: Path, image_size: tuple[int, ...]) -> None:

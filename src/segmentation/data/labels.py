@@ -229,24 +229,34 @@ def count_values(mask: np.ndarray) -> dict[Value, int]:
     return {_hex(value) if mask.ndim == 3 else value: count for value, count in found}
 
 
-def suggest_classes(counts: dict[Value, int]) -> str:
-    """The YAML that declares all values of some masks (value -> pixels), under names to be replaced."""
-    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
-    if len(counts) > 64:
-        return (
-            f"The masks hold {len(counts)} values, as JPEG or anti-aliased masks do: {_listed(ordered)}. Save them as "
-            "PNG with one value a class; or, of two classes: classes: {background: 0, foreground: 255} and "
-            "mask_threshold: 128"
-        )
-    names = {0: "background", "#000000": "background"}
-    if len(counts) == 2:
-        names = dict(
-            zip(
-                sorted(counts, key=str if "#" in str(ordered[0][0]) else int), ("background", "foreground"), strict=True
+class ClassesMissing(InputError):
+    """Nobody declared the classes.
+
+    Args:
+        counts: value -> pixels, of some masks.
+    """
+
+    def __init__(self, counts: dict[Value, int]) -> None:
+        self.suggested = suggest_classes(counts)
+        ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+        fix = f"Fix: {_classes(self.suggested)}, with names of yours"
+        if len(counts) > 64:
+            fix = (
+                "JPEG and anti-aliased masks do so: save them as PNG with one value a class; or, of two classes, "
+                f"{_classes(self.suggested)} and mask_threshold: 128"
             )
-        )
-    fix = {names.get(value, f"class_{str(value).lstrip('#')}"): value for value in sorted(counts)}
-    return f"The masks hold {_listed(ordered)}. Fix: {_classes(fix)}"
+        super().__init__(f"classes is not declared. The masks hold {_listed(ordered)}. {fix}")
+
+
+def suggest_classes(counts: dict[Value, int]) -> dict[str, Value]:
+    """A declaration of all values of some masks (value -> pixels), under names to be replaced."""
+    values = sorted(counts)
+    if len(values) > 64:
+        return {"background": 0, "foreground": 255}
+    if len(values) == 2:
+        return dict(zip(("background", "foreground"), values, strict=True))
+    ground = {0: "background", "#000000": "background"}
+    return {ground.get(value, f"class_{str(value).lstrip('#')}"): value for value in values}
 
 
 def hex_to_rgb(color: str) -> tuple[int, int, int]:

@@ -83,6 +83,24 @@ def place(name: str, weights: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.{weights}.safetensors"
 
 
+def cached(name: str, weights: str) -> Path | None:
+    """The file that weights by name would be read from without a network, if it is here: in `place`, or in the Hugging
+    Face hub's cache."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+    from segmentation_models_pytorch.encoders import encoders
+
+    if _file(name, weights) is not None:
+        return _file(name, weights)
+    if name.startswith("tu-"):
+        config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+        source = {"repo_id": config.hf_hub_id} if config and config.hf_hub_id else None
+    else:
+        source = encoders[name]["pretrained_settings"].get(weights)
+    found = source and try_to_load_from_cache(source["repo_id"], "model.safetensors", revision=source.get("revision"))
+    return Path(found) if isinstance(found, str) else None
+
+
 def _file(name: str, weights: str | None) -> Path | None:
     """The file that `weights` means, if it means one that is here."""
     if weights is None:

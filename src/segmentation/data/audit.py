@@ -1,0 +1,163 @@
+"""What the doctor says about a data set: facts of each split, what is wrong and its remedy, and an overlay for it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from inspect import signature
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from segmentation.data.base import SPLITS
+from segmentation.data.census import Census, Record, examine_all, find_leaks
+from segmentation.data.datamodule import SegmentationDataModule
+from segmentation.data.labels import UndeclaredValues, Value
+from segmentation.data.splits import without
+from segmentation.errors import InputError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong, with its remedy in the text.
+
+    Args:
+        text: one line.
+        stops: whether it would stop a run; else it only spoils one.
+    """
+
+    text: str
+    stops: bool = False
+
+
+@dataclass
+class Audit:
+    """What was found in a data set.
+
+    Args:
+        censuses: split -> what its usable samples hold.
+        undeclared: mask value that nobody declared -> (pixels, masks).
+        bad: what is wrong with files that cannot be used, a message each.
+        problems: all that is wrong, the worst first.
+    """
+
+    censuses: dict[str, Census] = field(default_factory=dict)
+    undeclared: dict[Value, tuple[int, int]] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def audit(module: SegmentationDataModule) -> Audit:
+    """Read every file of a data set once, in several threads and with a progress bar."""
+    data, found = module.whole, Audit()
+    bad = [*data.problems]
+    undeclared: Counter[Value] = Counter()
+    masks: Counter[Value] = Counter()
+    for split in SPLITS:
+        names = data.names(split)
+        results = list(track(examine_all(data, split), f"Reading {split}", len(names), transient=True)) if names else []
+        errors = {index: each for index, each in enumerate(results) if isinstance(each, InputError)}
+        for error in errors.values():
+            if isinstance(error, UndeclaredValues):
+                undeclared.update(error.counts)
+                masks.update(error.counts.keys())
+        bad += [str(error) for error in errors.values()]
+        records = [each for each in results if isinstance(each, Record)]
+        if names:
+            texts = {index: str(error) for index, error in errors.items()}
+            found.censuses[split] = Census(data.labels.names, records, texts)
+    found.undeclared = {value: (undeclared[value], masks[value]) for value in sorted(undeclared)}
+    found.bad = bad
+    found.problems = _problems(module, found)
+    return found
+
+
+def _problems(module: SegmentationDataModule, found: Audit) -> list[Problem]:
+    data, labels, stops = module.whole, module.labels, not module.skip
+    problems = []
+    if found.undeclared:
+        values = {value: pixels for value, (pixels, _) in found.undeclared.items()}
+        listed = ", ".join(f"{v} ({p:,} pixels in {m} masks)" for v, (p, m) in list(found.undeclared.items())[:8])
+        swapped = len(values) == 1 and labels.task == "binary" and not labels.by_color and values.keys() <= {1, 255}
+        problems.append(
+            Problem(f"mask values that classes does not declare: {listed}. {labels.advice(values, swapped)}", stops)
+        )
+    others = [text for text in found.bad if "that classes does not declare" not in text]
+    if others:
+        skip = "" if module.skip else " To leave such files out: data.on_bad_file: skip"
+        problems.append(Problem(f"{len(others)} files cannot be used, e.g. {others[0]}{skip}", stops))
+    empty = [split for split in ("train", "val") if not found.censuses.get(split) or not found.censuses[split].records]
+    if empty:
+        problems.append(Problem(f"nothing usable is left in {' and '.join(empty)}: mend what is said above", True))
+    usable = without(data, {split: set(census.bad) for split, census in found.censuses.items()})
+    problems += [Problem(leak) for leak in find_leaks(usable, found.censuses)]
+    for split, census in found.censuses.items():
+        absent = [name for name, pixels in zip(labels.names, census.pixels, strict=True) if not pixels]
+        if absent and census.records:
+            problems.append(
+                Problem(
+                    f"{split} has no pixel of {', '.join(absent)}. Fix: take the class out of classes, or divide the "
+                    "data anew (data.folds, split_seed)"
+                )
+            )
+        blank = sum(record.low == record.high for record in census.records)
+        if blank:
+            problems.append(Problem(f"{blank} {split} images are of one colour: look at them"))
+    train = found.censuses.get("train")
+    if train and train.records and len(set(train.sizes)) > 1 and not module.augment.crop and module.batch_size > 1:
+        problems.append(
+            Problem(
+                f"training images have {len(set(train.sizes))} sizes and cannot be batched. "
+                f"Fix: data.crop: {suggest_crop(train)}",
+                True,
+            )
+        )
+    return sorted(problems, key=lambda problem: not problem.stops)
+
+
+def suggest_crop(train: Census) -> int | None:
+    """Side of a training crop, a multiple of 32, 512 at most; None where whole images do."""
+    sides = [min(size) for size in train.sizes]
+    if len(set(train.sizes)) == 1 and max(train.sizes[0]) <= 512:
+        return None
+    return int(min(512, max(64, median(sides) // 32 * 32)))
+
+
+def suggest_overlay(module: SegmentationDataModule, dataset: dict[str, Any], found: Audit) -> dict[str, Any]:
+    """An overlay to train on this data: what was given, with the classes mended, and crop and loss that suit it.
+
+    Args:
+        module: of the data set.
+        dataset: `class_path` and `init_args` as given.
+        found: by `audit`.
+    """
+    labels, train = module.labels, found.censuses["train"]
+    given, defaults = dataset.get("init_args", {}), signature(type(module.source)).parameters
+    options = {key: value for key, value in given.items() if key not in defaults or value != defaults[key].default}
+    if found.undeclared and len(found.undeclared) <= 8 and "classes" in options:
+        options["classes"] = options["classes"] | {
+            f"class_{str(value).lstrip('#')}": value for value in found.undeclared
+        }
+    section: dict[str, Any] = {"dataset": {"class_path": _short(dataset["class_path"]), "init_args": options}}
+    crop = suggest_crop(train)
+    if crop:
+        section["crop"] = crop
+    if len(set(train.sizes)) > 1:
+        section["eval_batch_size"] = 1
+    shares = np.array(train.pixels) / max(1, sum(train.pixels))
+    rarest = float(shares[shares > 0].min(initial=1.0))
+    if crop and rarest < 0.02:
+        section["rare_crops"] = 0.3
+    cross_entropy: dict[str, Any] = {"class_path": "CrossEntropy"}
+    if rarest < 0.5 / labels.num_classes and labels.task == "multiclass":
+        cross_entropy["init_args"] = {"class_weights": "sqrt_inverse"}
+    loss = cross_entropy
+    if rarest < 0.5 / labels.num_classes:  # every class counts alike in an overlap loss, however rare
+        losses = {"losses": [cross_entropy, {"class_path": "Dice"}], "weights": [1.0, 1.0]}
+        loss = {"class_path": "WeightedSum", "init_args": losses}
+    return {"data": section, "model": {"loss": loss}}
+
+
+def _short(class_path: str) -> str:
+    """Classes of ours answer to their name alone; one's own needs its import path."""
+    return class_path.rpartition(".")[2] if class_path.startswith("segmentation.") else class_path

@@ -1,0 +1,202 @@
+"""The doctor: what a data set and a machine are like, what is wrong with them, and the YAML that mends it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from segmentation.cli import SegmentationCLI
+from segmentation.data import SegmentationDataModule
+from segmentation.data.audit import Audit, Problem, audit, suggest_overlay
+from segmentation.data.labels import ClassesMissing
+from segmentation.data.splits import without
+from segmentation.errors import InputError
+from segmentation.machine import examine_machine
+from segmentation.parser import Parser
+from segmentation.pictures import contact_sheet, save_png
+from segmentation.run import WandbOptions, write_text
+
+USAGE = "python src/doctor.py [--config OVERLAY ...] [--output FOLDER] [--prefetch] [--any.option value]"
+DESCRIPTION = (
+    "Examines the data that train.py would train on with the same options, and this machine: what is there, what is "
+    "wrong, and the YAML that mends it. Exit status 2 when something would stop a run. Nothing in the data folder is "
+    "written. Without classes it reads the masks and suggests some: --data.dataset FolderData --data.dataset.root DIR"
+)
+
+
+class DoctorCLI(SegmentationCLI):
+    """train.py's command line, parsed only: nothing is built."""
+
+    usage, description = USAGE, DESCRIPTION
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--output", type=str, default="doctor", help="folder of pictures, lists, overlay")
+        parser.add_argument("--prefetch", action="store_true", help="fetch the net's pretrained weights into the cache")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def diagnose(args: list[str] | None = None) -> list[Problem]:
+    """doctor.py: print the report, write the pictures, the list of bad files and the suggested overlay.
+
+    Args:
+        args: the command line, by default the process's own.
+
+    Returns:
+        what is wrong, what would stop a run first.
+    """
+    config = DoctorCLI(args).config
+    output, console = Path(config.output), Console(highlight=False)
+    console.width = max(console.width, 100)
+    problems: list[Problem] = []
+    module, found = None, None
+    try:
+        module, missing = _build(config)
+        problems += missing
+        found = audit(module)
+        problems += found.problems
+    except InputError as error:
+        problems.append(Problem(str(error), stops=True))
+    if config.prefetch:
+        problems += _prefetch(config)
+    facts, of_machine = examine_machine(
+        config.data.num_workers, WandbOptions(**config.wandb.as_dict()), config.model.net.as_dict()
+    )
+    problems = sorted([*problems, *of_machine], key=lambda problem: not problem.stops)
+
+    if module is not None and found is not None:
+        _print_data(console, module, found)
+    _print_facts(console, "machine", facts)
+    console.print()
+    for problem in problems:
+        mark = Text("✗ stops a run  ", "bold red") if problem.stops else Text("! look at this ", "bold yellow")
+        console.print(mark + Text(problem.text), soft_wrap=True)
+    if not problems:
+        console.print(Text("✓ nothing is wrong", "bold green"))
+    if module is not None and found is not None:
+        _write(console, output, config, module, found)
+    return problems
+
+
+def _build(config: Namespace) -> tuple[SegmentationDataModule, list[Problem]]:
+    """The datamodule alone; with classes that the masks suggest, where nobody declared any."""
+    parser = Parser(allow_abbrev=False)
+    parser.add_lightning_class_args(SegmentationDataModule, "data")
+    given = Namespace(data=config.data)
+    try:
+        return parser.instantiate_classes(given).data, []
+    except ClassesMissing as error:
+        given.data.dataset.init_args.classes = error.suggested
+        return parser.instantiate_classes(given).data, [Problem(str(error), stops=True)]
+    except ValueError as error:  # a library's own checks of the user's numbers
+        raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _prefetch(config: Namespace) -> list[Problem]:
+    options = config.model.net.init_args
+    name, weights = options.get("encoder"), options.get("encoder_weights")
+    if not (name and weights):
+        return [Problem("--prefetch: the net has no pretrained encoder: set model.net.encoder and encoder_weights")]
+    from segmentation.nets.pretrained import library_encoder
+
+    try:
+        library_encoder(name, 3, 5, weights)
+        return []
+    except InputError as error:
+        return [Problem(str(error), stops=True)]
+
+
+def _print_data(console: Console, module: SegmentationDataModule, found: Audit) -> None:
+    labels, source = module.labels, module.source
+    where = f" in {source.root}" if hasattr(source, "root") else ""
+    console.print(Text(f"{type(source).__name__}{where}: {labels.task}, {labels.num_classes} classes", "bold"))
+    table = Table("split", "images", "bad", "sizes", "bands", "type", "values", box=None, pad_edge=False)
+    for split, census in found.censuses.items():
+        low, high = (f([getattr(r, k) for r in census.records], default=0) for f, k in ((min, "low"), (max, "high")))
+        table.add_row(
+            split,
+            f"{len(census.records):,}",
+            Text(str(len(census.bad)), "red" if census.bad else ""),
+            _sizes(census.sizes),
+            str(labels.channels),
+            labels.dtype or "",
+            f"{low:g} to {high:g}",
+        )
+    console.print(table)
+    console.print()
+    splits = list(found.censuses)
+    table = Table("class", "mask value", *(f"{s} pixels" for s in splits), "", "images", box=None, pad_edge=False)
+    shares = {s: np.array(c.pixels) / max(1, sum(c.pixels)) for s, c in found.censuses.items()}
+    train = found.censuses[splits[0]]
+    for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
+        table.add_row(
+            Text.assemble(("■ ", color), name),
+            ", ".join(map(str, labels.values[index])),
+            *(f"{shares[split][index]:.2%}" for split in splits),
+            Bar(1, 0, float(shares[splits[0]][index]), width=24, color="cyan"),
+            f"{int((train.counts[:, index] > 0).sum()):,}",
+        )
+    for value, (pixels, masks) in list(found.undeclared.items())[:8]:
+        table.add_row(Text("undeclared", "red"), str(value), f"{pixels:,} pixels", *[""] * len(splits), f"{masks:,}")
+    if labels.ignore:
+        total = sum(train.pixels) + train.ignored
+        share = f"{train.ignored / max(1, total):.2%} of all"
+        table.add_row("ignored", ", ".join(map(str, labels.ignore)), share, *[""] * len(splits), "")
+    console.print(table)
+    console.print()
+
+
+def _sizes(sizes: list[tuple[int, int]]) -> str:
+    """Width x height, of the smallest and the largest."""
+    different = sorted(set(sizes), key=lambda size: size[0] * size[1])
+    ends = [f"{width}x{height}" for height, width in (different[:1] + different[-1:])]
+    return ends[0] if len(different) == 1 else f"{len(different)}: {' to '.join(ends)}" if different else "-"
+
+
+def _print_facts(console: Console, title: str, facts: dict[str, str]) -> None:
+    console.print(Text(title, "bold"))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for key, value in facts.items():
+        table.add_row(Text(key), Text(value))
+    console.print(table)
+
+
+def _write(console: Console, output: Path, config: Namespace, module: SegmentationDataModule, found: Audit) -> None:
+    """Contact sheets, the list of bad files, the suggested overlay."""
+    output.mkdir(parents=True, exist_ok=True)
+    data = without(module.whole, {split: set(census.bad) for split, census in found.censuses.items()})
+    for split in found.censuses:
+        names = data.names(split)
+        if names:
+            chosen = sorted(set(np.linspace(0, len(names) - 1, 8).round().astype(int).tolist()))
+            samples = [data.load(split, index) for index in chosen]
+            images, masks = ([sample[key] for sample in samples] for key in ("image", "mask"))
+            title = f"{split}: {len(chosen)} of {len(names):,}"
+            sheet = contact_sheet(images, masks, None, module.labels, [names[index] for index in chosen], title)
+            save_png(sheet, output / f"{split}.png")
+    write_text(output / "bad_files.txt", "".join(f"{text}\n" for text in found.bad))
+    console.print(f"\npictures   {output}/*.png; every bad file: {output}/bad_files.txt")
+    if found.censuses["train"].records:
+        given = config.data.dataset.as_dict()
+        overlay = yaml.safe_dump(
+            suggest_overlay(module, given, found),
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=110,
+        )
+        write_text(output / "overlay.yaml", overlay)
+        console.print(Text(f"\nsuggested overlay: python src/train.py --config {output}/overlay.yaml", "bold"))
+        console.print(Text(overlay))

@@ -1,0 +1,96 @@
+"""What the doctor says about the machine: devices, memory, disk, W&B, cached weights."""
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segmentation.data.audit import Problem
+from segmentation.errors import InputError
+from segmentation.run import RUNS, WandbOptions
+
+GIB = 2**30
+
+
+def examine_machine(
+    workers: int | None, wandb: WandbOptions, net: dict[str, Any]
+) -> tuple[dict[str, str], list[Problem]]:
+    """Facts, by name, and what is wrong.
+
+    Args:
+        workers: `data.num_workers`.
+        wandb: the options of W&B.
+        net: `class_path` and `init_args` of the net.
+    """
+    problems = []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    facts = {
+        "python": f"{platform.python_version()}, torch {torch.__version__}",
+        "devices": _devices(),
+        "bf16": "yes" if has_bf16("auto") else "no: trains in 32-true",
+        "cores": f"{cores}, {_memory()}",
+    }
+    place = RUNS if RUNS.is_dir() else Path()
+    free = shutil.disk_usage(place).free
+    facts["disk"] = f"{free / GIB:,.1f} GiB free for {RUNS}/"
+    if free < GIB:
+        problems.append(Problem(f"only {free / GIB:.2f} GiB of disk are free for {RUNS}/: checkpoints may not fit"))
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).total
+        facts["shared memory"] = f"{size / GIB:,.1f} GiB"
+        if size < GIB and workers != 0:
+            problems.append(
+                Problem(
+                    f"shared memory, through which workers hand over batches, is {size / 2**20:.0f} MiB. "
+                    "Fix: docker run --shm-size 8g, or data.num_workers: 0"
+                )
+            )
+    try:
+        mode = wandb.resolved_mode()
+        facts["W&B"] = {"online": "logged in, online", "offline": "offline (not logged in, or asked for)"}.get(
+            mode, mode
+        )
+    except InputError as error:
+        facts["W&B"] = "no key"
+        problems.append(Problem(str(error), stops=True))
+    options = net.get("init_args") or {}
+    name, weights = options.get("encoder"), options.get("encoder_weights")
+    if name and weights:
+        from segmentation.nets.pretrained import cached, place
+
+        found = cached(name, weights)
+        facts["encoder"] = f"{name}, {weights}: {found or 'not here'}"
+        if found is None:
+            problems.append(
+                Problem(
+                    f"weights {weights} of {name} are not on this machine: where there is internet, --prefetch fetches "
+                    f"them once; else put the file here as {place(name, weights)}"
+                )
+            )
+    return facts, problems
+
+
+def has_bf16(accelerator: str) -> bool:
+    """Whether the device that the trainer will take computes in bfloat16, rather than emulating it."""
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return accelerator in ("auto", "cpu") and supported()
+
+
+def _devices() -> str:
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices)
+    return "Apple GPU (mps)" if torch.backends.mps.is_available() else "no GPU: trains on the CPU"
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIB:.0f} GiB of memory"
+    except (AttributeError, ValueError, OSError):  # Windows
+        return "memory unknown"
