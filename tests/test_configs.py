@@ -7,6 +7,7 @@ import yaml
 from jsonargparse import Namespace
 
 from conftest import ROOT, make_folder, train, write_image
+from official_sets import MAKERS
 from segmentation.data import SegmentationDataModule
 from segmentation.module import SegmentationModule
 
@@ -46,7 +47,7 @@ def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         config |= yaml.safe_load(binary.read_text())
         args = ["--config", str(binary), *args]
     if "dataset" in config.get("data", {}) and "root" in config["data"]["dataset"]["init_args"]:
-        fake_data(tmp_path / "data", config)
+        MAKERS.get(path.stem, lambda root: fake_data(root, config))(tmp_path / "data")
         args += ["--data.crop", "32", "--data.batch_size", "8"]  # of nine images
     else:
         args += ["--data.dataset.train", "4", "--data.dataset.val", "2", "--data.dataset.test", "2"]

@@ -1,5 +1,6 @@
 """The datamodule: the batch contract, whatever the number of workers; and what is refused before the first step."""
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -263,3 +264,69 @@ def test_a_plain_index_is_epoch_zero() -> None:
     assert all(torch.equal(split[key]["image"], split[key.index]["image"]) for key in asked)
     later = [split[Index(2, epoch)]["image"].numpy().tobytes() for epoch in range(12)]
     assert len(set(later)) > 3
+
+
+class Spotted(ShapesData):
+    """A rare class in a corner of one image in eight."""
+
+    def load(self, split: str, index: int) -> Sample:
+        mask = torch.zeros(96, 96, dtype=torch.int64)
+        if index % 8 == 0:
+            mask[:4, :4] = 4
+        return Sample(image=torch.zeros(3, 96, 96, dtype=torch.uint8), mask=mask)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_crops_holds_a_rare_class(share: float) -> None:
+    module = SegmentationDataModule(Spotted(train=200, val=2), crop=32, rare_crops=share, rare_classes=["star"])
+    split = module._split("train", module.augment, module._rare())
+    items = [split[Index(index, epoch)] for epoch in range(3) for index in range(200)]
+    held = sum(bool((item["mask"] == 4).any()) for item in items) / len(items)
+    assert held == pytest.approx(share, abs=0.05)
+    again = [split[Index(index, epoch)] for epoch in range(3) for index in range(200)]
+    assert all(torch.equal(a["mask"], b["mask"]) for a, b in zip(items, again, strict=True))  # (seed, epoch, index)
+    for item in items:  # name and number are those of the image that is shown
+        assert item["name"] == split.names[item["index"]]
+        assert not (item["mask"] == 4).any() or item["index"] % 8 == 0
+
+
+def test_rare_classes_are_those_below_half_of_an_equal_share() -> None:
+    module = SegmentationDataModule(Spotted(train=16, val=2), crop=32, rare_crops=0.5)
+    assert module._rare().classes == [1, 2, 3, 4]  # of five, of which four never or hardly occur
+    assert module._rare().samples == [0, 8]
+    with pytest.raises(InputError, match=r"data\.rare_crops: no training image has disk"):
+        SegmentationDataModule(Spotted(train=16, val=2), crop=32, rare_crops=0.5, rare_classes=["disk"])._rare()
+
+
+def test_a_cache_changes_nothing_but_where_samples_come_from() -> None:
+    data = ShapesData(train=4, val=2, size=48)
+    plain, kept = (SplitDataset(data, "train", Augment((32, 32), []), cache=cache) for cache in (False, True))
+    data.load = None  # nothing is read any more
+    for index in range(4):
+        assert kept[index]["mask"].dtype == torch.int64
+    del data.load
+    for index in range(4):
+        assert all(torch.equal(plain[index][key], kept[index][key]) for key in ("image", "mask", "instance"))
+
+
+def test_the_wait_for_data_is_logged_and_told_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A data set that sleeps: most of the epoch is waiting."""
+    import time
+
+    from conftest import TINY, train
+
+    load = ShapesData.load
+    slow = lambda self, split, index: (time.sleep(0.1), load(self, split, index))[1]  # noqa: E731
+    monkeypatch.setattr("segmentation.callbacks.PATIENCE", 0.2)
+    monkeypatch.setattr(ShapesData, "load", slow)
+    with pytest.warns(
+        UserWarning, match=r"% of the training time went into waiting for data.*data\.num_workers"
+    ) as told:
+        train(*TINY, "--name", "slow")
+    assert len([w for w in told if "waiting for data" in str(w.message)]) == 1
+    with (place / "runs/slow/metrics.csv").open() as file:
+        shares = [float(row["train/data_wait"]) for row in csv.DictReader(file) if row["train/data_wait"]]
+    assert len(shares) == 2
+    assert all(0.3 < share <= 1 for share in shares)

@@ -3,9 +3,13 @@
 import warnings
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from segmentation.data.files import read_image, read_mask
@@ -194,3 +198,143 @@ def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(InputError, match=r"^a\.png: .*Cut images this large into tiles"):
         read_image(Path("a.png"), 3)
+
+
+def test_tiff_of_any_bands_and_bits() -> None:
+    """Written by tifffile: what Pillow cannot read, or would cut to 8 bits."""
+    five = RNG.integers(0, 256, (33, 47, 5), dtype=np.uint8)
+    deep = RNG.integers(0, 65536, (33, 47, 3), dtype=np.uint16)
+    real = RNG.normal(size=(33, 47, 4)).astype(np.float32)
+    options = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite("five.tif", five, **options)
+    tifffile.imwrite("planes.tif", five.transpose(2, 0, 1), photometric="minisblack", planarconfig="separate")
+    tifffile.imwrite("pages.tif", five.transpose(2, 0, 1), photometric="minisblack")
+    tifffile.imwrite("deep.tif", deep, photometric="rgb", compression="lzw")
+    tifffile.imwrite("big-endian.tif", deep, photometric="rgb", byteorder=">")
+    tifffile.imwrite("tiled.tif", real, tile=(16, 16), compression="zlib", **options)
+    tifffile.imwrite("doubles.tif", real[..., 0].astype(np.float64))
+    with tifffile.TiffWriter("pyramid.ome.tif") as file:
+        file.write(deep, photometric="rgb", subifds=1)
+        file.write(deep[::2, ::2], photometric="rgb", subfiletype=1)
+    for name, array in (
+        ("five", five),
+        ("planes", five),
+        ("pages", five),
+        ("deep", deep),
+        ("big-endian", deep),
+        ("tiled", real),
+        ("doubles", real[..., :1]),
+        ("pyramid.ome", deep),
+    ):
+        image = read_image(Path(f"{name}.tif"), array.shape[2])
+        assert image.dtype == array.dtype, name
+        assert (image == array.transpose(2, 0, 1)).all(), name
+        torch.from_numpy(image)
+    with pytest.raises(InputError, match=r"^pages\.tif: holds 5 pictures.*channels: 5"):
+        read_image(Path("pages.tif"), 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_orientation_is_pillows(orientation: int) -> None:
+    """The tag of a TIFF that tifffile reads turns the pixels as Pillow turns those that it reads."""
+    deep = RNG.integers(0, 65536, (6, 9, 3), dtype=np.uint16)
+    tag = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite("deep.tif", deep, photometric="rgb", extratags=tag)
+    tifffile.imwrite("flat.tif", (deep >> 8).astype(np.uint8), photometric="rgb", extratags=tag)
+    assert (read_image(Path("deep.tif"), 3) >> 8 == read_image(Path("flat.tif"), 3)).all()
+
+
+def test_16_bit_colour_png_keeps_its_bits() -> None:
+    for bands in (3, 4):
+        deep = RNG.integers(0, 65535, (7, 5, bands), dtype=np.uint16)
+        Path("a.png").write_bytes(imagecodecs.png_encode(deep))
+        image = read_image(Path("a.png"), bands)
+        assert image.dtype == np.uint16
+        assert (image == deep.transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.int64, bool, ">f4"])
+def test_npy(dtype: type) -> None:
+    array = RNG.integers(0, 2, (7, 5, 3)).astype(dtype)
+    for name, stored in (("hwc", array), ("chw", array.transpose(2, 0, 1))):
+        np.save(f"{name}.npy", stored)
+        for channels in (3, None):
+            image = read_image(Path(f"{name}.npy"), channels)
+            assert image.dtype == {np.uint8: np.uint8, bool: np.uint8, np.uint16: np.uint16}.get(dtype, np.float32)
+            assert (image == array.transpose(2, 0, 1)).all()
+            torch.from_numpy(image)
+    np.save("gray.npy", array[..., 0])
+    assert (read_mask(Path("gray.npy")) == array[..., 0]).all()
+    assert read_image(Path("gray.npy"), None).shape == (1, 7, 5)
+
+
+def test_npy_that_is_no_image() -> None:
+    np.save("a.npy", np.array({"x": 1}, dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"^a\.npy: cannot be read"):  # a pickle is never loaded
+        read_image(Path("a.npy"), 3)
+    for array in (np.zeros(3), np.zeros((2, 2, 2, 2)), np.zeros((0, 4)), np.zeros((4, 4), complex)):
+        np.save("a.npy", array)
+        with pytest.raises(InputError, match=r"^a\.npy: is .* not \(H, W\)"):
+            read_image(Path("a.npy"), 3)
+    np.save("a.npy", np.zeros((10, 10), np.uint8))
+    Path("a.npy").write_bytes(Path("a.npy").read_bytes().replace(b"(10, 10)", b"(9**9,1)"))  # a header that lies
+    with pytest.raises(InputError, match=r"^a\.npy: cannot be read"):
+        read_image(Path("a.npy"), 3)
+
+
+def test_gif_and_cmyk() -> None:
+    flat = Image.fromarray(np.full((8, 6, 3), (200, 30, 90), np.uint8))
+    flat.save("a.gif")
+    assert np.abs(read_image(Path("a.gif"), 3)[:, 0, 0].astype(int) - (200, 30, 90)).max() < 3
+    flat.convert("CMYK").save("a.jpg")
+    assert read_image(Path("a.jpg"), 4).shape == (4, 8, 6)
+    flat.save("moving.gif", save_all=True, append_images=[Image.new("RGB", (6, 8))])
+    with pytest.raises(InputError, match=r"^moving\.gif: holds 2 pictures"):
+        read_image(Path("moving.gif"), 3)
+
+
+def test_an_opaque_alpha_band_is_no_band() -> None:
+    Image.fromarray(np.dstack([RGB, np.full_like(GRAY, 255)])).save("a.png")
+    for channels in (None, 3):
+        assert (read_image(Path("a.png"), channels) == RGB.transpose(2, 0, 1)).all()
+    assert read_image(Path("a.png"), 4).shape == (4, 7, 5)
+
+
+def test_as_rgb() -> None:
+    """Pictures of the web, mixed."""
+    Image.fromarray(GRAY).save("gray.png")
+    Image.fromarray(np.dstack([RGB, GRAY])).save("rgba.png")
+    palette(GRAY // 128, [9, 8, 7, 1, 2, 3]).save("palette.gif")
+    Image.fromarray(RGB).convert("CMYK").save("cmyk.tif")
+    for name in ("gray.png", "rgba.png", "palette.gif", "cmyk.tif"):
+        assert read_image(Path(name), 3, as_rgb=True).shape == (3, 7, 5)
+    assert (read_image(Path("gray.png"), 3, as_rgb=True) == GRAY).all()
+    Image.fromarray(GRAY.astype(np.uint16) * 257).save("deep.png")
+    with pytest.raises(InputError, match="has 1 bands"):  # its bits would be lost
+        read_image(Path("deep.png"), 3, as_rgb=True)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([np.uint8, np.uint16, np.float32]),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.sampled_from(["npy", "tif"]),
+    st.integers(0, 999),
+)
+def test_what_was_written_is_read(
+    place: Path, dtype: type, height: int, width: int, bands: int, suffix: str, seed: int
+) -> None:
+    """Any shape and type, through a writer that is not ours."""
+    array = np.random.default_rng(seed).integers(0, 256, (height, width, bands)).astype(dtype)
+    path = place / f"a.{suffix}"
+    if suffix == "npy":
+        np.save(path, array)
+        if height == bands != width:  # (C, H, W) and (H, W, C) look alike: documented, and read as (C, H, W)
+            return
+    else:
+        tifffile.imwrite(path, array, photometric="minisblack", planarconfig="contig" if bands > 1 else None)
+    image = read_image(path, bands)
+    assert image.dtype == dtype
+    assert (image == array.transpose(2, 0, 1)).all()

@@ -5,14 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ActionConfigFile
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from conftest import ROOT
+from segmentation.data import SegmentationDataModule
 from segmentation.data.base import Sample
 from segmentation.data.labels import IGNORE_INDEX
-from segmentation.data.transforms import Augment, BorderWeight
+from segmentation.data.transforms import Augment, BorderWeight, IntensityJitter
 from segmentation.errors import InputError
+from segmentation.parser import Parser
 
 HEIGHT, WIDTH = 24, 17
 
@@ -196,3 +200,80 @@ def test_border_weight_without_instances_says_what_to_do() -> None:
     sample = Sample(image=torch.zeros(3, 8, 8, dtype=torch.uint8), mask=torch.zeros(8, 8, dtype=torch.int64))
     with pytest.raises(InputError, match="`instances`"):
         Augment(None, [BorderWeight()])(sample, 0)
+
+
+@pytest.mark.parametrize("preset", ["none", "light", "strong"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+@pytest.mark.parametrize("bands", [1, 2, 3, 4, 7])
+def test_presets_take_any_image(preset: str, dtype: torch.dtype, bands: int) -> None:
+    """Each preset in configs/, built as the command line builds it, moves image, mask, ids and weights together."""
+    parser = Parser()
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_lightning_class_args(SegmentationDataModule, "data")
+    overlay = str(ROOT / f"configs/data/augment_{preset}.yaml")
+    built = parser.instantiate_classes(parser.parse_args(["--config", overlay, "--data.dataset", "ShapesData"]))
+    augment = Augment((40, 40), built.data.augment.transforms)
+    top = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 3.0}[dtype]
+    where = torch.zeros(48, 56, dtype=torch.int64)
+    where[10:30, 16:40] = 1
+    image = (where.float() * 0.8 * top).to(dtype).expand(bands, -1, -1).contiguous()
+    sample = Sample(image=image, mask=where, instance=where * 7, weight=where * 2.0)
+    for seed in range(8):
+        out = augment(sample, seed)
+        assert (out["image"].dtype, out["image"].shape) == (dtype, (bands, 40, 40))
+        valid = out["mask"] != IGNORE_INDEX
+        assert torch.equal(out["instance"][valid] == 7, out["mask"][valid] == 1)
+        assert torch.equal(out["weight"][valid] == 2, out["mask"][valid] == 1)
+        bright = out["image"].float().mean(0)
+        inside, outside = bright[out["mask"] == 1], bright[valid & (out["mask"] == 0)]
+        if len(inside) and len(outside):  # the image has moved as the mask has
+            assert inside.median() > outside.median()
+    if preset == "none":
+        assert torch.equal(augment(sample, 0)["image"].float().unique(), image.float().unique())
+
+
+@pytest.mark.parametrize(("dtype", "bands"), [(torch.float32, 3), (torch.uint16, 1), (torch.uint8, 5)])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_torchvisions_colours_are_refused_with_the_reason(dtype: torch.dtype, bands: int, wrapped: bool) -> None:
+    jitter = v2.ColorJitter(0.3)
+    augment = Augment(None, [v2.RandomApply([jitter]) if wrapped else jitter])
+    sample = Sample(image=torch.ones(bands, 8, 8).to(dtype), mask=torch.zeros(8, 8, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"ColorJitter is for 8-bit images of one or three bands.*IntensityJitter"):
+        augment(sample, 0)
+
+
+def test_a_fill_within_another_transform_is_refused_too() -> None:
+    with pytest.raises(InputError, match="RandomRotation would fill masks"):
+        Augment(None, [v2.RandomApply([v2.RandomRotation(30, fill=1)])])
+
+
+def test_intensity_jitter_is_its_formula() -> None:
+    image = torch.rand(5, 9, 9, generator=torch.Generator().manual_seed(1)) * 40 - 7  # no range is assumed
+    torch.manual_seed(3)
+    out = IntensityJitter(brightness=0.4, contrast=0.3, bands=0.2)({"image": image})["image"]
+    torch.manual_seed(3)
+    c, b, each = 1 + 0.3 * (2 * torch.rand(()) - 1), 2 * torch.rand(()) - 1, 2 * torch.rand(5, 1, 1) - 1
+    m, s = image.mean(), image.std(correction=0)
+    torch.testing.assert_close(out.as_subclass(torch.Tensor), m + c * (image - m) + (0.4 * b + 0.2 * each) * s)
+
+
+def test_zoom_scales_image_and_mask_alike() -> None:
+    """A disk of known size: after a zoom of exactly 2 (or 1/2) its area is 4 times (or a quarter) what it was."""
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    mask = (((y - 64) ** 2 + (x - 64) ** 2) < 15**2).long()
+    sample = Sample(image=(mask * 200).to(torch.uint8)[None], mask=mask)
+    area = int(mask.sum())
+    for factor in (0.5, 1.0, 2.0):
+        augment = Augment((64, 64), [], zoom=(factor, factor))
+        seen = []
+        for seed in range(30):
+            out = augment(sample, seed, focus=[1])
+            assert out["image"].shape == (1, 64, 64)
+            assert ((out["image"][0] > 100) == (out["mask"] == 1)).float().mean() > 0.97
+            seen.append(int((out["mask"] == 1).sum()))
+        assert min(seen) > 0  # focus: each crop holds the class
+        if factor < 2:  # so that a crop can hold all of it
+            assert max(seen) == pytest.approx(area * factor**2, rel=0.05)
+    for zoom, crop in (((0.5, 2.0), None), ((0.0, 2.0), (8, 8)), ((2.0, 1.0), (8, 8))):
+        with pytest.raises(InputError, match=r"data\.zoom .* needs data\.crop"):
+            Augment(crop, [], zoom=zoom)

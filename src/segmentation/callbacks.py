@@ -23,6 +23,9 @@ from segmentation.nets import SegmentationNet
 from segmentation.pictures import contact_sheet, save_png, to_rgb
 from segmentation.run import RunFolder
 
+#: Seconds that an epoch must have waited for data before it is said: a run of a moment need not be told.
+PATIENCE = 5.0
+
 
 class Progress(RichProgressBar):
     """Lightning's bar, with the loss alone: a line of EpochLines has the rest."""
@@ -173,7 +176,7 @@ class Throughput(Callback):
         pl_module.log("train/images_per_second", rate, rank_zero_only=True)
         wait = self.waited / self.epoch_seconds if self.epoch_seconds else 0.0
         pl_module.log("train/data_wait", wait, rank_zero_only=True)
-        if wait > 0.1 and self.waited > 5 and not self.warned:  # seconds: a run of a moment need not be told
+        if wait > 0.1 and self.waited > PATIENCE and not self.warned:
             self.warned = True
             rank_zero_warn(
                 f"{wait:.0%} of the training time went into waiting for data. Remedies: data.num_workers (the machine "

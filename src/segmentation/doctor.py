@@ -63,7 +63,7 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     problems: list[Problem] = []
     module, found = None, None
     try:
-        module, missing = _build(config)
+        module, missing = build_data(config)
         problems += missing
         found = audit(module)
         problems += found.problems
@@ -90,7 +90,7 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     return problems
 
 
-def _build(config: Namespace) -> tuple[SegmentationDataModule, list[Problem]]:
+def build_data(config: Namespace) -> tuple[SegmentationDataModule, list[Problem]]:
     """The datamodule alone; with classes that the masks suggest, where nobody declared any."""
     parser = Parser(allow_abbrev=False)
     parser.add_lightning_class_args(SegmentationDataModule, "data")

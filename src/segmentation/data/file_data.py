@@ -27,6 +27,7 @@ class FileData(SegmentationData):
         scale: what stands for 1.0; null: the largest integer of the images' type, 1 for floats.
         mask_threshold: gray level from which a mask's pixel is of the class with the larger value, for masks that were
             saved as JPEG or smoothed.
+        as_rgb: take gray, palette, RGBA and CMYK pictures as RGB.
         folders_name_classes: whether a sample's folder names the class of what is not 0 in its mask.
 
     Raises:
@@ -43,8 +44,9 @@ class FileData(SegmentationData):
         scale: float | None = None,
         mask_threshold: int | None = None,
         folders_name_classes: bool = False,
+        as_rgb: bool = False,
     ) -> None:
-        self.files = files
+        self.files, self.as_rgb = files, as_rgb
         self._names = {split: list(files.get(split, {})) for split in SPLITS}
         self.mask_threshold, self.folders_name_classes = mask_threshold, folders_name_classes
         first = self._first_image(channels)
@@ -66,7 +68,7 @@ class FileData(SegmentationData):
         name = self._names[split][index]
         files = self.files[split][name]
         path = files["image"][0]
-        image = torch.from_numpy(read_image(path, self.labels.channels))
+        image = torch.from_numpy(read_image(path, self.labels.channels, self.as_rgb))
         if str(image.numpy().dtype) != self.labels.dtype:
             raise InputError(
                 f"{path}: is {image.numpy().dtype}, but the first image is {self.labels.dtype}. Save all as one type"
@@ -91,7 +93,7 @@ class FileData(SegmentationData):
 
     def fingerprint(self, split: str) -> str:
         stats = [(str(p), p.stat()) for files in self.files[split].values() for paths in files.values() for p in paths]
-        options = (self.labels, self.mask_threshold, self.folders_name_classes)
+        options = (self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb)
         return repr((options, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
 
     def _first_image(self, channels: int | None) -> np.ndarray:
@@ -99,7 +101,7 @@ class FileData(SegmentationData):
         error = InputError("the train split is empty")
         for files in list(self.files.get("train", {}).values())[:20]:
             try:
-                return read_image(files["image"][0], channels)
+                return read_image(files["image"][0], channels, self.as_rgb)
             except InputError as found:
                 error = found
         raise error

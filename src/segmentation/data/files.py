@@ -1,33 +1,39 @@
-"""Read an image or a mask from a file. Decoding is Pillow's, and tifffile's or torchvision's for what Pillow would lose
+"""Read an image or a mask from a file. Decoding is Pillow's, and tifffile's or imagecodecs' for what Pillow would lose
 (more than four bands, 16 bits in colour). Every failure names the file and the remedy."""
 
+import logging
 import math
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_image
 
 from segmentation.errors import InputError
 
 #: Endings that count as images in a data folder.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then raises
+
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_image(path: Path, channels: int | None) -> np.ndarray:
+def read_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.ndarray:
     """Pixels as the file has them, EXIF orientation applied: (channels, H, W), uint8, uint16 or float32.
 
     Without `channels` the file decides. An alpha band that is opaque everywhere is no band, unless `channels` counts
     it. A `.npy` file is (H, W), (H, W, C), or (C, H, W) where only the first axis can be the bands. Pages of a TIFF
-    are bands where `channels` is their number.
+    are bands where `channels` is their number. With `as_rgb` gray, palette, RGBA and CMYK pictures become RGB.
 
     Raises:
         InputError: the file is missing, not an image, cut off, or has another number of bands.
     """
     pixels, mode = _read(path, channels)
+    if as_rgb and isinstance(pixels, Image.Image) and pixels.mode[0] not in "IF":  # of 8 bits
+        pixels = pixels.convert("RGB")
+        mode = pixels.mode
     if mode == "P" and isinstance(pixels, Image.Image):
         pixels = pixels.convert("RGBA" if "transparency" in pixels.info else "RGB")
         mode = pixels.mode
@@ -39,7 +45,7 @@ def read_image(path: Path, channels: int | None) -> np.ndarray:
     if pixels.shape[0] != (channels or pixels.shape[0]):
         raise InputError(
             f"{path}: has {pixels.shape[0]} bands ({mode}), but channels says {channels}. "
-            f"Fix: channels: {pixels.shape[0]}, or convert the images to one number of bands"
+            f"Fix: channels: {pixels.shape[0]}, or, where pictures are mixed, as_rgb: true"
         )
     # A copy, since Pillow's own array is read-only. What torch cannot compute with (32 bits, doubles) becomes float32.
     return np.array(pixels, dtype=pixels.dtype if pixels.dtype in (np.uint8, np.uint16) else np.float32, order="C")
@@ -70,13 +76,15 @@ def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, s
         try:
             with Image.open(path) as image:
                 pages = getattr(image, "n_frames", 1)
-                if image.format == "TIFF" and (pages > 1 or _deep_color(image)):
+                # Pillow reads the first page, and drops bands beyond those of its mode.
+                lost = image.format == "TIFF" and image.tag_v2.get(277, 1) != len(image.getbands())
+                if image.format == "TIFF" and (pages > 1 or lost or _deep_color(image)):
                     return _tiff(path, channels), "TIFF"
                 if pages > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
                     raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own")
                 if _deep_color(image):
-                    pixels = decode_image(str(path), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-                    return pixels.permute(1, 2, 0).numpy(), image.mode
+                    upright = ORIENTATIONS.get(image.getexif().get(274, 1), lambda x: x)
+                    return upright(imagecodecs.png_decode(path.read_bytes())), image.mode
                 image.load()
                 return ImageOps.exif_transpose(image), image.mode
         except Image.UnidentifiedImageError:
@@ -126,6 +134,8 @@ def _tiff(path: Path, channels: int | None) -> np.ndarray:
                     pixels, [axis for axis in axes if axis in ["Y", "X", *others]].index(others[0]), -1
                 )
         orientation = file.pages[0].tags.valueof("Orientation", 1)
+    if not pixels.size:
+        raise ValueError("no pixels")
     return ORIENTATIONS.get(int(orientation), lambda x: x)(pixels)
 
 

@@ -43,6 +43,7 @@ class FolderData(FileData):
             of one patient, video or slide, and never divided.
         scale: what stands for 1.0 in an image, e.g. 4095 for 12 bits; null: the largest integer of its type.
         mask_threshold: gray level from which a mask's pixel is foreground: for masks saved as JPEG.
+        as_rgb: take gray, palette, RGBA and CMYK pictures as RGB: photographs from the web come mixed.
 
     Raises:
         InputError: a folder is missing, a split is empty; the message says which. Single files that cannot be used are
@@ -67,6 +68,7 @@ class FolderData(FileData):
         group: str | None = None,
         scale: float | None = None,
         mask_threshold: int | None = None,
+        as_rgb: bool = False,
     ) -> None:
         self.root = expand(root)
         if not self.root.is_dir():
@@ -92,7 +94,7 @@ class FolderData(FileData):
                     raise InputError(f"{problems[0]} (nothing is left in the {split} split)")
                 raise InputError(f"{self.root}: the {split} split is empty. {self._where(split)}")
         by_folder = "{class}" in self.patterns["image"]
-        super().__init__(classes, ignore, channels, task, found, scale, mask_threshold, by_folder)
+        super().__init__(classes, ignore, channels, task, found, scale, mask_threshold, by_folder, as_rgb)
         self.problems = problems
 
     def group(self, name: str) -> str:

@@ -62,7 +62,7 @@ class TorchvisionData(FileData):
                 split: _open(name, folder, False, split=split, target_type="semantic") for split in ("train", "val")
             }
             files = {split: _files(data.images, [t[0] for t in data.targets]) for split, data in found.items()}
-        super().__init__(classes, ignore, 3, None, files)
+        super().__init__(classes, ignore, 3, None, files, as_rgb=True)  # a few of the pets are GIFs, gray or RGBA
 
 
 def _open(name: str, root: Path, download: bool, **options: str) -> Any:

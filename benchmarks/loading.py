@@ -1,0 +1,117 @@
+"""How fast data comes: `python benchmarks/loading.py`, with SEG_DATA set; about five minutes on 2 CPU cores.
+
+    python benchmarks/loading.py --config my_data.yaml --config configs/data/augment_light.yaml     data of your own
+
+First each stage by itself, in one thread: reading the files, decoding (reading included), augmenting (crop and
+transforms), collating, and the transfer to a GPU where there is one. Then whole loaders with so many workers, side by
+side in one run: `decode alone` decodes in the workers and throws the result away, the limit that no loader beats;
+`loader` is what training gets: decoded, augmented, collated, handed over. Medians over rounds.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from segmentation.data import SegmentationDataModule
+from segmentation.data.datamodule import SplitDataset, collate
+from segmentation.data.sampler import TrainBatches
+from segmentation.doctor import DoctorCLI, build_data
+
+ROOT = Path(__file__).parents[1]
+LIGHT = str(ROOT / "configs/data/augment_light.yaml")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", action="append", help="overlays of one data set; default: CamVid, then nuclei")
+    parser.add_argument("--images", type=int, default=128, help="of a round")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    sets = (
+        [args.config]
+        if args.config
+        else [[str(ROOT / f"configs/data/{name}.yaml"), LIGHT] for name in ("camvid", "nuclei")]
+    )
+    torch.set_num_threads(1)  # as in a worker
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{cores} cores, torch {torch.__version__}; batches of {args.batch}, medians of {args.repeats} rounds")
+    for overlays in sets:
+        words = [word for overlay in overlays for word in ("--config", overlay)]
+        module, _ = build_data(DoctorCLI(words).config)
+        print(f"\n{' + '.join(Path(overlay).stem for overlay in overlays)}, images/s\n")
+        stages(module, args)
+        loaders(module, args)
+
+
+def stages(module: SegmentationDataModule, args: argparse.Namespace) -> None:
+    """A table of each stage by itself."""
+    data = module.dataset
+    indices = range(min(args.images, len(data.names("train"))))
+    device = "cuda" if torch.cuda.is_available() else None
+    print("| stage | images/s | ms an image |\n|---|---|---|")
+
+    def read() -> Iterable[None]:
+        for name in list(data.files["train"])[: len(indices)]:
+            for paths in data.files["train"][name].values():
+                for path in paths:
+                    path.read_bytes()
+
+    samples = [data.load("train", index) for index in indices]
+    split = SplitDataset(data, "train", module.augment, module.seed)
+    items = [split[index] for index in indices]
+    batches = [items[first : first + args.batch] for first in range(0, len(items), args.batch)]
+    jobs: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [data.load("train", index) for index in indices],
+        "augment": lambda: [module.augment(sample, number) for number, sample in enumerate(samples)],
+        "collate": lambda: [collate(batch) for batch in batches],
+    }
+    if hasattr(data, "files"):
+        jobs = {"read": read} | jobs
+    if device:
+        ready = [collate(batch)["image"].pin_memory() for batch in batches]
+        jobs["transfer"] = lambda: [image.to(device, non_blocking=True) for image in ready] and torch.cuda.synchronize()
+    for name, job in jobs.items():
+        seconds = statistics.median(timed(job) for _ in range(args.repeats))
+        print(f"| {name} | {len(indices) / seconds:,.0f} | {seconds / len(indices) * 1e3:.2f} |")
+
+
+def loaders(module: SegmentationDataModule, args: argparse.Namespace) -> None:
+    """A table of whole loaders beside decoding alone."""
+    whole = SplitDataset(module.dataset, "train", module.augment, module.seed)
+    plain = SplitDataset(module.dataset, "train")
+    print("\n| workers | decode alone | loader | share |\n|---|---|---|---|")
+    for workers in args.workers:
+        options = {"num_workers": workers, "persistent_workers": workers > 0}
+        made = [
+            DataLoader(split, batch_sampler=TrainBatches(len(split), args.batch, 0), collate_fn=how, **options)
+            for split, how in ((plain, len), (whole, collate))
+        ]
+        rates: list[list[float]] = [[], []]
+        for repeat in range(args.repeats + 1):
+            for loader, rate in zip(made, rates, strict=True):
+                seconds = timed(lambda loader=loader: [None for _ in loader])
+                if repeat:  # the first round starts the workers
+                    rate.append(len(loader) * args.batch / seconds)
+        decode, loader = map(statistics.median, rates)
+        print(f"| {workers} | {decode:,.0f} | {loader:,.0f} | {loader / decode:.0%} |", flush=True)
+
+
+def timed(job: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

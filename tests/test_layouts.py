@@ -1,0 +1,206 @@
+"""Layouts by configuration: each is written to disk as people have it, and every pair must be found, and no other."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import write_image
+from segmentation.data import FolderData, SegmentationDataModule
+from segmentation.data.base import SPLITS
+from segmentation.errors import InputError
+
+CLASSES = {"ground": 0, "thing": 255}
+LAYOUTS = {
+    "parallel folders": ("images/{n}.png", "masks/{n}.png", {}),
+    "folders of other names": ("scans/{n}.png", "truth/{n}.png", {"images": "scans", "masks": "truth"}),
+    "suffixes": ("{n}.jpg", "{n}_mask.png", {"images": "{name}.jpg", "masks": "{name}_mask.png"}),
+    "suffixes of one ending": ("{n}.png", "{n}_mask.png", {"images": "{name}.png", "masks": "{name}_mask.png"}),
+    "suffixes in sub-folders": (
+        "x/{n}_rgb.png",
+        "x/{n}_gt.png",
+        {"images": "{name}_rgb.png", "masks": "{name}_gt.png"},
+    ),
+    "any ending": ("a/{n}_im.tif", "b/{n}_gt.png", {"images": "a/{name}_im", "masks": "b/{name}_gt"}),
+    "one folder per image": (
+        "{n}/image.png",
+        "{n}/mask.png",
+        {"images": "{name}/image.png", "masks": "{name}/mask.png"},
+    ),
+    "prefixes": ("img_{n}.png", "lab_{n}.png", {"images": "img_{name}.png", "masks": "lab_{name}.png"}),
+}
+
+
+def write(root: Path, image: str, mask: str, index: int) -> None:
+    """Image and mask that both hold their number."""
+    truth = np.zeros((6, 8), np.uint8)
+    truth.flat[:index] = 255
+    write_image(root / image, np.full((6, 8, 3), index * 5, np.uint8))
+    write_image(root / mask, truth)
+
+
+def found(data: FolderData) -> dict[int, int]:
+    """Number in the image -> number in its mask, over all splits."""
+    samples = [data.load(split, index) for split in SPLITS for index in range(len(data.names(split)))]
+    return {round(float(s["image"].float().mean()) / 5): int((s["mask"] == 1).sum()) for s in samples}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout(name: str, place: Path) -> None:
+    image, mask, options = LAYOUTS[name]
+    for index in range(8):
+        write(place, image.replace("{n}", f"s {index}"), mask.replace("{n}", f"s {index}"), index)
+    data = FolderData(str(place), CLASSES, **options)
+    assert data.problems == []
+    assert found(data) == {index: index for index in range(8)}
+
+
+@pytest.mark.parametrize("inner", ["{split}/images", "images/{split}"])
+def test_splits_under_other_names(inner: str, place: Path) -> None:
+    for index, called in enumerate(("training", "validation", "testing")):
+        folder = inner.replace("{split}", called)
+        write(place, f"{folder}/{index}.png", f"{folder.replace('images', 'masks')}/{index}.png", index)
+    called = {"train": "training", "val": "validation", "test": "testing"}
+    data = FolderData(str(place), CLASSES, images=inner, masks=inner.replace("images", "masks"), splits=called)
+    assert [data.names(split) for split in SPLITS] == [["0"], ["1"], ["2"]]
+    assert found(data) == {0: 0, 1: 1, 2: 2}
+
+
+def test_a_validation_folder_of_another_name_is_named_in_the_error(place: Path) -> None:
+    for split in ("train", "valid"):
+        write(place, f"{split}/images/a.png", f"{split}/masks/a.png", 1)
+    with pytest.raises(InputError, match=r"the val split is empty\. Fix: splits: \{val: valid\}"):
+        FolderData(str(place), CLASSES)
+    assert len(FolderData(str(place), CLASSES, splits={"val": "valid"}).names("val")) == 1
+
+
+def test_train_and_test_without_val(place: Path) -> None:
+    for index in range(10):
+        split = "train" if index < 8 else "test"
+        write(place, f"{split}/images/{index}.png", f"{split}/masks/{index}.png", index)
+    with pytest.raises(InputError, match=r"the val split is empty.*val_fraction: 0\.2"):
+        FolderData(str(place), CLASSES)
+    data = FolderData(str(place), CLASSES, val_fraction=0.25)
+    assert [len(data.names(split)) for split in SPLITS] == [6, 2, 2]
+    assert data.names("test") == ["8", "9"]
+    with pytest.raises(InputError, match="take the fraction away"):
+        FolderData(str(place), CLASSES, val_fraction=0.25, test_fraction=0.25)
+
+
+def test_the_class_from_a_folders_name(place: Path) -> None:
+    classes = {"ground": 0, "cat": 1, "dog": 2}
+    for index, name in enumerate(("cat", "cat", "dog", "dog")):
+        write(place, f"{name}/{index % 2}.png", f"{name}/{index % 2}_mask.png", 1 + index)
+    data = FolderData(str(place), classes, images="{class}/{name}.png", masks="{class}/{name}_mask.png")
+    names = {n: (s, i) for s in SPLITS for i, n in enumerate(data.names(s))}
+    assert set(names) == {"cat/0", "cat/1", "dog/0", "dog/1"}
+    for name, at in names.items():
+        pixels = torch.bincount(data.load(*at)["mask"].flatten(), minlength=3).tolist()
+        count = 1 + int(name[-1]) + 2 * name.startswith("dog")
+        assert pixels == ([48 - count, count, 0] if name.startswith("cat") else [48 - count, 0, count])
+    write(place, "bird/0.png", "bird/0_mask.png", 1)
+    with pytest.raises(InputError, match=r"bird.*names no class\. Declared: ground, cat, dog"):
+        SegmentationDataModule(
+            FolderData(str(place), classes, images="{class}/{name}.png", masks="{class}/{name}_mask.png")
+        ).check()
+
+
+def test_a_mask_per_object(place: Path) -> None:
+    for index in range(2):
+        write_image(place / f"{index}/images/x.png", np.zeros((6, 8, 3), np.uint8))
+        for number in range(3):
+            mask = np.zeros((6, 8), np.uint8)
+            mask[number * 2, : 2 + index] = 255
+            write_image(place / f"{index}/masks/{number}.png", mask)
+    data = FolderData(str(place), CLASSES, images="{name}/images/*", masks="{name}/masks/*")
+    sample = data.load("train", 0)
+    assert sample["instance"][::2, 0].tolist() == [1, 2, 3]
+    assert torch.equal(sample["instance"] > 0, sample["mask"] == 1)
+    with pytest.raises(InputError, match="tell two classes apart"):
+        FolderData(str(place), CLASSES | {"third": 7}, images="{name}/images/*", masks="{name}/masks/*")
+
+
+def test_lists_in_csv_and_with_paths(place: Path) -> None:
+    for index in range(5):
+        write(place, f"images/s{index}.jpg", f"masks/s{index}.png", index)
+    (place / "all.csv").write_text("name,split,hospital\ns0,train,a\ns1.jpg,train,b\nimages/s2.jpg,val,a\ns3,test,c\n")
+    data = FolderData(str(place), CLASSES, lists="all.csv")
+    assert [data.names(split) for split in SPLITS] == [["s0", "s1"], ["s2"], ["s3"]]
+    (place / "train.txt").write_text("/SegNet/images/s4.jpg /SegNet/masks/s4.png\n")
+    (place / "val.txt").write_text("s1 3 1 1\n")
+    data = FolderData(str(place), CLASSES, lists="{split}.txt")
+    assert [data.names(split) for split in SPLITS] == [["s4"], ["s1"], []]
+    (place / "bad.csv").write_text("image,split\ns0,train\n")
+    with pytest.raises(InputError, match=r"bad\.csv: has no column 'name'.*name,split"):
+        FolderData(str(place), CLASSES, lists="bad.csv")
+
+
+def test_jpeg_masks_by_a_declared_threshold(place: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (2, 4, 4), dtype=np.uint8).repeat(12, 1).repeat(12, 2) * 255  # no block of JPEG's
+    for index in range(2):
+        write_image(place / f"images/{index}.png", np.zeros((48, 48, 3), np.uint8))
+        (place / "masks").mkdir(exist_ok=True)
+        write_image(place / f"masks/{index}.jpg", truth[index])
+    with pytest.raises(InputError, match="mask_threshold: 128"):
+        SegmentationDataModule(FolderData(str(place), CLASSES)).check()
+    for classes, bright in ((CLASSES, 1), ({"thing": 255, "ground": 0}, 0)):
+        data = FolderData(str(place), classes, mask_threshold=128)
+        index = int(data.names("train")[0])
+        assert torch.equal(data.load("train", 0)["mask"] == bright, torch.from_numpy(truth[index] > 0))
+
+
+def test_links_are_followed_and_loops_end(place: Path) -> None:
+    for index in range(4):
+        write(place / "far", f"{index}.png", f"../masks/{index}.png", index)
+    (place / "images").symlink_to(place / "far", target_is_directory=True)
+    (place / "far/loop").symlink_to(place / "far", target_is_directory=True)
+    (place / "far/up").symlink_to(place, target_is_directory=True)
+    (place / "far/itself.png").symlink_to(place / "far/itself.png")
+    data = FolderData(str(place), CLASSES)
+    assert any("itself.png" in problem for problem in data.problems)
+    assert {n for split in SPLITS for n in data.names(split)} == {"0", "1", "2", "3"}
+
+
+def test_groups_are_never_torn_apart(place: Path) -> None:
+    for index in range(24):
+        write(place, f"images/p{index // 4}_{index:02d}.png", f"masks/p{index // 4}_{index:02d}.png", index)
+    data = FolderData(str(place), CLASSES, val_fraction=0.3, test_fraction=0.2, group=r"^(p\d+)_")
+    parts = [{name.split("_")[0] for name in data.names(split)} for split in SPLITS]
+    assert [len(data.names(split)) for split in SPLITS] == [8, 8, 8]  # of groups of four
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 6
+    with pytest.raises(InputError, match=r"group '\(' is no regular expression"):
+        FolderData(str(place), CLASSES, group="(")
+
+
+def test_bands_type_and_scale_are_those_of_the_first_image(place: Path) -> None:
+    deep = np.arange(48, dtype=np.uint16).reshape(6, 8) * 80
+    for name in ("a", "b", "c"):
+        write_image(place / f"images/{name}.png", deep)
+        write_image(place / f"masks/{name}.png", np.zeros((6, 8), np.uint8))
+    labels = FolderData(str(place), CLASSES, scale=4095).labels
+    assert (labels.channels, labels.dtype, labels.scale) == (1, "uint16", 4095)
+    write_image(place / "images/b.png", deep.astype(np.uint8))
+    with pytest.raises(InputError, match=r"is uint(8|16), but the first image is uint(16|8)\. Save all as one type"):
+        SegmentationDataModule(FolderData(str(place), CLASSES)).check()
+
+
+def test_classes_nobody_declared_are_suggested(place: Path) -> None:
+    for index in range(3):
+        write(place, f"images/{index}.png", f"masks/{index}.png", index)
+    with pytest.raises(InputError, match=r"classes is not declared.*Fix: classes: \{background: 0, foreground: 255\}"):
+        FolderData(str(place))
+
+
+def test_nothing_in_the_data_folder_is_written(place: Path) -> None:
+    root = place / "data"
+    for index in range(4):
+        write(root, f"images/{index}.png", f"masks/{index}.png", index)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
+    for path in [root, *root.rglob("*")]:
+        os.chmod(path, 0o555 if path.is_dir() else 0o444)
+    module = SegmentationDataModule(FolderData(str(root), CLASSES), folds=2, on_bad_file="skip")
+    module.check()
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")} == before
