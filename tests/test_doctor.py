@@ -65,6 +65,7 @@ def test_everything_that_is_wrong_is_found_at_once(place: Path, capsys: pytest.C
     assert "7 (1,920 pixels in 1 masks)" in texts
     assert "classes: {background: 0, cell: 255, class_7: 7}" in texts
     assert "7 files cannot be used" in texts
+    assert texts.count("does not declare") == 1
     assert "data.on_bad_file: skip" in texts
     assert "1 of the val images are also in train" in texts
     assert [problem.stops for problem in problems] == sorted((p.stops for p in problems), reverse=True)
@@ -138,7 +139,7 @@ def test_what_is_missing_altogether(place: Path, capsys: pytest.CaptureFixture) 
 def test_the_machine(place: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(place / "hub"))
     net = ["--model.net", "UNet", "--model.net.encoder", "resnet18", "--model.net.encoder_weights", "imagenet"]
-    shapes = ["--data.dataset.train", "4", "--data.dataset.val", "2", "--data.dataset.test", "2"]
+    shapes = ["--data.dataset.train", "16", "--data.dataset.val", "16", "--data.dataset.test", "16"]
     problems = diagnose([*net, *shapes])
     assert any("weights imagenet of resnet18 are not on this machine" in problem.text for problem in problems)
     out = capsys.readouterr().out

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from segmentation.cli import SegmentationCLI
 from segmentation.data import SegmentationDataModule
-from segmentation.data.audit import Audit, Problem, audit, suggest_overlay
+from segmentation.data.audit import Audit, Problem, audit, mended_classes, suggest_overlay
 from segmentation.data.labels import ClassesMissing
 from segmentation.data.splits import without
 from segmentation.errors import InputError
@@ -63,9 +63,16 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     problems: list[Problem] = []
     module, found = None, None
     try:
-        module, missing = build_data(config)
-        problems += missing
+        module, problems = build_data(config)
         found = audit(module)
+        options = config.data.dataset.init_args or {}
+        classes = mended_classes(module.labels, options.get("classes") or {}, found)
+        if classes:  # say what the data is like once they are declared
+            problems += [problem for problem in found.problems if "does not declare" in problem.text]
+            bad, options.classes = found.bad, classes
+            module = build_data(config)[0]
+            found = audit(module)
+            found.bad = bad
         problems += found.problems
     except InputError as error:
         problems.append(Problem(str(error), stops=True))
@@ -148,7 +155,7 @@ def _print_data(console: Console, module: SegmentationDataModule, found: Audit) 
             Bar(1, 0, float(shares[splits[0]][index]), width=24, color="cyan"),
             f"{int((train.counts[:, index] > 0).sum()):,}",
         )
-    for value, (pixels, masks) in list(found.undeclared.items())[:8]:
+    for value, (pixels, masks) in list(found.undeclared.items())[:8]:  # more than could be classes
         table.add_row(Text("undeclared", "red"), str(value), f"{pixels:,} pixels", *[""] * len(splits), f"{masks:,}")
     if labels.ignore:
         total = sum(train.pixels) + train.ignored
@@ -167,10 +174,8 @@ def _sizes(sizes: list[tuple[int, int]]) -> str:
 
 def _print_facts(console: Console, title: str, facts: dict[str, str]) -> None:
     console.print(Text(title, "bold"))
-    table = Table(box=None, pad_edge=False, show_header=False)
     for key, value in facts.items():
-        table.add_row(Text(key), Text(value))
-    console.print(table)
+        console.print(Text(f"{key:<14} {value}"), soft_wrap=True)
 
 
 def _write(console: Console, output: Path, config: Namespace, module: SegmentationDataModule, found: Audit) -> None:

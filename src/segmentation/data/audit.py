@@ -12,7 +12,7 @@ from rich.progress import track
 from segmentation.data.base import SPLITS
 from segmentation.data.census import Census, Record, examine_all, find_leaks
 from segmentation.data.datamodule import SegmentationDataModule
-from segmentation.data.labels import UndeclaredValues, Value
+from segmentation.data.labels import FEW, Labels, UndeclaredValues, Value
 from segmentation.data.splits import without
 from segmentation.errors import InputError
 
@@ -37,12 +37,14 @@ class Audit:
     Args:
         censuses: split -> what its usable samples hold.
         undeclared: mask value that nobody declared -> (pixels, masks).
+        swapped: whether these are the declared two classes in other values.
         bad: what is wrong with files that cannot be used, a message each.
         problems: all that is wrong, the worst first.
     """
 
     censuses: dict[str, Census] = field(default_factory=dict)
     undeclared: dict[Value, tuple[int, int]] = field(default_factory=dict)
+    swapped: bool = False
     bad: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -59,6 +61,7 @@ def audit(module: SegmentationDataModule) -> Audit:
         errors = {index: each for index, each in enumerate(results) if isinstance(each, InputError)}
         for error in errors.values():
             if isinstance(error, UndeclaredValues):
+                found.swapped = error.swapped and (found.swapped or not undeclared)
                 undeclared.update(error.counts)
                 masks.update(error.counts.keys())
         bad += [str(error) for error in errors.values()]
@@ -76,12 +79,9 @@ def _problems(module: SegmentationDataModule, found: Audit) -> list[Problem]:
     data, labels, stops = module.whole, module.labels, not module.skip
     problems = []
     if found.undeclared:
-        values = {value: pixels for value, (pixels, _) in found.undeclared.items()}
         listed = ", ".join(f"{v} ({p:,} pixels in {m} masks)" for v, (p, m) in list(found.undeclared.items())[:8])
-        swapped = len(values) == 1 and labels.task == "binary" and not labels.by_color and values.keys() <= {1, 255}
-        problems.append(
-            Problem(f"mask values that classes does not declare: {listed}. {labels.advice(values, swapped)}", stops)
-        )
+        advice = labels.advice(found.undeclared, found.swapped)
+        problems.append(Problem(f"mask values that classes does not declare: {listed}. {advice}", stops))
     others = [text for text in found.bad if "that classes does not declare" not in text]
     if others:
         skip = "" if module.skip else " To leave such files out: data.on_bad_file: skip"
@@ -115,6 +115,15 @@ def _problems(module: SegmentationDataModule, found: Audit) -> list[Problem]:
     return sorted(problems, key=lambda problem: not problem.stops)
 
 
+def mended_classes(labels: Labels, given: dict[str, Any], found: Audit) -> dict[str, Any] | None:
+    """`classes` as given, and with the values that nobody declared; None where nothing is to be mended."""
+    if not found.undeclared or len(found.undeclared) > FEW:
+        return None
+    mended = labels.mended(found.undeclared, found.swapped)
+    keep = lambda name, value: given[name] | {"value": value} if isinstance(given.get(name), dict) else value  # noqa: E731
+    return {name: keep(name, value) for name, value in mended.items()}
+
+
 def suggest_crop(train: Census) -> int | None:
     """Side of a training crop, a multiple of 32, 512 at most; None where whole images do."""
     sides = [min(size) for size in train.sizes]
@@ -124,7 +133,7 @@ def suggest_crop(train: Census) -> int | None:
 
 
 def suggest_overlay(module: SegmentationDataModule, dataset: dict[str, Any], found: Audit) -> dict[str, Any]:
-    """An overlay to train on this data: what was given, with the classes mended, and crop and loss that suit it.
+    """An overlay to train on this data: what was given, and crop and loss that suit it.
 
     Args:
         module: of the data set.
@@ -134,10 +143,6 @@ def suggest_overlay(module: SegmentationDataModule, dataset: dict[str, Any], fou
     labels, train = module.labels, found.censuses["train"]
     given, defaults = dataset.get("init_args", {}), signature(type(module.source)).parameters
     options = {key: value for key, value in given.items() if key not in defaults or value != defaults[key].default}
-    if found.undeclared and len(found.undeclared) <= 8 and "classes" in options:
-        options["classes"] = options["classes"] | {
-            f"class_{str(value).lstrip('#')}": value for value in found.undeclared
-        }
     section: dict[str, Any] = {"dataset": {"class_path": _short(dataset["class_path"]), "init_args": options}}
     crop = suggest_crop(train)
     if crop:

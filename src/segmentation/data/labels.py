@@ -6,7 +6,7 @@ Nothing here is ever guessed from pixels. A mask value that nobody declared is a
 import colorsys
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ Value = int | str
 
 #: Index of a mask value that nobody declared; it never leaves `Labels.encode`.
 UNDECLARED = -1
+
+FEW = 8  # undeclared values that may be classes; of more, the mask is none
 
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -175,28 +177,32 @@ class Labels:
         message = (
             f"{source}: mask values that classes does not declare: {_listed(list(found.items()))}, of {codes.size:,}. "
         )
-        return UndeclaredValues(message + self.advice(found, self._is_zero_and(int(codes.max()), codes)), found)
+        swapped = self._is_zero_and(int(codes.max()), codes)
+        return UndeclaredValues(message + self.advice(found, swapped), found, swapped)
 
-    def advice(self, undeclared: dict[Value, int], two_values: bool = False) -> str:
-        """The YAML that would declare mask values which are not (value -> pixels), or what else to do about them.
+    def mended(self, undeclared: Iterable[Value], swapped: bool) -> dict[str, Any]:
+        """`classes` with what is not declared: name -> value, or list of values.
 
         Args:
             undeclared: the values.
-            two_values: whether they are the same two classes in other values: 0/255 where 0/1 is declared.
+            swapped: whether they are the same two classes in other values: 0/255 where 0/1 is declared.
         """
-        if len(undeclared) > 8:
+        if swapped:
+            top = int(max(undeclared))
+            return dict(zip(self.names, (0, top) if self.values[0] < self.values[1] else (top, 0), strict=True))
+        declared = {name: v[0] if len(v) == 1 else v for name, v in zip(self.names, self.values, strict=True)}
+        return declared | {f"class_{str(value).lstrip('#')}": value for value in undeclared}
+
+    def advice(self, undeclared: Collection[Value], swapped: bool) -> str:
+        """What to do about mask values that are not declared: the YAML of `mended`, where they are few."""
+        if len(undeclared) > FEW:
             return (
                 "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a photo?): "
                 "save masks as PNG with one value a class; or, where smeared masks tell two classes, "
                 "mask_threshold: 128"
             )
-        if two_values:
-            top = int(max(undeclared))
-            fix = dict(zip(self.names, (0, top) if self.values[0] < self.values[1] else (top, 0), strict=True))
-        else:
-            fix = {name: v[0] if len(v) == 1 else v for name, v in zip(self.names, self.values, strict=True)}
-            fix |= {f"class_{str(value).lstrip('#')}": value for value in undeclared}
-        return f"Fix: {_classes(fix)}, or, if they count nowhere, ignore: {_flow([*self.ignore, *undeclared])}"
+        fix = _classes(self.mended(undeclared, swapped))
+        return f"Fix: {fix}, or, if they count nowhere, ignore: {_flow([*self.ignore, *undeclared])}"
 
     def _is_zero_and(self, top: int, codes: np.ndarray) -> bool:
         """Whether two classes of one value each meet a mask of the values 0 and 1, or 0 and 255, neither ignored."""
@@ -215,11 +221,12 @@ class UndeclaredValues(InputError):
     Args:
         message: the mask's file, the values and the YAML to add.
         counts: value -> pixels, of this mask.
+        swapped: as `Labels.mended` takes it.
     """
 
-    def __init__(self, message: str, counts: dict[Value, int]) -> None:
+    def __init__(self, message: str, counts: dict[Value, int], swapped: bool) -> None:
         super().__init__(message)
-        self.counts = counts
+        self.counts, self.swapped = counts, swapped
 
 
 def count_values(mask: np.ndarray) -> dict[Value, int]:
