@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from conftest import make_folder, write_image
 from segmentation.data import IGNORE_INDEX, FolderData, Labels, SegmentationData, SegmentationDataModule, ShapesData
 from segmentation.data.base import Sample
-from segmentation.data.datamodule import SplitDataset, collate
+from segmentation.data.datamodule import SplitDataset, collate, unpack
 from segmentation.data.sampler import Index, TrainBatches
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
@@ -68,7 +68,7 @@ def test_batch_contract() -> None:
         "size": (torch.int64, (4, 2)),
         "index": (torch.int64, (4,)),
     }
-    (batch,) = module.train_dataloader()
+    (batch,) = map(unpack, module.train_dataloader())
     names = batch.pop("name")
     assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == contract
     assert all(type(value) is torch.Tensor for value in batch.values())
@@ -79,7 +79,7 @@ def test_batch_contract() -> None:
 def test_eval_batches_are_whole_images_as_they_are() -> None:
     data = Weighted()
     module = attach(SegmentationDataModule(data, batch_size=2, crop=8, augment=AUGMENT, num_workers=0))
-    batches = list(module.val_dataloader())
+    batches = [unpack(batch) for batch in module.val_dataloader()]
     assert [len(batch["name"]) for batch in batches] == [2, 2, 1]
     for batch in batches:
         for position, index in enumerate(batch["index"].tolist()):
@@ -130,7 +130,8 @@ def test_the_number_of_workers_changes_nothing(place: Path) -> None:
         module = attach(SegmentationDataModule(data, 3, crop=24, augment=AUGMENT, num_workers=workers, seed=4))
         torch.manual_seed(workers)  # nor does the state of the process
         train = module.train_dataloader()
-        return [batch for loader in (train, train, module.val_dataloader()) for batch in loader]  # two epochs
+        loaders = (train, train, module.val_dataloader())  # two epochs
+        return [unpack(batch) for loader in loaders for batch in loader]
 
     alone, helped = batches(0), batches(2)
     assert len(alone) == len(helped) == 2 + 2 + 1
@@ -243,7 +244,7 @@ def test_overfitting_validates_on_the_very_batch_that_it_trains_on() -> None:
     module = SegmentationDataModule(ShapesData(9, 2, 2, size=48), 4, crop=32, augment=AUGMENT, num_workers=0)
     attach(module, overfit_batches=1, limit_train_batches=1)
     train = module.train_dataloader()
-    first, again, val = (next(iter(loader)) for loader in (train, train, module.val_dataloader()))
+    first, again, val = (unpack(next(iter(loader))) for loader in (train, train, module.val_dataloader()))
     assert first["index"].tolist() == [0, 1, 2, 3]
     for other in (again, val):
         assert all(torch.equal(first[key], other[key]) for key in ("image", "mask", "index"))

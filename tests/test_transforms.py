@@ -253,7 +253,7 @@ def test_intensity_jitter_is_its_formula() -> None:
     out = IntensityJitter(brightness=0.4, contrast=0.3, bands=0.2)({"image": image})["image"]
     torch.manual_seed(3)
     c, b, each = 1 + 0.3 * (2 * torch.rand(()) - 1), 2 * torch.rand(()) - 1, 2 * torch.rand(5, 1, 1) - 1
-    m, s = image.mean(), image.std(correction=0)
+    m, s = image[:, ::4, ::4].mean(), image[:, ::4, ::4].std(correction=0)
     torch.testing.assert_close(out.as_subclass(torch.Tensor), m + c * (image - m) + (0.4 * b + 0.2 * each) * s)
 
 

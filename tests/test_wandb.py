@@ -88,7 +88,7 @@ def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         time.sleep(0.5)
     assert len(found["runs"]) == 1
     expected = {f"{s}/{k}" for s in ("train", "val", "test") for k in ("loss", "miou", "iou/disk", "pixel_accuracy")}
-    expected |= {"train/images_per_second", "val/images", "test/images", "test/confusion", "epoch"}
+    expected |= {"train/images_per_second", "train/data_wait", "val/images", "test/images", "test/confusion", "epoch"}
     assert expected <= found["history"]
     assert any(key.startswith("lr-") for key in found["history"])
     assert found["metrics"]["val/miou"].summary.max

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation.data.base import SPLITS
-from segmentation.data.datamodule import SplitDataset, collate
+from segmentation.data.datamodule import SplitDataset, collate, unpack
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.sampler import Index
 from segmentation.metrics import confusion_counts, mean_iou
@@ -235,7 +235,7 @@ class Pictures(Callback):
         pl_module.eval()
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             for item in items:
-                batch = collate([item])
+                batch = unpack(collate([item]))
                 predicted = pl_module.classify(pl_module(batch["image"].to(pl_module.device))).cpu()
                 counts = confusion_counts(predicted, batch["mask"], pl_module.labels.num_classes)
                 predictions.append(predicted[0])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
@@ -69,12 +69,12 @@ class SplitDataset(Dataset):
                 focus = self.rare.classes
                 index = index if index in self.rare.samples else int(rng.choice(self.rare.samples))
         sample = self._load(index)
-        size = torch.tensor(sample["mask"].shape)
+        size = tuple(sample["mask"].shape)
         if self.augment is not None:
             sample = self.augment(sample, derive_seed(self.seed, epoch, index), focus)
-        item: dict[str, Any] = {**sample, "name": self.names[index], "size": size, "index": torch.tensor(index)}
+        item: dict[str, Any] = {**sample, "name": self.names[index], "size": size, "index": index}
         if filler:
-            item |= {"mask": torch.full_like(item["mask"], IGNORE_INDEX), "index": torch.tensor(-1)}
+            item |= {"mask": torch.full_like(item["mask"], IGNORE_INDEX), "index": -1}
         return item
 
     def _load(self, index: int) -> Sample:
@@ -90,16 +90,31 @@ class SplitDataset(Dataset):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: every tensor stacked, the names in a list.
+    """A batch as it travels from a worker to the device: class indices in two bytes, ids in four, and no tensor for
+    what is tiny, as each one costs a connection between the processes (`python benchmarks/loading.py`)."""
+    compact = {"mask": torch.int16, "instance": torch.int32}
+    return {
+        key: (
+            [item[key] for item in items]
+            if key == "name"
+            else np.array([item[key] for item in items])
+            if key in ("size", "index")
+            else default_collate([item[key].to(compact.get(key, item[key].dtype)) for item in items])
+        )
+        for key in items[0]
+    }
+
+
+def unpack(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as the module gets it, on the device of its image.
 
     Returns:
         {"image": (N, C, H, W), "mask": (N, H, W) int64, "size": (N, 2) original H and W, "index": (N,) position in the
         split or -1 for a filler, "name": N names}, and "instance" and "weight", (N, H, W), where the data set has them.
     """
-    return {
-        key: [item[key] for item in items] if key == "name" else torch.stack([item[key] for item in items])
-        for key in items[0]
-    }
+    long = {key: batch[key].long() for key in ("mask", "instance") if key in batch}
+    tiny = {key: torch.as_tensor(batch[key], device=batch["image"].device) for key in ("size", "index")}
+    return {**batch, **long, **tiny}
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -271,6 +286,9 @@ class SegmentationDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return unpack(batch)
 
     def _eval_loader(self, split: str) -> DataLoader:
         sizes = self.census(split).sizes

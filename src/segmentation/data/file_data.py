@@ -54,7 +54,8 @@ class FileData(SegmentationData):
             raise ClassesMissing(self._mask_values())
         labels = Labels.parse(classes, ignore, len(first), task)
         super().__init__(replace(labels, dtype=str(first.dtype), scale=scale))
-        self.two_valued = mask_threshold is not None or folders_name_classes or self._has_object_masks()
+        self.of_objects = any(len(sample["mask"]) > 1 for split in files.values() for sample in split.values())
+        self.two_valued = mask_threshold is not None or folders_name_classes or self.of_objects
         if self.two_valued and (labels.by_color or (labels.num_classes != 2 and not folders_name_classes)):
             raise InputError(
                 "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
@@ -84,7 +85,7 @@ class FileData(SegmentationData):
                 raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an individual, 0 for none")
             _check_size(files["instance"][0], ids.shape, path, tuple(image.shape[1:]))
             sample["instance"] = torch.from_numpy(ids.astype(np.int64))
-        elif self._has_object_masks():
+        elif self.of_objects:
             ids = np.zeros(image.shape[1:], np.int64)
             for number, mask in enumerate(masks, start=1):
                 ids[mask > 0] = number
@@ -105,9 +106,6 @@ class FileData(SegmentationData):
             except InputError as found:
                 error = found
         raise error
-
-    def _has_object_masks(self) -> bool:
-        return any(len(files["mask"]) > 1 for split in self.files.values() for files in split.values())
 
     def _two_valued(self, masks: list[np.ndarray], name: str, path: Path) -> np.ndarray:
         """Declared values of masks that only tell an object from the ground."""

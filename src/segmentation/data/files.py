@@ -86,7 +86,8 @@ def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, s
                     upright = ORIENTATIONS.get(image.getexif().get(274, 1), lambda x: x)
                     return upright(imagecodecs.png_decode(path.read_bytes())), image.mode
                 image.load()
-                return ImageOps.exif_transpose(image), image.mode
+                ImageOps.exif_transpose(image, in_place=True)
+                return image, image.mode
         except Image.UnidentifiedImageError:
             with path.open("rb") as file:
                 if file.read(4) not in TIFF_MAGIC:

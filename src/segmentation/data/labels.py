@@ -150,7 +150,7 @@ class Labels:
             raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
         codes = _pack_rgb(mask) if self.by_color else mask
         # Of bytes there are only 256: looking those up, not the pixels, is ten times faster.
-        index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
+        index = self._look_up(np.arange(256)).take(codes) if codes.dtype == np.uint8 else self._look_up(codes)
         if (index == UNDECLARED).any():
             raise self._undeclared(source, codes, index == UNDECLARED)
         return index
