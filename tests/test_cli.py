@@ -108,6 +108,7 @@ class Linear(SegmentationNet):
 """
 
 
+@pytest.mark.slow
 def test_classes_of_ones_own(tmp_path: Path) -> None:
     """A data set and a net in a file where the command is typed, by class_path, through the script itself."""
     (tmp_path / "own.py").write_text(OWN)
@@ -285,6 +286,7 @@ def test_collapse_to_one_class_warns_once_with_causes() -> None:
     assert sum("predicted as one class" in str(warning.message) for warning in caught) == 1
 
 
+@pytest.mark.slow
 def test_debug_overlay_says_whether_one_batch_could_be_overfitted(capsys: pytest.CaptureFixture) -> None:
     debug = ["--config", "configs/trainer/debug.yaml"]
     debug[1] = str(ROOT / debug[1])

@@ -110,9 +110,7 @@ def test_the_suggested_overlay_trains(place: Path, values: tuple, classes: dict 
             target = place / "data" / path.relative_to(place / f"part{number}").parent / f"{number}{path.name}"
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
-    done = script("doctor", *options(place / "data", classes))
-    assert done.returncode == 2, done.stderr
-    assert "stops a run" in done.stdout
+    assert any(problem.stops for problem in diagnose(options(place / "data", classes)))
     cli = train("--config", "doctor/overlay.yaml", *TINY_RUN, "--name", "advised")
     assert cli.datamodule.labels.num_classes == len(values)
     assert (place / "runs/advised/summary.json").is_file()
@@ -156,6 +154,7 @@ def test_the_machine(place: Path, capsys: pytest.CaptureFixture, monkeypatch: py
     assert any("--prefetch" in problem.text for problem in diagnose([*shapes, "--prefetch"]))
 
 
+@pytest.mark.slow
 def test_exit_status_and_help(place: Path) -> None:
     root = make_folder(place / "data", {"train": 4, "val": 2})
     assert script("doctor", *options(root)).returncode == 0

@@ -99,13 +99,13 @@ class FileData(SegmentationData):
 
     def _first_image(self, channels: int | None) -> np.ndarray:
         """The first training image that can be read."""
-        error = InputError("the train split is empty")
-        for files in list(self.files.get("train", {}).values())[:20]:
+        errors = []
+        for files in list(self.files["train"].values())[:20]:
             try:
                 return read_image(files["image"][0], channels, self.as_rgb)
-            except InputError as found:
-                error = found
-        raise error
+            except InputError as error:
+                errors.append(error)
+        raise errors[0]
 
     def _two_valued(self, masks: list[np.ndarray], name: str, path: Path) -> np.ndarray:
         """Declared values of masks that only tell an object from the ground."""
