@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.data import SegmentationDataModule
-from segmentation.data.datamodule import SplitDataset, collate
+from segmentation.data.loading import SplitDataset, collate
 from segmentation.data.sampler import TrainBatches
 from segmentation.doctor import DoctorCLI, build_data
 

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from conftest import make_folder, write_image
 from segmentation.data import IGNORE_INDEX, FolderData, Labels, SegmentationData, SegmentationDataModule, ShapesData
 from segmentation.data.base import Sample
-from segmentation.data.datamodule import SplitDataset, collate, unpack
+from segmentation.data.loading import SplitDataset, collate, unpack
 from segmentation.data.sampler import Index, TrainBatches
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError

@@ -1,5 +1,6 @@
 """Reading images and masks: what Pillow wrote comes back, and what cannot be read is named with its remedy."""
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -291,6 +292,17 @@ def test_gif_and_cmyk() -> None:
     flat.save("moving.gif", save_all=True, append_images=[Image.new("RGB", (6, 8))])
     with pytest.raises(InputError, match=r"^moving\.gif: holds 2 pictures"):
         read_image(Path("moving.gif"), 3)
+
+
+def test_bmp_of_16_bits_a_pixel_is_rgb() -> None:
+    """Five bits of red and blue, six of green: not 16 bits a band."""
+    pixels = np.array([[0xF800, 0x07E0], [0x001F, 0xFFFF]], "<u2")  # red, green; blue, white
+    info = struct.pack("<IiiHHIIiiII", 40, 2, -2, 1, 16, 3, 8, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    head = struct.pack("<2sIHHI", b"BM", 74, 0, 0, 66)
+    Path("a.bmp").write_bytes(head + info + masks + pixels.tobytes())
+    expected = [[[255, 0], [0, 255]], [[0, 255], [0, 255]], [[0, 0], [255, 255]]]
+    assert read_image(Path("a.bmp"), 3).tolist() == expected
 
 
 def test_an_opaque_alpha_band_is_no_band() -> None:

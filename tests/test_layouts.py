@@ -122,6 +122,15 @@ def test_a_mask_per_object(place: Path) -> None:
         FolderData(str(place), CLASSES | {"third": 7}, images="{name}/images/*", masks="{name}/masks/*")
 
 
+def test_a_second_mask_of_one_name_is_left_out_and_changes_nothing_else(place: Path) -> None:
+    for index in range(4):
+        write(place, f"images/{index}.png", f"masks/{index}.png", index)
+    write_image(place / "masks/1.tif", np.full((6, 8), 9, np.uint8))
+    data = FolderData(str(place), {"ground": 0, "thing": 255, "other": 7})  # three classes: no masks of objects
+    assert len(data.problems) == 1
+    assert found(data) == {index: index for index in range(4)}
+
+
 def test_lists_in_csv_and_with_paths(place: Path) -> None:
     for index in range(5):
         write(place, f"images/s{index}.jpg", f"masks/s{index}.png", index)

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation.data.base import SPLITS
-from segmentation.data.datamodule import SplitDataset, collate, unpack
 from segmentation.data.labels import IGNORE_INDEX
+from segmentation.data.loading import SplitDataset, collate, unpack
 from segmentation.data.sampler import Index
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from segmentation.cli import SegmentationCLI
 from segmentation.data import SegmentationDataModule
-from segmentation.data.audit import Audit, Problem, audit, mended_classes, suggest_overlay
-from segmentation.data.labels import ClassesMissing
+from segmentation.data.audit import Audit, audit, mended_classes, suggest_overlay, undeclared_problem
 from segmentation.data.splits import without
-from segmentation.errors import InputError
+from segmentation.data.values import ClassesMissing
+from segmentation.errors import InputError, Problem
 from segmentation.machine import examine_machine
 from segmentation.parser import Parser
 from segmentation.pictures import contact_sheet, save_png
@@ -68,7 +68,7 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
         options = config.data.dataset.init_args or {}
         classes = mended_classes(module.labels, options.get("classes") or {}, found)
         if classes:  # say what the data is like once they are declared
-            problems += [problem for problem in found.problems if "does not declare" in problem.text]
+            problems.append(undeclared_problem(module, found))
             bad, options.classes = found.bad, classes
             module = build_data(config)[0]
             found = audit(module)

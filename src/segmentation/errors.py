@@ -6,10 +6,24 @@ Exit status: 0 done, 2 bad input, 130 Ctrl-C; anything else, with its stack trac
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 
 class InputError(Exception):
     """Something the user gave (a file, an option, a name) cannot be used. The message names it and says the fix."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong, with its remedy in the text.
+
+    Args:
+        text: one line.
+        stops: whether it would stop a run; else it only spoils one.
+    """
+
+    text: str
+    stops: bool = False
 
 
 OUT_OF_MEMORY = (

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from segmentation.data.audit import Problem
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Problem
 from segmentation.run import RUNS, WandbOptions
 
 GIB = 2**30

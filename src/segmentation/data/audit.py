@@ -12,22 +12,10 @@ from rich.progress import track
 from segmentation.data.base import SPLITS
 from segmentation.data.census import Census, Record, examine_all, find_leaks
 from segmentation.data.datamodule import SegmentationDataModule
-from segmentation.data.labels import FEW, Labels, UndeclaredValues, Value
+from segmentation.data.labels import FEW, Labels
 from segmentation.data.splits import without
-from segmentation.errors import InputError
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong, with its remedy in the text.
-
-    Args:
-        text: one line.
-        stops: whether it would stop a run; else it only spoils one.
-    """
-
-    text: str
-    stops: bool = False
+from segmentation.data.values import UndeclaredValues, Value
+from segmentation.errors import InputError, Problem
 
 
 @dataclass
@@ -39,7 +27,7 @@ class Audit:
         undeclared: mask value that nobody declared -> (pixels, masks).
         swapped: whether these are the declared two classes in other values.
         bad: what is wrong with files that cannot be used, a message each.
-        problems: all that is wrong, the worst first.
+        problems: all that is wrong.
     """
 
     censuses: dict[str, Census] = field(default_factory=dict)
@@ -52,9 +40,11 @@ class Audit:
 def audit(module: SegmentationDataModule) -> Audit:
     """Read every file of a data set once, in several threads and with a progress bar."""
     data, found = module.whole, Audit()
-    bad = [*data.problems]
+    unusable = [*data.problems]
     undeclared: Counter[Value] = Counter()
     masks: Counter[Value] = Counter()
+    if not (data.names("train") and data.names("val")):
+        raise InputError(f"{type(module.source).__name__} has no sample to train on, or none to validate on")
     for split in SPLITS:
         names = data.names(split)
         results = list(track(examine_all(data, split), f"Reading {split}", len(names), transient=True)) if names else []
@@ -64,28 +54,33 @@ def audit(module: SegmentationDataModule) -> Audit:
                 found.swapped = error.swapped and (found.swapped or not undeclared)
                 undeclared.update(error.counts)
                 masks.update(error.counts.keys())
-        bad += [str(error) for error in errors.values()]
+            else:
+                unusable.append(str(error))
+        found.bad += [str(error) for error in errors.values()]
         records = [each for each in results if isinstance(each, Record)]
         if names:
             texts = {index: str(error) for index, error in errors.items()}
             found.censuses[split] = Census(data.labels.names, records, texts)
     found.undeclared = {value: (undeclared[value], masks[value]) for value in sorted(undeclared)}
-    found.bad = bad
-    found.problems = _problems(module, found)
+    found.bad = [*data.problems, *found.bad]
+    found.problems = _problems(module, found, unusable)
     return found
 
 
-def _problems(module: SegmentationDataModule, found: Audit) -> list[Problem]:
-    data, labels, stops = module.whole, module.labels, not module.skip
-    problems = []
-    if found.undeclared:
-        listed = ", ".join(f"{v} ({p:,} pixels in {m} masks)" for v, (p, m) in list(found.undeclared.items())[:8])
-        advice = labels.advice(found.undeclared, found.swapped)
-        problems.append(Problem(f"mask values that classes does not declare: {listed}. {advice}", stops))
-    others = [text for text in found.bad if "that classes does not declare" not in text]
-    if others:
+def undeclared_problem(module: SegmentationDataModule, found: Audit) -> Problem:
+    """All mask values that nobody declared, in one."""
+    listed = ", ".join(f"{v} ({p:,} pixels in {m} masks)" for v, (p, m) in list(found.undeclared.items())[:8])
+    advice = module.labels.advice(found.undeclared, found.swapped)
+    return Problem(f"mask values that classes does not declare: {listed}. {advice}", not module.skip)
+
+
+def _problems(module: SegmentationDataModule, found: Audit, unusable: list[str]) -> list[Problem]:
+    data, labels = module.whole, module.labels
+    problems = [undeclared_problem(module, found)] if found.undeclared else []
+    if unusable:
         skip = "" if module.skip else " To leave such files out: data.on_bad_file: skip"
-        problems.append(Problem(f"{len(others)} files cannot be used, e.g. {others[0]}{skip}", stops))
+        text = f"{len(unusable)} files cannot be used, e.g. {unusable[0]}{skip}"
+        problems.append(Problem(text, not module.skip))
     empty = [split for split in ("train", "val") if not found.censuses.get(split) or not found.censuses[split].records]
     if empty:
         problems.append(Problem(f"nothing usable is left in {' and '.join(empty)}: mend what is said above", True))
@@ -112,7 +107,7 @@ def _problems(module: SegmentationDataModule, found: Audit) -> list[Problem]:
                 True,
             )
         )
-    return sorted(problems, key=lambda problem: not problem.stops)
+    return problems
 
 
 def mended_classes(labels: Labels, given: dict[str, Any], found: Audit) -> dict[str, Any] | None:

@@ -2,119 +2,21 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from segmentation.data.base import SPLITS, Sample, SegmentationData
+from segmentation.data.base import SPLITS, SegmentationData
 from segmentation.data.census import Census, find_leaks, take_census
-from segmentation.data.labels import IGNORE_INDEX
-from segmentation.data.sampler import EvalBatches, Index, TrainBatches, TrainLoader, derive_seed
+from segmentation.data.loading import RareCrops, SplitDataset, collate, unpack
+from segmentation.data.sampler import EvalBatches, TrainBatches, TrainLoader
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
-
-
-class RareCrops(NamedTuple):
-    """Training crops that are to hold a rare class: a share of all crops, the classes, the samples that have one."""
-
-    share: float
-    classes: list[int]
-    samples: list[int]
-
-
-class SplitDataset(Dataset):
-    """One split for a DataLoader: reads, augments and names the samples that a sampler asks for by `Index`.
-
-    Args:
-        data: the data set.
-        split: `train`, `val` or `test`.
-        augment: what happens to each sample, or None.
-        seed: with an index's epoch it decides what the augmentation draws.
-        rare: crops that are to hold a rare class; for them, a sample without one is replaced by another.
-        cache: keep all samples in memory, read now; worker processes share it where they are forked (Linux).
-    """
-
-    def __init__(
-        self,
-        data: SegmentationData,
-        split: str,
-        augment: Augment | None = None,
-        seed: int = 0,
-        rare: RareCrops | None = None,
-        cache: bool = False,
-    ) -> None:
-        self.data, self.split, self.augment, self.seed, self.rare = data, split, augment, seed, rare
-        self.names = data.names(split)
-        self.kept: list[Sample] = []
-        if cache:
-            with ThreadPoolExecutor() as pool:
-                self.kept = list(pool.map(self._small, range(len(self.names))))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, key: Index | int) -> dict[str, Any]:
-        index, epoch, filler = key if isinstance(key, Index) else Index(key)
-        focus: list[int] = []
-        if self.rare is not None:
-            rng = np.random.default_rng([self.seed, epoch, index])
-            if rng.random() < self.rare.share:
-                focus = self.rare.classes
-                index = index if index in self.rare.samples else int(rng.choice(self.rare.samples))
-        sample = self._load(index)
-        size = tuple(sample["mask"].shape)
-        if self.augment is not None:
-            sample = self.augment(sample, derive_seed(self.seed, epoch, index), focus)
-        item: dict[str, Any] = {**sample, "name": self.names[index], "size": size, "index": index}
-        if filler:
-            item |= {"mask": torch.full_like(item["mask"], IGNORE_INDEX), "index": -1}
-        return item
-
-    def _load(self, index: int) -> Sample:
-        if not self.kept:
-            return self.data.load(self.split, index)
-        sample = self.kept[index]
-        return Sample(**{**sample, "mask": sample["mask"].long()})
-
-    def _small(self, index: int) -> Sample:
-        """A sample as it is kept: class indices in two bytes."""
-        sample = self.data.load(self.split, index)
-        return Sample(**{**sample, "mask": sample["mask"].short()})
-
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch as it travels from a worker to the device: class indices in two bytes, ids in four, and no tensor for
-    what is tiny, as each one costs a connection between the processes (`python benchmarks/loading.py`)."""
-    compact = {"mask": torch.int16, "instance": torch.int32}
-    return {
-        key: (
-            [item[key] for item in items]
-            if key == "name"
-            else np.array([item[key] for item in items])
-            if key in ("size", "index")
-            else default_collate([item[key].to(compact.get(key, item[key].dtype)) for item in items])
-        )
-        for key in items[0]
-    }
-
-
-def unpack(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch as the module gets it, on the device of its image.
-
-    Returns:
-        {"image": (N, C, H, W), "mask": (N, H, W) int64, "size": (N, 2) original H and W, "index": (N,) position in the
-        split or -1 for a filler, "name": N names}, and "instance" and "weight", (N, H, W), where the data set has them.
-    """
-    long = {key: batch[key].long() for key in ("mask", "instance") if key in batch}
-    tiny = {key: torch.as_tensor(batch[key], device=batch["image"].device) for key in ("size", "index")}
-    return {**batch, **long, **tiny}
 
 
 class SegmentationDataModule(LightningDataModule):

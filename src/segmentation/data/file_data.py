@@ -9,8 +9,9 @@ import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.files import read_image, read_mask
-from segmentation.data.labels import ClassesMissing, Labels, Value, count_values
+from segmentation.data.labels import Labels
 from segmentation.data.layout import Files
+from segmentation.data.values import ClassesMissing, Value, count_values
 from segmentation.errors import InputError
 
 
@@ -88,7 +89,7 @@ class FileData(SegmentationData):
         elif self.of_objects:
             ids = np.zeros(image.shape[1:], np.int64)
             for number, mask in enumerate(masks, start=1):
-                ids[mask > 0] = number
+                ids[mask >= (self.mask_threshold or 1)] = number
             sample["instance"] = torch.from_numpy(ids)
         return sample
 

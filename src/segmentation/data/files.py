@@ -107,7 +107,9 @@ def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, s
 
 
 def _deep_color(image: Image.Image) -> bool:
-    """Whether Pillow would cut 16 bits to 8: it has modes of 16 bits for gray alone."""
+    """Whether Pillow would cut 16 bits to 8: it has modes of 16 bits for gray alone. (A BMP's are those of a pixel.)"""
+    if image.format not in ("PNG", "TIFF"):
+        return False
     options = image.tile[0].args if image.tile else ""
     return ";16" in str(options if isinstance(options, str) else options[0]) and not image.mode.startswith("I")
 

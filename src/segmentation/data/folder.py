@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from segmentation.data.base import SPLITS
 from segmentation.data.file_data import FileData
-from segmentation.data.labels import Value
 from segmentation.data.layout import Files, Pattern, listed, pair, read_list
 from segmentation.data.splits import divide
+from segmentation.data.values import Value
 from segmentation.errors import InputError
 
 #: Names that people give their validation folders.

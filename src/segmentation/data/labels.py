@@ -4,29 +4,33 @@ Nothing here is ever guessed from pixels. A mask value that nobody declared is a
 """
 
 import colorsys
-import math
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 
+from segmentation.data.values import (
+    HEX,
+    UndeclaredValues,
+    Value,
+    as_classes,
+    code_of,
+    hex_to_rgb,
+    listed,
+    one_line,
+    pack_rgb,
+    rgb_to_hex,
+)
 from segmentation.errors import InputError
 
 #: Class index of pixels that count nowhere: void, padding. It is the default of torch's own cross-entropy.
 IGNORE_INDEX = -100
 
-#: A mask value: an integer of an index mask, or "#RRGGBB" of a colour mask.
-Value = int | str
-
 #: Index of a mask value that nobody declared; it never leaves `Labels.encode`.
 UNDECLARED = -1
 
 FEW = 8  # undeclared values that may be classes; of more, the mask is none
-
-HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 @dataclass(frozen=True)
@@ -137,18 +141,18 @@ class Labels:
         if self.by_color and mask.ndim != 3:
             raise InputError(
                 f"{source}: the classes are declared by colour, but this mask holds one value a pixel. "
-                f"Fix: {_classes(dict(zip(self.names, range(self.num_classes), strict=True)))}, or the values it has"
+                f"Fix: {as_classes(dict(zip(self.names, range(self.num_classes), strict=True)))}, or the values it has"
             )
         if not self.by_color and mask.ndim == 3:
-            found, counts = np.unique(_pack_rgb(mask), return_counts=True)
-            listed = _listed([(_hex(found[i]), int(counts[i])) for i in np.argsort(-counts, kind="stable")])
+            found, counts = np.unique(pack_rgb(mask), return_counts=True)
+            counted = listed([(rgb_to_hex(found[i]), int(counts[i])) for i in np.argsort(-counts, kind="stable")])
             raise InputError(
                 f"{source}: this mask is a colour image, but the classes are declared by integer. Its colours: "
-                f'{listed}. Fix: give each class its colour, e.g. {self.names[0]}: "#000000"'
+                f'{counted}. Fix: give each class its colour, e.g. {self.names[0]}: "#000000"'
             )
         if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
             raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
-        codes = _pack_rgb(mask) if self.by_color else mask
+        codes = pack_rgb(mask) if self.by_color else mask
         # Of bytes there are only 256: looking those up, not the pixels, is ten times faster.
         index = self._look_up(np.arange(256)).take(codes) if codes.dtype == np.uint8 else self._look_up(codes)
         if (index == UNDECLARED).any():
@@ -164,8 +168,8 @@ class Labels:
 
     def _look_up(self, codes: np.ndarray) -> np.ndarray:
         """Class index, IGNORE_INDEX or UNDECLARED of each code."""
-        table = {_code(value): index for index, values in enumerate(self.values) for value in values}
-        table |= {_code(value): IGNORE_INDEX for value in self.ignore}
+        table = {code_of(value): index for index, values in enumerate(self.values) for value in values}
+        table |= {code_of(value): IGNORE_INDEX for value in self.ignore}
         known = np.array(sorted(table))
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
         return np.where(known[place] == codes, np.array([table[int(code)] for code in known])[place], UNDECLARED)
@@ -173,9 +177,9 @@ class Labels:
     def _undeclared(self, source: str, codes: np.ndarray, where: np.ndarray) -> "UndeclaredValues":
         """The error of a mask that holds undeclared values: each with its pixels, and the YAML to add."""
         values, counts = np.unique(codes[where], return_counts=True)
-        found = {_hex(v) if self.by_color else int(v): int(n) for v, n in zip(values, counts, strict=True)}
+        found = {rgb_to_hex(v) if self.by_color else int(v): int(n) for v, n in zip(values, counts, strict=True)}
         message = (
-            f"{source}: mask values that classes does not declare: {_listed(list(found.items()))}, of {codes.size:,}. "
+            f"{source}: mask values that classes does not declare: {listed(list(found.items()))}, of {codes.size:,}. "
         )
         swapped = self._is_zero_and(int(codes.max()), codes)
         return UndeclaredValues(message + self.advice(found, swapped), found, swapped)
@@ -201,8 +205,8 @@ class Labels:
                 "save masks as PNG with one value a class; or, where smeared masks tell two classes, "
                 "mask_threshold: 128"
             )
-        fix = _classes(self.mended(undeclared, swapped))
-        return f"Fix: {fix}, or, if they count nowhere, ignore: {_flow([*self.ignore, *undeclared])}"
+        fix = as_classes(self.mended(undeclared, swapped))
+        return f"Fix: {fix}, or, if they count nowhere, ignore: {one_line([*self.ignore, *undeclared])}"
 
     def _is_zero_and(self, top: int, codes: np.ndarray) -> bool:
         """Whether two classes of one value each meet a mask of the values 0 and 1, or 0 and 255, neither ignored."""
@@ -213,81 +217,6 @@ class Labels:
             and not {0, top} & set(self.ignore)
             and bool(np.isin(codes, (0, top)).all())
         )
-
-
-class UndeclaredValues(InputError):
-    """A mask holds values that nobody declared.
-
-    Args:
-        message: the mask's file, the values and the YAML to add.
-        counts: value -> pixels, of this mask.
-        swapped: as `Labels.mended` takes it.
-    """
-
-    def __init__(self, message: str, counts: dict[Value, int], swapped: bool) -> None:
-        super().__init__(message)
-        self.counts, self.swapped = counts, swapped
-
-
-def count_values(mask: np.ndarray) -> dict[Value, int]:
-    """Mask value (a colour, of a mask in colour) -> its pixels."""
-    values, counts = np.unique(_pack_rgb(mask) if mask.ndim == 3 else mask, return_counts=True)
-    found = zip(values.tolist(), counts.tolist(), strict=True)
-    return {_hex(value) if mask.ndim == 3 else value: count for value, count in found}
-
-
-class ClassesMissing(InputError):
-    """Nobody declared the classes.
-
-    Args:
-        counts: value -> pixels, of some masks.
-    """
-
-    def __init__(self, counts: dict[Value, int]) -> None:
-        self.suggested = suggest_classes(counts)
-        ordered = sorted(counts.items(), key=lambda pair: -pair[1])
-        fix = f"Fix: {_classes(self.suggested)}, with names of yours"
-        if len(counts) > 64:
-            fix = (
-                "JPEG and anti-aliased masks do so: save them as PNG with one value a class; or, of two classes, "
-                f"{_classes(self.suggested)} and mask_threshold: 128"
-            )
-        super().__init__(f"classes is not declared. The masks hold {_listed(ordered)}. {fix}")
-
-
-def suggest_classes(counts: dict[Value, int]) -> dict[str, Value]:
-    """A declaration of all values of some masks (value -> pixels), under names to be replaced."""
-    values = sorted(counts)
-    if len(values) > 64:
-        return {"background": 0, "foreground": 255}
-    if len(values) == 2:
-        return dict(zip(("background", "foreground"), values, strict=True))
-    ground = {0: "background", "#000000": "background"}
-    return {ground.get(value, f"class_{str(value).lstrip('#')}"): value for value in values}
-
-
-def hex_to_rgb(color: str) -> tuple[int, int, int]:
-    """ "#80FF00" -> (128, 255, 0)."""
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
-
-
-def _hex(code: int) -> str:
-    return f"#{code:06X}"
-
-
-def _flow(value: Any) -> str:
-    """YAML of one line."""
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf).strip()
-
-
-def _classes(declared: dict[str, Any]) -> str:
-    return f"classes: {_flow(declared)}"
-
-
-def _listed(counts: list[tuple[Value, int]]) -> str:
-    """The first eight values with their pixels."""
-    listed = ", ".join(f"{value} ({pixels:,} pixels)" for value, pixels in counts[:8])
-    return listed + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:
@@ -312,24 +241,12 @@ def _check_color(color: str, where: str) -> str:
 
 
 def _check_values(values: list[Value]) -> None:
-    codes = [_code(value) for value in values]
+    codes = [code_of(value) for value in values]
     twice = sorted({str(value) for value, code in zip(values, codes, strict=True) if codes.count(code) > 1})
     if twice:
         raise InputError(f"mask value {', '.join(twice)} is declared twice in classes and ignore: keep one")
     if len({isinstance(value, str) for value in values}) > 1:
         raise InputError("classes and ignore mix integers and colours: a mask is one or the other")
-
-
-def _code(value: Value) -> int:
-    if isinstance(value, str):
-        red, green, blue = hex_to_rgb(value)
-        return red << 16 | green << 8 | blue
-    return value
-
-
-def _pack_rgb(mask: np.ndarray) -> np.ndarray:
-    rgb = mask[..., :3].astype(np.int64)
-    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
 
 
 def _distinct_color(index: int) -> str:

@@ -100,9 +100,10 @@ def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, File
             name: left for name, paths in found["image"].items() if (left := [p for p in paths if p not in masks])
         }
     for kind, files in found.items():
-        for paths in files.values():
+        for name, paths in files.items():
             if len(paths) > 1 and not (kind == "mask" and patterns[kind].several):
                 problems.append(f"{paths[1]}: {paths[0].name} has the same name but for its ending. Keep one of them")
+                files[name] = paths[:1]
     for kind, other in (("image", "mask"), ("mask", "image"), ("image", "instance")):
         if other in found and kind not in shared:
             for name in sorted(found[kind].keys() - found[other].keys()):

@@ -7,9 +7,9 @@ from torchvision import datasets
 
 from segmentation.data.file_data import FileData
 from segmentation.data.folder import expand
-from segmentation.data.labels import Value
 from segmentation.data.layout import Files
 from segmentation.data.splits import divide
+from segmentation.data.values import Value
 from segmentation.errors import InputError
 
 
