@@ -160,6 +160,15 @@ def test_misspelt(args: list[str], parts: list[str]) -> None:
         assert part in message
 
 
+def test_choices_are_those_that_a_user_can_give() -> None:
+    """Nothing of the classes that the data sets are made of."""
+    assert "Choices: FolderData, ShapesData, TorchvisionData," in refused("--data.dataset", "FolderDat")
+    message = refused("--data.dataset", "FolderData", "--data.dataset.imagez", "x")
+    assert "data.dataset.images" in message
+    for internal in ("picks", "files", "folders_name_classes"):
+        assert f"data.dataset.{internal}" not in message
+
+
 def test_misspelt_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("trainer: {max_epoch: 3}\n")
     assert "Did you mean trainer.max_epochs" in refused("--config", "wrong.yaml")

@@ -1,5 +1,6 @@
 """FileData: samples whose images and masks lie in files, however these were found."""
 
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class FileData(SegmentationData):
         InputError: no image can be read; classes are not declared, or not two where a mask has only two values.
     """
 
+    @abstractmethod  # a subclass says which files
     def __init__(
         self,
         classes: dict[str, Any] | None,

@@ -56,7 +56,7 @@ def _groups(names: Sequence[str], group: Callable[[str], str]) -> list[list[int]
     return list(members.values())
 
 
-class Selection(SegmentationData):
+class _Selection(SegmentationData):
     """Some samples of another data set, in other splits.
 
     Args:
@@ -88,7 +88,7 @@ class Selection(SegmentationData):
         return repr((picks, [self.data.fingerprint(source) for source in sorted({source for source, _ in picks})]))
 
 
-def cross_validation(data: SegmentationData, folds: int, number: int, seed: int) -> Selection:
+def cross_validation(data: SegmentationData, folds: int, number: int, seed: int) -> SegmentationData:
     """Fold `number` of `folds` to validate on, the others to train on: of what the data set has to train and validate.
     Its test split stays."""
     if not folds >= 2 or not 0 <= number < folds:
@@ -98,7 +98,7 @@ def cross_validation(data: SegmentationData, folds: int, number: int, seed: int)
     pool = [(split, index) for split in ("train", "val") for index in range(len(data.names(split)))]
     parts = fold([data.names(split)[index] for split, index in pool], folds, data.group, seed)
     val = set(parts[number])
-    return Selection(
+    return _Selection(
         data,
         {
             "train": [sample for index, sample in enumerate(pool) if index not in val],
@@ -108,10 +108,10 @@ def cross_validation(data: SegmentationData, folds: int, number: int, seed: int)
     )
 
 
-def without(data: SegmentationData, bad: dict[str, set[int]]) -> Selection:
+def without(data: SegmentationData, bad: dict[str, set[int]]) -> SegmentationData:
     """A data set without its bad samples: split -> indices."""
     splits = ("train", "val", "test")
-    return Selection(
+    return _Selection(
         data,
         {s: [(s, i) for i in range(len(data.names(s))) if i not in bad.get(s, set())] for s in splits},
     )
