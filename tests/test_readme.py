@@ -37,7 +37,7 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in COMMANDS:
         words = shlex.split(command)[1:]
         job = Path(words[0]).stem
-        args = words[1:]
+        args = [word.replace("/path/to/my_data", str(tmp_path / "pool")) for word in words[1:]]
         if command in seen:
             continue
         seen.add(command)
@@ -46,7 +46,7 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 args += ["--name", "unnamed"]
             if "--resume" not in args:
                 args += SHORT
-            if "configs/data" in command or "my_data" in command:
+            if any(overlay in command for overlay in ("configs/data", "my_data", "doctor/overlay")):
                 args += ["--data.crop", "32"]
             args += [] if "--resume" in args else ["--data.batch_size", "2"]
             if "camvid" in command:
@@ -54,4 +54,5 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if job == "eval":
             args += ["--trainer.limit_test_batches", "2", "--data.num_workers", "0"]
         done = script(job, *args)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        expected = 2 if job == "doctor" and "--data.dataset.root" in args else 0  # no classes yet would stop a run
+        assert done.returncode == expected, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
