@@ -13,13 +13,9 @@ training step beyond what the process held before it: activations, gradients and
 """
 
 import argparse
-import ctypes
-import gc
 import itertools
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from segmentation.machine import machine, peak_memory, seconds
 from segmentation.memory import keep_freed_memory
 from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
 from segmentation.nets.blocks import enlarge
@@ -168,38 +165,6 @@ def infer(row: Row, images: Tensor) -> None:
         net.predict(images)
 
 
-def seconds(job: Callable[[], None], device: str) -> float:
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    job()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def peak_memory(job: Callable[[], None], device: str) -> float:
-    """GiB that `job` needs at most beyond what is held before it. NaN where the system does not say (macOS)."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        job()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory goes back, so that it is not counted as held
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-    except OSError:
-        return float("nan")
-    before = resident("VmRSS")
-    job()
-    return (resident("VmHWM") - before) / 2**20
-
-
-def resident(which: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(which)).split()[1])  # KiB
-
-
 def print_table(rows: list[Row], args: argparse.Namespace) -> None:
     print(f"\n{machine(args.device)}; training steps of {args.batch}, inference of 1, at 3x{args.size}x{args.size}; ")
     print(f"medians of {args.repeats}\n")
@@ -216,16 +181,6 @@ def print_table(rows: list[Row], args: argparse.Namespace) -> None:
             f"| {inference * 1e3:.0f} ms | {inference_base / inference:.2f}x "
             f"| {row.memory:.2f} GiB | {row.memory / base.memory:.2f} |"
         )
-
-
-def machine(device: str) -> str:
-    """What the table was measured on."""
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    name = names[0].split(":")[1].strip() if names else platform.processor()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

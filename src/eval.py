@@ -6,7 +6,7 @@ python src/eval.py runs/NAME/checkpoints/best.ckpt --data configs/data/camvid.ya
 """
 
 from segmentation.errors import run_job
-from segmentation.evaluation import evaluate
+from segmentation.inference.evaluating import evaluate
 
 
 def main() -> None:

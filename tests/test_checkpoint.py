@@ -12,7 +12,7 @@ from conftest import TINY, TINY_RUN, make_folder, train
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
-from segmentation.evaluation import evaluate
+from segmentation.inference.evaluating import evaluate
 
 
 @pytest.fixture

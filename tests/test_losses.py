@@ -18,7 +18,7 @@ from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.data import IGNORE_INDEX, Census
 from segmentation.data.census import Record
 from segmentation.errors import InputError
-from segmentation.evaluation import evaluate
+from segmentation.inference.evaluating import evaluate
 from segmentation.losses import (
     CrossEntropy,
     Dice,

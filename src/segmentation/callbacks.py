@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation.data.base import SPLITS
 from segmentation.data.labels import IGNORE_INDEX
-from segmentation.data.loading import SplitDataset, collate, unpack
+from segmentation.data.loading import SplitDataset
 from segmentation.data.sampler import Index
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet
@@ -231,16 +231,13 @@ class Pictures(Callback):
         dataset = SplitDataset(trainer.datamodule.dataset, split)
         indices = np.linspace(0, len(dataset) - 1, min(self.images, len(dataset))).round().astype(int).tolist()
         items = [dataset[Index(index)] for index in indices]
-        predictions, scores = [], []
-        pl_module.eval()
-        with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            for item in items:
-                batch = unpack(collate([item]))
-                predicted = pl_module.classify(pl_module(batch["image"].to(pl_module.device))).cpu()
-                counts = confusion_counts(predicted, batch["mask"], pl_module.labels.num_classes)
-                predictions.append(predicted[0])
-                scores.append(float(mean_iou(counts)))
         images, masks, names = ([item[key] for item in items] for key in ("image", "mask", "name"))
+        predictions = [predict_one(trainer, pl_module, image) for image in images]
+        classes = pl_module.labels.num_classes
+        scores = [
+            float(mean_iou(confusion_counts(predicted[None], mask[None], classes)))
+            for predicted, mask in zip(predictions, masks, strict=True)
+        ]
         sheet = contact_sheet(images, masks, predictions, pl_module.labels, names, title, scores)
         self.run.pictures.mkdir(parents=True, exist_ok=True)
         save_png(sheet, self.run.pictures / f"{file}.png")
@@ -248,6 +245,13 @@ class Pictures(Callback):
             if isinstance(logger, WandbLogger):
                 overlays = _overlays(images, masks, predictions, names, pl_module.labels.names)
                 logger.experiment.log({f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
+
+
+def predict_one(trainer: Trainer, module: LightningModule, image: torch.Tensor) -> torch.Tensor:
+    """Class indices (H, W), on the CPU, of an image (C, H, W) as a file has it, in the trainer's precision."""
+    module.eval()
+    with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        return module.classify(module(image[None].to(module.device)))[0].cpu()
 
 
 def _overlays(images: list, masks: list, predictions: list, names: list[str], classes: list[str]) -> list[Any]:

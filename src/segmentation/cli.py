@@ -1,10 +1,7 @@
 """LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
 
-import logging
 import math
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pic
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
+from segmentation.job import start_job
 from segmentation.machine import has_bf16
-from segmentation.memory import keep_freed_memory
 from segmentation.metrics import SegmentationMetrics
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
@@ -221,34 +218,6 @@ def _list_skipped(messages: list[str], run: RunFolder) -> None:
     if messages:
         write_text(run.skipped, "".join(f"{message}\n" for message in messages))
         print(f"skipped   {len(messages)} bad files, listed in {run.skipped}", flush=True)
-
-
-def _of_use(record: logging.LogRecord) -> bool:
-    """W&B warns, in the root logger, of images of unequal sizes, which a data set may well have."""
-    return "Images sizes do not match" not in record.getMessage()
-
-
-def start_job() -> None:
-    """What every job does first: find classes of the user's own where the command is typed; and silence what a user can
-    do nothing about, Lightning's small talk and warnings meant for its developers."""
-    sys.path.append(os.getcwd())
-    keep_freed_memory()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a log in latin-1 has no box characters
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger().addFilter(_of_use)
-    for message in (
-        ".*LeafSpec.*is deprecated.*",
-        ".*does not have many workers.*",
-        ".*sync_dist=True.*",
-        ".*is already saved during checkpointing.*",
-        ".*is smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 def _verdict(miou: float) -> str:

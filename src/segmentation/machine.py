@@ -1,8 +1,12 @@
-"""What the doctor says about the machine: devices, memory, disk, W&B, cached weights."""
+"""The machine: what the doctor says about it (devices, disk, W&B, cached weights), and how time and memory are measured."""
 
+import ctypes
+import gc
 import os
 import platform
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +97,46 @@ def _memory() -> str:
         return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIB:.0f} GiB of memory"
     except (AttributeError, ValueError, OSError):  # Windows
         return "memory unknown"
+
+
+def seconds(job: Callable[[], object], device: str) -> float:
+    """How long `job` takes on a device (`cpu`, `cuda`), which is waited for."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    job()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(job: Callable[[], object], device: str) -> float:
+    """GiB that `job` needs at most beyond what is held before it. NaN where the system does not say (macOS)."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        job()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory goes back, so that it is not counted as held
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+    except OSError:
+        return float("nan")
+    before = _resident("VmRSS")
+    job()
+    return (_resident("VmHWM") - before) / 2**20
+
+
+def _resident(which: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(which)).split()[1])  # KiB
+
+
+def machine(device: str) -> str:
+    """What the table was measured on."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    name = names[0].split(":")[1].strip() if names else platform.processor()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -183,14 +183,17 @@ class SegmentationModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.evaluate("val", batch)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.evaluate("test", batch)
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        return {"logits": self.evaluate("test", batch)}
 
-    def evaluate(self, split: str, batch: dict[str, Any]) -> None:
+    def evaluate(self, split: str, batch: dict[str, Any]) -> Tensor:
         """Validation and test: the loss of the ungated heads and the figures of the combined ones, from one pass.
 
         The loss is taken image by image (and presence, which is no mean over pixels, left out): one of overlap, say,
         would depend on how images are batched.
+
+        Returns:
+            Logits that predict, (N, K, H, W).
         """
         image = self.normalize(batch["image"])
         # One by one on a CPU, whose float32 is rounded otherwise for another batch size.
@@ -201,7 +204,7 @@ class SegmentationModule(LightningModule):
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
             share = self.loss.mass(logits[-1], one["mask"])
             total, mass = total + share * self.criterion(Heads(logits), one)[0], mass + share
-        self.count(split, heads, batch, total / mass.clamp(min=torch.finfo(torch.float32).tiny))
+        return self.count(split, heads, batch, total / mass.clamp(min=torch.finfo(torch.float32).tiny))
 
     def criterion(self, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Deep supervision: the weighted sum of the heads' losses, and that of class presence where a net predicts it.
@@ -224,13 +227,15 @@ class SegmentationModule(LightningModule):
         return total, terms
 
     @torch.no_grad()
-    def count(self, split: str, heads: Heads, batch: dict[str, Any], loss: Tensor) -> None:
-        """Add a batch to the split's figures."""
+    def count(self, split: str, heads: Heads, batch: dict[str, Any], loss: Tensor) -> Tensor:
+        """Add a batch to the split's figures, and return the logits that predict."""
         metrics = getattr(self, f"{split}_metrics")
         each = [self.classify(logits) for logits in heads.logits] if len(metrics.heads) else ()
-        predicted = self.classify(self.net.combine(heads))
+        combined = self.net.combine(heads)
+        predicted = self.classify(combined)
         mass = self.loss.mass(heads.logits[-1], batch["mask"])
         metrics.update(predicted, batch["mask"], loss.detach(), mass, batch["index"], each)
+        return combined
 
     def report(self, split: str) -> None:
         """Log a finished epoch's figures, which are those of all processes."""

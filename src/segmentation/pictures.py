@@ -65,6 +65,18 @@ def truth_panels(image: Tensor, truth: Mask, labels: Labels) -> list[Image.Image
     return [photo, Image.fromarray(rgb), Image.fromarray((0.5 * gray + 0.5 * rgb).astype(np.uint8))]
 
 
+def overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
+    """An image (C, H, W) with its mask (H, W) laid over, (H, W, 3) uint8: what is not background in its class's colour,
+    with an outline, so that the image's own colours do not hide it."""
+    rgb, index = to_rgb(image).astype(np.float32), _array(mask).astype(np.int64)
+    edge = np.zeros(index.shape, bool)
+    for axis in (0, 1):
+        differs = np.diff(index, axis=axis) != 0
+        edge |= np.pad(differs, [(0, 1), (0, 0)][:: 1 - 2 * axis]) | np.pad(differs, [(1, 0), (0, 0)][:: 1 - 2 * axis])
+    share = np.where(index == labels.background, 0, np.where(edge, 1, 0.4))[..., None]
+    return (rgb * (1 - share) + labels.palette[index] * share).astype(np.uint8)
+
+
 def _fit(image: Tensor, *masks: Mask) -> tuple[Image.Image, *tuple[np.ndarray, ...]]:
     """An image and its masks at one size, the longest side CELL."""
     height, width = image.shape[-2:]

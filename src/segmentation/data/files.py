@@ -17,10 +17,18 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then raises
 
+LARGE = 64_000_000  # pixels from which memory counts: Pillow needs four bytes each, and as much again for an array
+DECODERS = {"PNG": imagecodecs.png_decode, "JPEG": imagecodecs.jpeg8_decode}
+
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.ndarray:
+    """`open_image`, in an array of its own: (channels, H, W), C-contiguous."""
+    return np.array(open_image(path, channels, as_rgb), order="C")  # a copy: Pillow's own array is read-only
+
+
+def open_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.ndarray:
     """Pixels as the file has them, EXIF orientation applied: (channels, H, W), uint8, uint16 or float32.
 
     Without `channels` the file decides. An alpha band that is opaque everywhere is no band, unless `channels` counts
@@ -47,8 +55,8 @@ def read_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.nda
             f"{path}: has {pixels.shape[0]} bands ({mode}), but channels says {channels}. "
             f"Fix: channels: {pixels.shape[0]}, or, where pictures are mixed, as_rgb: true"
         )
-    # A copy, since Pillow's own array is read-only. What torch cannot compute with (32 bits, doubles) becomes float32.
-    return np.array(pixels, dtype=pixels.dtype if pixels.dtype in (np.uint8, np.uint16) else np.float32, order="C")
+    # What torch cannot compute with (32 bits, doubles) becomes float32.
+    return pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
 
 
 def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
@@ -82,9 +90,10 @@ def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, s
                     return _tiff(path, channels), "TIFF"
                 if pages > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
                     raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own")
-                if _deep_color(image):
+                large = image.width * image.height > LARGE and image.mode in ("L", "RGB", "RGBA", "I;16")
+                if _deep_color(image) or (large and image.format in DECODERS):
                     upright = ORIENTATIONS.get(image.getexif().get(274, 1), lambda x: x)
-                    return upright(imagecodecs.png_decode(path.read_bytes())), image.mode
+                    return upright(DECODERS[image.format](path.read_bytes())), image.mode
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return image, image.mode
@@ -126,10 +135,11 @@ def _tiff(path: Path, channels: int | None) -> np.ndarray:
                 f"declare channels: {pages}"
             )
         _check_area(shape["Y"] * shape["X"])
+        mapped = "memmap" if math.prod(series.shape) > LARGE else None  # of a large one only what is looked at is kept
         if len(file.series) > 1:
             pixels = np.stack([one.asarray() for one in file.series], axis=-1)
         else:
-            pixels = series.asarray().squeeze(
+            pixels = series.asarray(out=mapped).squeeze(
                 tuple(i for i, axis in enumerate(axes) if axis not in ["Y", "X", *others])
             )
             if others:
@@ -163,6 +173,11 @@ def _array(path: Path, channels: int | None) -> np.ndarray:
         pixels = np.moveaxis(pixels, 0, -1)
     _check_area(pixels.shape[0] * pixels.shape[1])
     return np.array(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+
+def allow_large() -> None:
+    """In a job that takes images piece by piece, let a picture have up to a thousand million pixels."""
+    Image.MAX_IMAGE_PIXELS = 500_000_000
 
 
 def _check_area(pixels: int) -> None:

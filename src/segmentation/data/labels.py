@@ -46,6 +46,7 @@ class Labels:
         channels: bands of the images.
         dtype: of the images, by NumPy's name; None: not declared.
         scale: what stands for 1.0 in an image; None: the largest integer of its type, 1 for floats.
+        border: the class of the pixels at the edge of an individual, drawn from instance ids; None: there is none.
     """
 
     task: str
@@ -56,6 +57,7 @@ class Labels:
     channels: int = 3
     dtype: str | None = None
     scale: float | None = None
+    border: str | None = None
 
     @classmethod
     def parse(
@@ -110,6 +112,12 @@ class Labels:
     def reported(self) -> range:
         """Indices of the classes with figures of their own: of a binary task the foreground alone."""
         return range(1 if self.task == "binary" else 0, self.num_classes)
+
+    @property
+    def background(self) -> int | None:
+        """Index of the class that is nothing: a binary task's first, else the one called background; None: none is."""
+        lower = [name.lower() for name in self.names]
+        return 0 if self.task == "binary" else lower.index("background") if "background" in lower else None
 
     @property
     def by_color(self) -> bool:

@@ -1,0 +1,16 @@
+"""Predict the masks of images from a checkpoint alone.
+
+python src/predict.py runs/NAME/checkpoints/best.ckpt photos/ predicted/
+python src/predict.py runs/NAME/checkpoints/best.ckpt "scans/**/*.tif" predicted/ --format palette --overlay --tta
+"""
+
+from segmentation.errors import run_job
+from segmentation.inference.predicting import predict
+
+
+def main() -> None:
+    predict()
+
+
+if __name__ == "__main__":
+    run_job(main)

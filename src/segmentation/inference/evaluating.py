@@ -1,0 +1,144 @@
+"""Test a checkpoint again, from the file alone."""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from rich.console import Console
+from rich.table import Column, Table
+
+from segmentation.callbacks import Progress, predict_one
+from segmentation.data import SegmentationDataModule
+from segmentation.errors import InputError
+from segmentation.inference.averaged import Averaged, Symmetries
+from segmentation.inference.instances import InstanceScores
+from segmentation.inference.predictor import add_options
+from segmentation.inference.source import open_trained
+from segmentation.job import JobParser, refuse_existing, start_job
+from segmentation.metrics import table_rows
+from segmentation.module import SegmentationModule
+from segmentation.pictures import contact_sheet, save_png
+from segmentation.report import print_table
+from segmentation.run import write_csv, write_json
+
+
+def evaluate(args: list[str] | None = None) -> dict[str, float]:
+    """eval.py: load a checkpoint, test it on its own data or on an overlay's, print the table of IoU per class.
+
+    Args:
+        args: the command line, by default the process's own.
+
+    Returns:
+        The figures, under their logged keys without the split.
+    """
+    start_job()
+    options, rest = _arguments(args)
+    output = Output(Path(options.output)) if options.output else None
+    if output and rank_zero_only.rank == 0:
+        refuse_existing([output.figures, output.per_image, output.sheet], options.overwrite)
+    _, module, data, config = open_trained("eval", options, rest, options.split)
+    if options.tile or options.tta != "none":
+        average(module, options.tile, options.tta)
+    scores = InstanceScores(module.labels, options.instances) if options.instances else None
+    callbacks = [Progress(), *([scores] if scores else [])]
+    trainer = Trainer(**config, callbacks=callbacks)
+    trainer.test(module, datamodule=data, verbose=False)
+    found = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    metrics = {key.removeprefix("test/"): value for key, value in found.items()}
+    if scores:
+        metrics |= scores.metrics.compute()  # on every process: their counts are added
+    if trainer.is_global_zero:
+        print_table(found, module.labels, data.test_split, module.test_counts[0])
+        if scores:
+            print_instances(metrics, options.instances)
+        if output:
+            names = data.dataset.names(data.test_split)
+            output.figures.parent.mkdir(parents=True, exist_ok=True)
+            write_csv(output.per_image, table_rows(module.test_counts[1], names, module.labels.names))
+            save_png(extremes(trainer, module, data), output.sheet)
+            write_json(output.figures, {"split": data.test_split, "metrics": metrics})
+            print(f"figures    {output.figures}; counts of each image: {output.per_image}")
+            print(f"pictures   {output.sheet}")
+    return metrics
+
+
+class Output(NamedTuple):
+    """Where results go: `FILE.json`, and beside it `FILE_per_image.csv` and `FILE_worst_and_best.png`."""
+
+    figures: Path
+
+    @property
+    def per_image(self) -> Path:
+        return self.figures.with_name(f"{self.figures.stem}_per_image.csv")
+
+    @property
+    def sheet(self) -> Path:
+        return self.figures.with_name(f"{self.figures.stem}_worst_and_best.png")
+
+
+def average(module: SegmentationModule, tile: int | None, tta: Symmetries) -> None:
+    """Let a module predict by tiles and symmetries. Its loss is then that of the mean probabilities."""
+    module.net, module.head_weights = Averaged(module.net, tile, tta), [1.0]
+
+
+def extremes(trainer: Trainer, module: SegmentationModule, data: SegmentationDataModule, each: int = 4) -> Image.Image:
+    """A contact sheet of the images with the lowest and the highest mIoU, the worst first."""
+    tp, fp, fn = module.test_counts[1].double().unbind(dim=1)
+    score = (tp / (tp + fp + fn)).nanmean(dim=1)
+    order = [i for i in score.argsort().tolist() if not math.isnan(score[i])]
+    chosen = order if len(order) <= 2 * each else order[:each] + order[-each:]
+    names = data.dataset.names(data.test_split)
+    samples = [data.dataset.load(data.test_split, i) for i in chosen]
+    predictions = [predict_one(trainer, module, sample["image"]) for sample in samples]
+    images, masks = ([sample[key] for sample in samples] for key in ("image", "mask"))
+    title = f"The {len(chosen[:each])} worst and {len(chosen[each:])} best of {len(names):,} {data.test_split} images"
+    scores = [float(score[i]) for i in chosen]
+    return contact_sheet(images, masks, predictions, module.labels, [names[i] for i in chosen], title, scores)
+
+
+def print_instances(metrics: dict[str, float], by: str) -> None:
+    """The figures of individuals, on the terminal."""
+    table = Table(Column("instances", no_wrap=True), title=f"individuals, by {by}", title_justify="left")
+    kinds = [key.split("/")[2] for key in metrics if key.startswith("instances/pq/")]
+    for heading in ("AP 0.5", "AP 0.75", "AP", "PQ", "SQ", "RQ"):
+        table.add_column(heading, justify="right")
+    keys = ("ap50", "ap75", "ap", "pq", "sq", "rq")
+    for kind in kinds:
+        values = (metrics.get(f"instances/{key}/{kind}") for key in keys)
+        table.add_row(kind, *("" if value is None else f"{value:.4f}" for value in values))
+    table.add_row("all", *(f"{metrics[f'instances/{key}']:.4f}" for key in keys))
+    Console().print(table)
+    print(f"found      {metrics['instances/found']:,} individuals; there are {metrics['instances/true']:,}")
+
+
+def _arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = JobParser(
+        "eval",
+        "Test a checkpoint: training's own test figures again, to the last digit.",
+        "Any option of data and trainer, as in train.py: --data.eval_batch_size 1 --trainer.devices 2",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py; it holds the data's config")
+    parser.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="default: what training tested")
+    add_options(parser)
+    parser.add_argument(
+        "--instances",
+        nargs="?",
+        const="watershed",
+        choices=("watershed", "components"),
+        help="also average precision and panoptic quality of individuals; components: connected pixels are one",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE.json",
+        help="write the figures there, FILE_per_image.csv and FILE_worst_and_best.png beside it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace these files")
+    words = sys.argv[1:] if args is None else args
+    first = next((i for i, word in enumerate(words) if word.endswith(".ckpt")), 0)  # wherever it stands
+    return parser.parse_known_args(words[first : first + 1] + words[:first] + words[first + 1 :])

@@ -1,0 +1,106 @@
+"""A trained net on a device, ready to predict images as files have them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.data.files import allow_large, open_image
+from segmentation.errors import InputError
+from segmentation.inference.averaged import Averaged, Symmetries
+from segmentation.job import JobParser
+
+WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
+TILE = 1024  # side of the tiles of a larger one
+
+
+def add_options(parser: JobParser) -> None:
+    """The options of every job that predicts."""
+    parser.add_argument(
+        "--tta",
+        nargs="?",
+        const="flips",
+        default="none",
+        choices=("none", "flips", "all"),
+        help="test-time augmentation: mean over the 4 flips, or all 8 symmetries",
+    )
+    parser.add_argument("--tile", type=int, metavar="SIDE", help="predict by overlapping tiles of this side")
+
+
+class Predictor:
+    """The net of a checkpoint, with its normalisation, on a device.
+
+    Args:
+        path: the checkpoint.
+        accelerator: as Lightning names it: auto, cpu, gpu, mps.
+        precision: likewise; None: that of training, as far as the device can.
+        tile: side of tiles; None: images of more than 4 megapixels are cut into tiles of 1024.
+        tta: symmetries to average over.
+        batch_size: tiles of one forward pass.
+
+    Attributes:
+        module: the trained SegmentationModule, in eval mode.
+        labels: its classes.
+        device: where it is.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        accelerator: str = "auto",
+        precision: str | None = None,
+        tile: int | None = None,
+        tta: Symmetries = "none",
+        batch_size: int = 1,
+    ) -> None:
+        allow_large()
+        self.checkpoint = read_checkpoint(path)
+        module = load_module(self.checkpoint, str(path))
+        self.labels = module.labels
+        precision = precision or self.checkpoint["precision"]
+        try:
+            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        except ValueError:  # float16 on a CPU, say
+            self.fabric = Fabric(accelerator=accelerator, devices=1, precision="32-true")
+        except Exception as error:
+            raise InputError(f"--accelerator {accelerator} cannot be used here: {error}") from error
+        self.device = self.fabric.device
+        self.whole = Averaged(module.net, None, tta)
+        self.tiled = Averaged(module.net, tile or TILE, tta, batch_size)
+        self.limit = tile * tile if tile else WHOLE
+        self.module = module.to(self.device).eval().requires_grad_(False)
+        if module.channels_last:
+            self.module.net.to(memory_format=torch.channels_last)
+        dataset = self.checkpoint["datamodule_hyper_parameters"]["dataset"]
+        options = dataset.get("init_args") or {} if isinstance(dataset, dict) else {}
+        self.as_rgb = bool(options.get("as_rgb"))
+
+    def read(self, path: Path) -> np.ndarray:
+        """Pixels (C, H, W) of an image like those that the net was trained on.
+
+        Raises:
+            InputError: it cannot be read, or is of another number of bands or another type.
+        """
+        image = open_image(path, self.labels.channels, self.as_rgb)
+        if self.labels.dtype and str(image.dtype) != self.labels.dtype:
+            raise InputError(
+                f"{path}: is {image.dtype}, but the net was trained on {self.labels.dtype}. "
+                f"Save it as {self.labels.dtype}, on the scale of the training images"
+            )
+        return image
+
+    def strips(self, image: np.ndarray | Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Logits of an image (C, H, W), from top to bottom: the first row of a strip, and (K, h, W)."""
+        pixels = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
+        averaged = self.tiled if pixels.shape[-2] * pixels.shape[-1] > self.limit else self.whole
+        with torch.inference_mode(), self.fabric.autocast():
+            for top, logits in averaged.strips(pixels, lambda x: self.module.normalize(x.to(self.device))):
+                yield top, logits.float()
+
+    def logits(self, image: np.ndarray | Tensor) -> Tensor:
+        """Logits of a whole image: (C, H, W) -> (K, H, W), on the device."""
+        return torch.cat([part for _, part in self.strips(image)], dim=1)

@@ -1,0 +1,197 @@
+"""What predict.py writes: masks, overlays, instances; each whole or not at all, while the next image is predicted."""
+
+import hashlib
+import json
+from argparse import Namespace
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from segmentation.data.files import LARGE
+from segmentation.data.labels import Labels
+from segmentation.errors import InputError
+from segmentation.inference.instances import separate
+from segmentation.job import written_whole
+from segmentation.pictures import overlay
+from segmentation.run import write_json, write_text
+
+SHOWN = 4096  # pixels of an overlay's longest side at most
+
+
+class Results:
+    """The output folder: where each image's results go, which of them are there, and what made them.
+
+    Args:
+        output: the folder.
+        images: name -> file of every image.
+        options: of the command line.
+        labels: the classes.
+    """
+
+    def __init__(self, output: Path, images: dict[str, Path], options: Namespace, labels: Labels) -> None:
+        self.output, self.images, self.options, self.labels = output, images, options, labels
+        self.unreadable, self.record = output / "unreadable.txt", output / "predict.json"
+
+    def paths(self, name: str) -> dict[str, Path]:
+        """Kind of result -> its file."""
+        suffix = ".npy" if self.options.format == "probabilities" else ".png"
+        found = {"mask": self.output / f"{name}{suffix}"}
+        if self.options.overlay:
+            found["overlay"] = self.output / "overlays" / f"{name}.png"
+        if self.options.instances:
+            found["instances"] = self.output / "instances" / f"{name}.png"
+        return found
+
+    def begin(self) -> dict[str, Path]:
+        """Images still to be predicted.
+
+        Raises:
+            InputError: a result would replace an image, or the folder holds results of another checkpoint or option.
+        """
+        inputs = {path.resolve() for path in self.images.values()}
+        for name in self.images:
+            clash = next((path for path in self.paths(name).values() if path.resolve() in inputs), None)
+            if clash:
+                raise InputError(f"{clash} is an image to be predicted, and its mask would replace it: another OUTPUT")
+        with Path(self.options.checkpoint).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        classes = zip(self.labels.names, self.labels.values, self.labels.colors, strict=True)
+        made_by = {
+            "checkpoint": str(self.options.checkpoint),
+            "sha256": digest,
+            **{key: getattr(self.options, key) for key in ("format", "tta", "tile")},
+            "classes": {name: {"value": values[0], "color": color} for name, values, color in classes},
+        }
+        known = self._known()
+        differ = [key for key in ("sha256", "format", "tta", "tile") if known and known.get(key) != made_by[key]]
+        if differ and not self.options.overwrite:
+            what = "another checkpoint" if "sha256" in differ else " and ".join(f"another --{key}" for key in differ)
+            raise InputError(f"{self.output} holds masks of {what}: choose another OUTPUT, or add --overwrite")
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_json(self.record, made_by)
+        if self.options.overwrite:
+            return self.images
+        there = [name for name in self.images if self.paths(name)["mask"].exists()]
+        if there and not known:
+            raise InputError(f"{self.paths(there[0])['mask']} exists: choose another OUTPUT, or add --overwrite")
+        return {n: file for n, file in self.images.items() if not all(p.exists() for p in self.paths(n).values())}
+
+    def _known(self) -> dict:
+        try:
+            return json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def end(self, bad: list[str]) -> None:
+        """Keep the list of images that could not be read; none of an earlier try stays."""
+        self.unreadable.unlink(missing_ok=True)
+        if bad:
+            write_text(self.unreadable, "".join(f"{message}\n" for message in bad))
+
+
+class Writer:
+    """Turns logits into files in threads of its own, a few images behind the network."""
+
+    def __init__(self, results: Results, threshold: float) -> None:
+        self.results, self.labels, self.threshold = results, results.labels, threshold
+        self.pool, self.pending = ThreadPoolExecutor(2), deque[Future]()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=kind is not None)
+        while self.pending and kind is None:
+            self.pending.popleft().result()
+
+    def write(self, name: str, image: np.ndarray, strips: Iterator[tuple[int, Tensor]]) -> None:
+        """Take the logits of an image, strip by strip, and write its results; of a large one before it returns.
+
+        Args:
+            name: the image's.
+            image: (C, H, W), as the file has it.
+            strips: first row and logits (K, h, W), from top to bottom.
+
+        Raises:
+            InputError: instances are asked for, which need the whole image in memory, and it is too large.
+        """
+        height, width = image.shape[-2:]
+        options, paths = self.results.options, self.results.paths(name)
+        large = height * width > LARGE
+        if options.instances and large:
+            raise InputError(f"{self.results.images[name]}: is too large to tell individuals apart. Cut it into pieces")
+        index = np.empty((height, width), np.uint8 if self.labels.num_classes < 256 else np.uint16)
+        kept = []
+        if options.format == "probabilities":
+            with written_whole(paths["mask"]) as aside:
+                shape = (self.labels.num_outputs, height, width)
+                map_ = np.lib.format.open_memmap(aside, "w+", np.float16, shape)
+                for top, logits in strips:
+                    map_[:, top : top + logits.shape[1]] = probabilities(logits).cpu()
+                    index[top : top + logits.shape[1]] = self.classify(logits)
+                    kept += [logits.cpu()] if options.instances else []
+                map_.flush()
+                del map_
+        else:
+            for top, logits in strips:
+                index[top : top + logits.shape[1]] = self.classify(logits)
+                kept += [logits.cpu()] if options.instances else []
+        job = self.pool.submit(self._save, paths, image, index, kept)
+        if large:
+            job.result()
+            return
+        self.pending.append(job)
+        while len(self.pending) > 4:
+            self.pending.popleft().result()
+
+    def classify(self, logits: Tensor) -> np.ndarray:
+        """Class indices (h, W) of logits (K, h, W)."""
+        found = logits[0] > self.threshold if len(logits) == 1 else logits.argmax(dim=0)
+        return found.to(torch.uint8 if self.labels.num_classes < 256 else torch.int32).cpu().numpy()
+
+    def _save(self, paths: dict[str, Path], image: np.ndarray, index: np.ndarray, kept: list[Tensor]) -> None:
+        """Write an image's files; the mask last, as it is what says that an image is done."""
+        if "overlay" in paths:
+            step = -(-max(index.shape) // SHOWN)
+            shown = torch.from_numpy(np.ascontiguousarray(image[:, ::step, ::step]))
+            _save_png(Image.fromarray(overlay(shown, index[::step, ::step], self.labels)), paths["overlay"])
+        if "instances" in paths:
+            ids = separate(probabilities(torch.cat(kept, dim=1)).numpy(), index, self.labels)
+            if ids.max(initial=0) > 65535:
+                raise InputError(f"{paths['instances']}: {ids.max()} individuals are more than 16 bits can number")
+            _save_png(Image.fromarray(ids.astype(np.uint16)), paths["instances"])
+        if self.results.options.format != "probabilities":
+            _save_png(mask_picture(index, self.labels, self.results.options.format), paths["mask"])
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(K, H, W) logits -> probabilities: of the second class, of one channel; else of each."""
+    return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)
+
+
+def mask_picture(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
+    """A mask for saving, of class indices (H, W).
+
+    `index`: the data set's own values, 8 or 16 bits, or its colours. `palette`: the same values (class indices, where
+    values are colours or of 16 bits) with the classes' display colours as a palette.
+    """
+    values = labels.decode(index)
+    if form == "index":
+        return Image.fromarray(values)
+    own = values.ndim == 2 and values.dtype == np.uint8
+    picture = Image.fromarray(values if own else index, mode="P")
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[int(v[0]) for v in labels.values] if own else range(labels.num_classes)] = labels.palette
+    picture.putpalette(palette.tobytes())
+    return picture
+
+
+def _save_png(picture: Image.Image, path: Path) -> None:
+    with written_whole(path) as aside:
+        picture.save(aside, format="PNG", compress_level=1 if picture.width * picture.height > LARGE else 6)

@@ -1,0 +1,107 @@
+"""The data that a checkpoint was trained on, or an overlay's in its place, for the jobs that measure."""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.cli import OURS
+from segmentation.data import Labels, SegmentationDataModule
+from segmentation.errors import InputError
+from segmentation.module import SegmentationModule
+from segmentation.parser import Parser
+
+
+class Trained(NamedTuple):
+    """What a job measures with.
+
+    Attributes:
+        checkpoint: contents of the file.
+        module: the trained module, in eval mode.
+        data: the data set, its `test_split` the one to be tested; checked.
+        trainer: options of the trainer.
+    """
+
+    checkpoint: dict[str, Any]
+    module: SegmentationModule
+    data: SegmentationDataModule
+    trainer: dict[str, Any]
+
+
+def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: str | None = None) -> Trained:
+    """A checkpoint with its data.
+
+    Args:
+        job: the script's name.
+        options: `checkpoint`, a file, and `data`, an overlay or None.
+        rest: options of data and trainer from the command line.
+        split: the one to be tested; None: the data set's own.
+
+    Raises:
+        InputError: no such split, or the data set is not like the one that was trained on.
+    """
+    checkpoint = read_checkpoint(options.checkpoint)
+    module = load_module(checkpoint, options.checkpoint)
+    config = _configure(job, checkpoint, options.data, rest)
+    data: SegmentationDataModule = config.data
+    _check_labels(module.labels, data.labels, options.checkpoint)
+    data.test_split = split or data.test_split
+    if not data.dataset.names(data.test_split):
+        raise InputError(f"there is no {data.test_split} split in this data set: choose another --split")
+    if rank_zero_only.rank == 0:
+        data.check([data.test_split])
+    return Trained(checkpoint, module, data, config.trainer)
+
+
+def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: list[str]) -> Namespace:
+    """The datamodule, built, and the trainer's options: of the checkpoint, then the overlay, then the command line."""
+    parser = Parser(usage=f"python src/{job}.py CHECKPOINT [--any.option value]", allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_lightning_class_args(SegmentationDataModule, "data")
+    skip = OURS | {"callbacks", "enable_checkpointing"}
+    parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip)
+    saved = {key: value for key, value in checkpoint["datamodule_hyper_parameters"].items() if key != "_instantiator"}
+    section = _data_section(Path(overlay)) if overlay else {}
+    if "dataset" in section:  # another data set, not the options of this one under it
+        del saved["dataset"]
+    layers = ({"data": saved, "trainer": {"devices": 1, "precision": checkpoint["precision"]}}, {"data": section})
+    with tempfile.TemporaryDirectory() as folder:
+        args = []
+        for number, layer in enumerate(layers):
+            path = Path(folder) / f"{number}.yaml"
+            path.write_text(yaml.safe_dump(layer, sort_keys=False), encoding="utf-8")
+            args += ["--config", str(path)]
+        config = parser.parse_args([*args, *rest])
+    built = parser.instantiate_classes(config)
+    built.trainer = {
+        **config.trainer,
+        **{"use_distributed_sampler": False, "enable_model_summary": False},
+        **{"logger": False, "enable_checkpointing": False},
+    }
+    return built
+
+
+def _data_section(path: Path) -> dict[str, Any]:
+    try:
+        section = yaml.safe_load(path.read_text(encoding="utf-8")).get("data")
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read as an overlay ({error})") from error
+    if not section:
+        raise InputError(f"{path}: has no data section; give an overlay like those in configs/data")
+    return section
+
+
+def _check_labels(trained: Labels, given: Labels, source: str) -> None:
+    for what in ("names", "channels", "dtype", "scale"):
+        if getattr(trained, what) != getattr(given, what) and (what != "dtype" or trained.dtype):
+            raise InputError(
+                f"{source} was trained on images of {trained.channels} bands ({trained.dtype or 'any type'}, "
+                f"scale {trained.scale}) and the classes {', '.join(trained.names)}, but this data has "
+                f"{given.channels} ({given.dtype}, scale {given.scale}) and {', '.join(given.names)}"
+            )
