@@ -1,4 +1,4 @@
-"""The machine: what the doctor says about it (devices, disk, W&B, cached weights), and how time and memory are measured."""
+"""The machine: what the doctor says about it, and how time and memory are measured."""
 
 import ctypes
 import gc

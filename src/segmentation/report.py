@@ -40,6 +40,7 @@ def report(
         **found,
         "split": data.test_split,
         "epoch": epoch,
+        "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
         "minutes": throughput.total_minutes(),
         "images_per_second": throughput.images_per_second(),
     }

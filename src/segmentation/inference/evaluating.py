@@ -14,7 +14,6 @@ from rich.table import Column, Table
 
 from segmentation.callbacks import Progress, predict_one
 from segmentation.data import SegmentationDataModule
-from segmentation.errors import InputError
 from segmentation.inference.averaged import Averaged, Symmetries
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import add_options

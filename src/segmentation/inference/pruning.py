@@ -1,4 +1,4 @@
-"""prune.py: what each level of a UNet++ costs and reaches, and the checkpoint of one of them (Zhou et al. 2019, 4.6)."""
+"""prune.py: what each level of a UNet++ costs and reaches (Zhou et al. 2019, section 4.6); the checkpoint of one."""
 
 import statistics
 from argparse import Namespace
@@ -194,9 +194,11 @@ def _write(options: Namespace, base: Path, level: int) -> None:
     small = pruned_checkpoint(predictor.checkpoint, predictor.module, level)
     path, net = _pruned_path(base, level), predictor.module.net
     image = torch.rand(1, net.in_channels, 2 * net.stride + 1, 2 * net.stride + 3)
+    again = load_module(small, str(path)).net
+    if predictor.module.channels_last:  # another layout would round otherwise
+        again.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        again = load_module(small, str(path)).net(image).logits[-1]
-        if not torch.equal(again, net(image, level=level).logits[-1]):
+        if not torch.equal(again(image).logits[-1], net(image, level=level).logits[-1]):
             raise RuntimeError(f"level {level} of the pruned net differs from that of its parent")
     AtomicCheckpointIO().save_checkpoint(small, path)
     before, after = (file.stat().st_size / 2**20 for file in (Path(options.checkpoint), path))
@@ -245,14 +247,13 @@ def levels_figure(levels: list[Level], chosen: int | None, where: str) -> "Figur
         area = 40 + 360 * level.parameters / most
         axes.scatter(level.ms, level.miou, s=area, color=face, edgecolor="#3B7DBD", lw=1.5, zorder=2)
         text = f"L{level.level}\n{level.parameters / 1e6:.2g} M"
-        axes.annotate(
-            text, (level.ms, level.miou), (0, -16), textcoords="offset points", ha="center", va="top", fontsize=9
-        )
-    axes.margins(x=0.12, y=0.3)
+        axes.annotate(text, (level.ms, level.miou), (12, -12), textcoords="offset points", va="top", fontsize=9)
+    axes.margins(x=0.15, y=0.3)
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds an image", color=SOFT)
     axes.set_ylabel("validation mIoU", color=SOFT)
     axes.grid(color="#ECEDEF", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"What a level costs and reaches ({where})", loc="left", fontsize=10, color=INK)
+    axes.set_title("What a level reaches and costs", loc="left", fontsize=12, weight="bold", color=INK, pad=22)
+    axes.text(0, 1.03, where, transform=axes.transAxes, fontsize=8.5, color=SOFT)
     return figure

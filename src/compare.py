@@ -1,0 +1,16 @@
+"""Compare finished runs from the files in their folders: IoU per class with intervals, differences, config, cost.
+
+python src/compare.py unet unetpp unet3p
+python src/compare.py runs/unet runs/unetpp --output comparison --wandb
+"""
+
+from segmentation.errors import run_job
+from segmentation.inference.comparing import compare
+
+
+def main() -> None:
+    compare()
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,186 @@
+"""export.py: one file that predicts without this project, checked against the net on real images before it is kept."""
+
+import importlib.util
+import json
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from segmentation.data.census import scale_of
+from segmentation.errors import InputError
+from segmentation.inference.predictor import TILE
+from segmentation.inference.source import open_trained
+from segmentation.job import JobParser, refuse_existing, start_job, written_whole
+from segmentation.module import SegmentationModule
+
+EXAMPLES = """examples:
+  python src/export.py runs/NAME/checkpoints/best.ckpt --format onnx
+  python src/export.py runs/NAME/checkpoints/best.ckpt --format torch_export --output model.pt2
+
+The file takes images as files have them, (N, C, H, W) of any N, H and W over a net's stride, and gives
+`logits` (N, K, H, W), float32, and `mask` (N, H, W), class indices. Its metadata says which class is which.
+Any option of data, as in train.py: --data.dataset.root FOLDER"""
+
+SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
+LARGEST_DIFFERENCE = 1e-2  # of logits, as a share of their largest
+FEWEST_EQUAL = 0.9999  # share of pixels of equal class
+
+
+class Deployed(nn.Module):
+    """What is exported: normalisation, padding, net, inference rule and threshold, from pixels to classes.
+
+    Args:
+        module: the trained module.
+    """
+
+    def __init__(self, module: SegmentationModule) -> None:
+        super().__init__()
+        self.net, self.labels, self.threshold = module.net, module.labels, module.logit_threshold
+        self.register_buffer("mean", module.mean.view(-1, 1, 1))
+        self.register_buffer("std", module.std.view(-1, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) as a file has it -> logits (N, K, H, W) and class indices (N, H, W) uint8."""
+        x = (image.float() / scale_of(image.dtype, self.labels) - self.mean) / self.std
+        logits = self.net.predict(x)
+        mask = logits[:, 0] > self.threshold if logits.shape[1] == 1 else logits.argmax(dim=1)
+        return logits, mask.to(torch.uint8)
+
+
+def export(args: list[str] | None = None) -> Path:
+    """export.py: write the file, if it predicts what the net predicts.
+
+    Args:
+        args: the command line, by default the process's own.
+
+    Raises:
+        InputError: the net cannot be exported, or the file does not predict the same; then none is written.
+    """
+    start_job()
+    options, rest = _parser().parse_known_args(args)
+    path = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX[options.format]))
+    if path.suffix != SUFFIX[options.format]:
+        raise InputError(f"--output {path}: a file of --format {options.format} ends in {SUFFIX[options.format]}")
+    refuse_existing([path], options.overwrite)
+    _check_installed(options.format)
+    _, module, data, _ = open_trained("export", options, rest, options.split)
+    module.channels_last = False
+    model = Deployed(module.requires_grad_(False)).eval()
+    split = data.test_split
+    names = data.dataset.names(split)
+    chosen = np.unique(np.linspace(0, len(names) - 1, options.images).round().astype(int)).tolist()
+    images = {names[i]: data.dataset.load(split, i)["image"][None] for i in chosen}
+    with written_whole(path) as aside:
+        run = FORMATS[options.format](model, next(iter(images.values())), aside, metadata(module, options))
+        report = [(name, *compare(model, run, image)) for name, image in images.items()]
+        _print_report(report, path)
+        worst = max(row[3] for row in report)
+        equal = min(row[4] for row in report)
+        if worst > LARGEST_DIFFERENCE or equal < FEWEST_EQUAL:
+            raise InputError(
+                f"the exported file does not predict what the net does: logits differ by {worst:.1%} of the largest, "
+                f"{equal:.3%} of the pixels are equal. It was not kept; try another --format"
+            )
+    print(f"exported   {path}: {path.stat().st_size / 2**20:.1f} MiB")
+    return path
+
+
+def _parser() -> JobParser:
+    parser = JobParser("export", "Write a trained net as one file that runs without this project.", EXAMPLES)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py")
+    parser.add_argument("--format", choices=tuple(SUFFIX), default="onnx", help="default: onnx")
+    parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint")
+    parser.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="whose images to check it on")
+    parser.add_argument("--images", type=int, default=8, help="how many images to check it on (default: 8)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file")
+    return parser
+
+
+def metadata(module: SegmentationModule, options: Namespace) -> dict[str, Any]:
+    """What a user of the file must know to prepare an image and to read the answer."""
+    labels = module.labels
+    classes = zip(labels.names, labels.values, labels.colors, strict=True)
+    return {
+        "task": labels.task,
+        "classes": [{"name": name, "value": values[0], "color": color} for name, values, color in classes],
+        "input": f"image: (N, {labels.channels}, H, W), {labels.dtype or 'uint8'}, as a file has it",
+        "outputs": f"logits: (N, {labels.num_outputs}, H, W) float32; mask: (N, H, W) uint8, index of the class",
+        "probabilities": "sigmoid of logits" if labels.num_outputs == 1 else "softmax of logits over axis 1",
+        "threshold": torch.tensor(module.logit_threshold).sigmoid().item(),
+        "tile": TILE,
+        "stride": module.net.stride,
+        "net": type(module.net).__name__,
+        "checkpoint": str(options.checkpoint),
+    }
+
+
+def to_onnx(model: Deployed, image: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], list[Tensor]]:
+    """Write ONNX, and give what runs it: onnxruntime."""
+    import onnx
+    import onnxruntime
+
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    names = {"input_names": ["image"], "output_names": ["logits", "mask"]}
+    program = torch.onnx.export(
+        model, (_example(image),), dynamo=True, dynamic_shapes=(dynamic,), verbose=False, **names
+    )
+    proto = program.model_proto
+    onnx.helper.set_model_props(
+        proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    )
+    onnx.save(proto, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: [torch.from_numpy(found) for found in session.run(["logits", "mask"], {"image": x.numpy()})]
+
+
+def to_torch(model: Deployed, image: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], list[Tensor]]:
+    """Write torch.export's archive, and give what runs it: the file, loaded again."""
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(model, (_example(image),), dynamic_shapes=(dynamic,))
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(about)})
+    return torch.export.load(path).module()
+
+
+FORMATS = {"onnx": to_onnx, "torch_export": to_torch}
+
+
+def _example(image: Tensor) -> Tensor:
+    """An input to trace with: two images, odd sides, so that nothing is taken for a constant."""
+    height, width = (max(65, min(side, 161) - (side % 2 == 0)) for side in image.shape[-2:])
+    return image[..., :1, :1].expand(2, -1, height, width + 2 * (height == width)).contiguous()
+
+
+def compare(model: Deployed, run: Callable[[Tensor], list[Tensor]], image: Tensor) -> tuple[str, float, float, float]:
+    """Size, largest difference of logits, that as a share of the largest logit, share of pixels of equal class."""
+    with torch.inference_mode():
+        logits, mask = model(image)
+        found, classes = run(image)
+    difference, scale = float((found - logits).abs().max()), float(logits.abs().max())
+    size = f"{image.shape[-1]}x{image.shape[-2]}"
+    return size, difference, difference / max(scale, 1e-6), float((classes == mask).double().mean())
+
+
+def _print_report(report: list[tuple[str, str, float, float, float]], path: Path) -> None:
+    table = Table(title=f"{path.name} against the net, in float32", title_justify="left")
+    table.add_column("image", no_wrap=True)
+    for heading in ("size", "largest logit difference", "of the largest logit", "equal pixels"):
+        table.add_column(heading, justify="right")
+    for name, size, difference, share, equal in report:
+        table.add_row(name, size, f"{difference:.2g}", f"{share:.1e}", f"{equal:.4%}")
+    Console().print(table)
+
+
+def _check_installed(form: str) -> None:
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if form == "onnx" and lacking:
+        raise InputError(f"--format onnx needs {', '.join(lacking)}: pip install {' '.join(lacking)}")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx|torch\.export")
