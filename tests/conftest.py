@@ -89,6 +89,19 @@ def train(*args: str) -> "SegmentationCLI":
     return cli
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best checkpoint of a UNet++ with two heads, trained for a moment on generated images. Do not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = ["--model.net", "UNetPlusPlus", "--model.net.deep_supervision", "true", "--model.net.widths", "[4,8,8]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        train(*TINY, *options, "--name", "run", "--trainer.max_epochs", "4")
+    return folder / "runs" / "run" / "checkpoints" / "best.ckpt"
+
+
 def script(name: str, *args: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
     """`python src/NAME.py *args`, in a process of its own. One that hangs says where: the stacks of all its processes
     are in the error."""

@@ -3,6 +3,7 @@
 Exit status: 0 done, 2 bad input, 130 Ctrl-C; anything else, with its stack trace, is a bug of this project.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -30,7 +31,12 @@ OUT_OF_MEMORY = (
     "out of memory. Turn down, in this order: data.batch_size (and data.eval_batch_size), data.crop, "
     "model.net.widths, data.num_workers; or use --trainer.precision bf16-mixed, which halves the memory of activations."
 )
-INTERRUPTED = "interrupted: what was saved is kept; train.py goes on from it with the run's --name and --resume."
+INTERRUPTED = (
+    "interrupted: what was finished is kept, and the same command goes on from it; train.py with the run's --name and "
+    "--resume."
+)
+#: What the system says of a place that cannot be written to.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -57,6 +63,13 @@ def run_job(job: Callable[[], None]) -> None:
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         _stop(130, INTERRUPTED)  # Lightning has caught Ctrl-C and left by sys.exit(1)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _stop(
+            2, f"error: {where}{error.strerror}. What was finished is kept; make room, and run the same command again"
+        )
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

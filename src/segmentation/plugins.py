@@ -7,6 +7,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 
+from segmentation.errors import InputError
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it: Lightning's own goes by the way of the temporary folder,
@@ -16,8 +18,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.part")
-        torch.save(checkpoint, aside)
-        aside.replace(path)
+        try:
+            torch.save(checkpoint, aside)
+            aside.replace(path)
+        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in torch's writer
+            aside.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+            raise InputError(
+                f"{path}: cannot be written ({reason}). What was saved before is intact: make room, and go on"
+            ) from error
 
 
 class SyncBatchNorm(TorchSyncBatchNorm):

@@ -23,6 +23,19 @@ DECODERS = {"PNG": imagecodecs.png_decode, "JPEG": imagecodecs.jpeg8_decode}
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
+class WrongBands(InputError):
+    """An image has another number of bands than declared.
+
+    Args:
+        message: the file and the remedy.
+        found: its bands.
+    """
+
+    def __init__(self, message: str, found: int) -> None:
+        super().__init__(message)
+        self.found = found
+
+
 def read_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.ndarray:
     """`open_image`, in an array of its own: (channels, H, W), C-contiguous."""
     return np.array(open_image(path, channels, as_rgb), order="C")  # a copy: Pillow's own array is read-only
@@ -51,9 +64,10 @@ def open_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.nda
     if mode in ("RGBA", "LA") and channels in (None, len(pixels) - 1) and (pixels[-1] == opaque).all():
         pixels = pixels[:-1]
     if pixels.shape[0] != (channels or pixels.shape[0]):
-        raise InputError(
+        raise WrongBands(
             f"{path}: has {pixels.shape[0]} bands ({mode}), but channels says {channels}. "
-            f"Fix: channels: {pixels.shape[0]}, or, where pictures are mixed, as_rgb: true"
+            f"Fix: channels: {pixels.shape[0]}, or, where pictures are mixed, as_rgb: true",
+            len(pixels),
         )
     # What torch cannot compute with (32 bits, doubles) becomes float32.
     return pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)

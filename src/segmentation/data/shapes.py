@@ -5,6 +5,7 @@ from another, only the outline does: a net has to look around a pixel, and a cla
 """
 
 import colorsys
+from dataclasses import replace
 from math import cos, hypot, pi, sin, sqrt
 
 import numpy as np
@@ -46,7 +47,7 @@ class ShapesData(SegmentationData):
     """
 
     def __init__(self, train: int = 512, val: int = 64, test: int = 128, size: int = 96, seed: int = 0) -> None:
-        super().__init__(Labels.parse(CLASSES))
+        super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
         for name, count, least in (("train", train, 1), ("val", val, 0), ("test", test, 0)):
             if count < least:
                 raise InputError(f"data {name}={count}: give {least} or more images, e.g. {name}: 64")

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -107,21 +108,22 @@ def find_images(inputs: Iterable[str], output: Path) -> dict[str, Path]:
         InputError: there is none.
     """
     found: list[tuple[Path, Path]] = []
+    written = os.path.realpath(output)  # what an earlier run has put below a folder of images is none of them
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found += [(file, file.relative_to(path)) for file in walk(path)]
+            below = [(file, file.relative_to(path)) for file in walk(path)]
         elif path.is_file():
             found.append((path, Path(path.name)))
+            continue
         elif glob.has_magic(text):
-            fixed = Path(text.partition("*")[0].partition("?")[0].partition("[")[0] + "x").parent
-            for file in map(Path, sorted(glob.glob(text, recursive=True))):
-                if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES:
-                    found.append((file, file.relative_to(fixed)))
+            path = Path(re.split(r"[*?\[]", text)[0] + "x").parent
+            files = map(Path, sorted(glob.glob(text, recursive=True)))
+            below = [(f, f.relative_to(path)) for f in files if f.is_file() and f.suffix.lower() in IMAGE_SUFFIXES]
         else:
             raise InputError(f"{text}: no such file or folder")
-    inside = os.path.realpath(output) + os.sep
-    found = [pair for pair in found if not os.path.realpath(pair[0]).startswith(inside)]  # what an earlier run wrote
+        apart = written == os.path.realpath(path)
+        found += [pair for pair in below if apart or not os.path.realpath(pair[0]).startswith(written + os.sep)]
     if not found:
         raise InputError(f"{' '.join(inputs)}: no image here ({', '.join(sorted(IMAGE_SUFFIXES))})")
     stems = [str(name.with_suffix("")) for _, name in found]

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from segmentation.checkpoint import load_module, read_checkpoint
-from segmentation.data.files import allow_large, open_image
+from segmentation.data.files import WrongBands, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.inference.averaged import Averaged, Symmetries
 from segmentation.job import JobParser
@@ -85,7 +85,13 @@ class Predictor:
         Raises:
             InputError: it cannot be read, or is of another number of bands or another type.
         """
-        image = open_image(path, self.labels.channels, self.as_rgb)
+        try:
+            image = open_image(path, self.labels.channels, self.as_rgb)
+        except WrongBands as error:
+            raise InputError(
+                f"{path}: has {error.found} bands, but the net was trained on {self.labels.channels}. "
+                "Convert it, or train with as_rgb: true, which takes gray and RGBA pictures for RGB"
+            ) from error
         if self.labels.dtype and str(image.dtype) != self.labels.dtype:
             raise InputError(
                 f"{path}: is {image.dtype}, but the net was trained on {self.labels.dtype}. "
@@ -95,7 +101,9 @@ class Predictor:
 
     def strips(self, image: np.ndarray | Tensor) -> Iterator[tuple[int, Tensor]]:
         """Logits of an image (C, H, W), from top to bottom: the first row of a strip, and (K, h, W)."""
-        pixels = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image if image.flags.writeable else image.copy())  # Pillow's own is read-only
+        pixels = image
         averaged = self.tiled if pixels.shape[-2] * pixels.shape[-1] > self.limit else self.whole
         with torch.inference_mode(), self.fabric.autocast():
             for top, logits in averaged.strips(pixels, lambda x: self.module.normalize(x.to(self.device))):

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -128,20 +129,16 @@ class Writer:
             raise InputError(f"{self.results.images[name]}: is too large to tell individuals apart. Cut it into pieces")
         index = np.empty((height, width), np.uint8 if self.labels.num_classes < 256 else np.uint16)
         kept = []
-        if options.format == "probabilities":
-            with written_whole(paths["mask"]) as aside:
-                shape = (self.labels.num_outputs, height, width)
-                map_ = np.lib.format.open_memmap(aside, "w+", np.float16, shape)
-                for top, logits in strips:
-                    map_[:, top : top + logits.shape[1]] = probabilities(logits).cpu()
-                    index[top : top + logits.shape[1]] = self.classify(logits)
-                    kept += [logits.cpu()] if options.instances else []
-                map_.flush()
-                del map_
-        else:
+        whole = written_whole(paths["mask"]) if options.format == "probabilities" else nullcontext()
+        with whole as aside:
+            table = _Table(aside, (self.labels.num_outputs, height, width)) if aside else None
             for top, logits in strips:
                 index[top : top + logits.shape[1]] = self.classify(logits)
                 kept += [logits.cpu()] if options.instances else []
+                if table:
+                    table.write(top, probabilities(logits).half().cpu().numpy())
+            if table:
+                table.file.close()
         job = self.pool.submit(self._save, paths, image, index, kept)
         if large:
             job.result()
@@ -168,6 +165,20 @@ class Writer:
             _save_png(Image.fromarray(ids.astype(np.uint16)), paths["instances"])
         if self.results.options.format != "probabilities":
             _save_png(mask_picture(index, self.labels, self.results.options.format), paths["mask"])
+
+
+class _Table:
+    """A `.npy` file of float16 (K, H, W) that is written strip by strip. Not mapped: a full disk would be a signal."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self.file, self.shape = path.open("wb"), shape
+        np.lib.format.write_array_header_1_0(self.file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        self.begin = self.file.tell()
+
+    def write(self, top: int, strip: np.ndarray) -> None:
+        for k, band in enumerate(strip):
+            self.file.seek(self.begin + 2 * (k * self.shape[1] + top) * self.shape[2])
+            self.file.write(np.ascontiguousarray(band, "<f2").data)
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -1,0 +1,107 @@
+"""Tiles and symmetries: where nothing is lost they change nothing, and else they are the mean they say."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segmentation.errors import InputError
+from segmentation.inference.averaged import Averaged
+from segmentation.nets import Heads, SegmentationNet, UNet
+
+
+class Local(SegmentationNet):
+    """A net of stride 4 that sees no farther than `REACH` pixels: a pooled and an unpooled path of 3x3 convolutions."""
+
+    REACH = 4 + 2
+    stride = 4
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(3, classes)
+        torch.manual_seed(0)
+        self.fine, self.coarse = nn.Conv2d(3, classes, 3, padding=1), nn.Conv2d(3, classes, 1)
+
+    def compute(self, image: Tensor, level: int | None = None) -> Heads:
+        pooled = nn.functional.max_pool2d(image, 4)
+        return Heads((self.fine(image) + nn.functional.interpolate(self.coarse(pooled), scale_factor=4.0),))
+
+
+def chances(logits: Tensor) -> Tensor:
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("size", [(50, 93), (32, 200), (33, 33)])
+def test_tiles_equal_the_whole_away_from_their_borders(classes: int, size: tuple[int, int]) -> None:
+    net = Local(classes).eval()
+    averaged = Averaged(net, tile=32, batch_size=3)
+    image = torch.randn(2, 3, *size)
+    whole, tiled = chances(net.predict(image)), chances(averaged.predict(image))
+    far = torch.ones(size, dtype=torch.bool)  # from the edges of tiles that are not the image's own
+    for side, length in enumerate(size):
+        for start in averaged.starts(length):
+            for edge in (start, start + averaged.tile):
+                if 0 < edge < length:
+                    far.narrow(side, max(0, edge - net.REACH), min(2 * net.REACH, length - edge + net.REACH)).fill_(
+                        False
+                    )
+    assert far.float().mean() > 0.1
+    torch.testing.assert_close(tiled[..., far], whole[..., far], rtol=1e-5, atol=1e-6)
+
+
+def test_a_net_that_sees_one_pixel_is_the_same_everywhere() -> None:
+    net = Local(3).eval()
+    nn.init.zeros_(net.coarse.weight)
+    net.fine.weight.data[..., [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
+    image = torch.randn(1, 3, 75, 131)
+    torch.testing.assert_close(chances(Averaged(net, 16).predict(image)), chances(net.predict(image)))
+
+
+def test_tiles_lie_on_the_grid_of_the_net_and_cover_the_image() -> None:
+    averaged = Averaged(Local(1), tile=30)
+    assert averaged.tile == 32
+    for length in range(1, 200):
+        starts = averaged.starts(length)
+        assert starts[0] == 0
+        assert all(start % 4 == 0 for start in starts)
+        assert starts[-1] + 32 >= length
+        assert all(0 < b - a <= 24 for a, b in itertools.pairwise(starts))
+
+
+def test_strips_are_rows_of_tiles() -> None:
+    """No more of the answer is held than a row of tiles."""
+    averaged = Averaged(Local(2).eval(), tile=32)
+    strips = [(top, part.shape) for top, part in averaged.strips(torch.randn(3, 150, 70))]
+    assert [top for top, _ in strips] == averaged.starts(150)
+    assert all(shape[1] <= 32 for _, shape in strips)
+    assert sum(shape[1] for _, shape in strips) == 150
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_all_symmetries_commute_with_turning_the_image(tile: int | None) -> None:
+    averaged = Averaged(Local(3).eval(), tile, "all")
+    image = torch.randn(1, 3, 56, 56)  # on which the tiles lie alike from either end
+    found = chances(averaged.predict(image))
+    torch.testing.assert_close(chances(averaged.predict(image.rot90(1, (2, 3)))), found.rot90(1, (2, 3)))
+    torch.testing.assert_close(chances(averaged.predict(image.flip(2))), found.flip(2))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_flips_are_the_mean_of_four(classes: int) -> None:
+    net = UNet(num_classes=classes, widths=(4, 8)).eval()
+    image = torch.randn(1, 3, 31, 45)
+    flips = ((), (2,), (3,), (2, 3))
+    expected = torch.stack([chances(net.predict(image.flip(d))).flip(d) for d in flips]).mean(dim=0)
+    torch.testing.assert_close(chances(Averaged(net, None, "flips").predict(image)), expected)
+
+
+def test_without_either_the_logits_are_the_nets() -> None:
+    net = UNet(num_classes=3, widths=(4, 8)).eval()
+    image = torch.randn(1, 3, 31, 45)
+    assert torch.equal(Averaged(net).predict(image), net.predict(image))
+
+
+def test_a_tile_must_hold_something() -> None:
+    with pytest.raises(InputError, match="32 at least"):
+        Averaged(UNet(), tile=16)

@@ -1,0 +1,108 @@
+"""Runs compared from their files: figures against a bootstrap written the slow way."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.metrics import jaccard_score
+
+from segmentation.errors import InputError
+from segmentation.inference.comparing import bootstrap, compare, iou, read_run
+
+RNG = np.random.default_rng(0)
+TRUTH = [RNG.integers(0, 3, 200) for _ in range(12)]
+
+
+def make_run(name: str, errors: float, **config: object) -> list[np.ndarray]:
+    """A finished run's folder, and its predictions."""
+    folder = Path("runs") / name
+    folder.mkdir(parents=True)
+    guesses = [np.where(RNG.random(200) < errors * RNG.random() * 2, RNG.integers(0, 3, 200), t) for t in TRUTH]
+    with (folder / "per_image.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "class", "tp", "fp", "fn"])
+        for number, (truth, guess) in enumerate(zip(TRUTH, guesses, strict=True)):
+            for k, label in enumerate("abc"):
+                counts = [(truth == k) & (guess == k), (truth != k) & (guess == k), (truth == k) & (guess != k)]
+                writer.writerow([f"{number:02d}", label, *(int(c.sum()) for c in counts)])
+    summary = {"split": "val", "minutes": 2.0, "images_per_second": 10.0, "parameters": 1_000_000, "epoch": 3}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = yaml.safe_dump({"model": {"net": {"class_path": "x.UNet"}, **config}, "wandb": {"mode": "disabled"}})
+    (folder / "config.yaml").write_text(text)
+    return guesses
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    one, two = make_run("one", 0.4), make_run("two", 0.1)
+    found = compare(["one", "runs/two"])
+    for name, guesses in (("one", one), ("two", two)):
+        expected = jaccard_score(np.concatenate(TRUTH), np.concatenate(guesses), average=None)
+        got = [found["iou"][name][label]["value"] for label in "abc"]
+        assert got == pytest.approx(expected.tolist())
+        assert found["iou"][name]["mIoU"]["value"] == pytest.approx(expected.mean())
+    # resample by resample, the images drawn one by one
+    runs = [read_run(name) for name in ("one", "two")]
+    drawn = dict((run.name, values) for run, values in bootstrap(runs, 20, seed=3))
+    times = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), 20)
+    for row, counts in enumerate(times):
+        chosen = np.repeat(np.arange(12), counts)
+        truth = np.concatenate([TRUTH[i] for i in chosen])
+        for name, guesses in (("one", one), ("two", two)):
+            expected = jaccard_score(truth, np.concatenate([guesses[i] for i in chosen]), average="macro")
+            assert drawn[name][row, -1] == pytest.approx(expected)
+    many = dict((run.name, values) for run, values in bootstrap(runs))
+    low, high = np.percentile(many["two"][:, -1] - many["one"][:, -1], (2.5, 97.5))
+    difference = found["difference"]["two"]["mIoU"]
+    assert (difference["low"], difference["high"]) == pytest.approx((low, high))
+    assert 0 < low < difference["value"] < high
+    assert json.loads(Path("comparison.json").read_text())["iou"] == found["iou"]
+    assert Path("comparison.png").stat().st_size > 10_000
+
+
+def test_an_absent_class_is_no_zero() -> None:
+    counts = np.array([[5, 0], [5, 0], [0, 0]])
+    each = iou(counts)
+    assert each[0] == each[2] == 0.5
+    assert np.isnan(each[1])
+
+
+def test_only_what_differs_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run("one", 0.4, lr=1e-3, seed=1)
+    make_run("two", 0.2, lr=1e-2, seed=1)
+    found = compare(["one", "two"])
+    assert found["config"] == {"model.lr": {"one": 1e-3, "two": 1e-2}}
+    out = capsys.readouterr().out
+    assert "model.lr" in out
+    assert "seed" not in out
+
+
+def test_what_cannot_be_compared_says_so() -> None:
+    make_run("one", 0.4)
+    make_run("two", 0.1)
+    with pytest.raises(InputError, match=r"no-such: is no run's folder"):
+        compare(["one", "no-such"])
+    with pytest.raises(InputError, match="once"):
+        compare(["one", "runs/one"])
+    path = Path("runs/two/per_image.csv")
+    whole = path.read_text()
+    path.write_text("\n".join(whole.splitlines()[:-3]) + "\n")
+    with pytest.raises(InputError, match=r"same images \(12 and 11; 11 is not in both"):
+        compare(["one", "two"])
+    path.write_text(whole.replace("00,a,", "00,a,1"))
+    with pytest.raises(InputError, match="other masks of 00"):
+        compare(["one", "two"])
+    Path("runs/two/summary.json").unlink()
+    with pytest.raises(InputError, match=r"summary\.json: is missing, so the run is not finished"):
+        compare(["one", "two"])
+    assert not Path("comparison.json").exists()
+
+
+def test_nothing_is_overwritten_unless_told() -> None:
+    make_run("one", 0.4)
+    compare(["one"])
+    with pytest.raises(InputError, match="--overwrite"):
+        compare(["one"])
+    compare(["one", "--overwrite"])

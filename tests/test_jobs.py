@@ -1,0 +1,185 @@
+"""From a checkpoint to every job: the chain train -> eval -> predict -> prune -> export -> compare."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import TINY, script, train, write_image
+from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.errors import InputError
+from segmentation.inference.evaluating import evaluate
+from segmentation.inference.exporting import Deployed, compare, export
+from segmentation.inference.pruning import Level, choose, prune
+from segmentation.nets import UNet
+
+CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+
+
+def test_eval_with_symmetries_and_tiles(trained: Path) -> None:
+    """The loss and the figures are those of the mean probabilities; without either they are training's own."""
+    plain = evaluate([str(trained), *CPU])
+    summary = json.loads((trained.parents[1] / "summary.json").read_text())
+    assert plain["miou"] == summary["test/miou"]
+    flips = evaluate([str(trained), "--tta", *CPU])
+    assert flips["miou"] != plain["miou"]
+    assert flips["loss"] < 1.05 * plain["loss"]  # of a mean of four opinions
+    tiled = evaluate([str(trained), "--tile", "32", *CPU])
+    assert tiled["miou"] != plain["miou"]
+    assert tiled["miou"] == pytest.approx(plain["miou"], abs=0.1)
+    assert evaluate([str(trained), "--tile", "512", *CPU])["miou"] == plain["miou"]  # one tile holds the image
+
+
+def test_eval_writes_figures_counts_and_a_sheet_once(trained: Path) -> None:
+    found = evaluate([str(trained), "--instances", "--output", "out/val.json", *CPU])
+    assert set(map(str, Path("out").iterdir())) == {
+        f"out/{name}" for name in ("val.json", "val_per_image.csv", "val_worst_and_best.png")
+    }
+    assert 0 <= found["instances/ap"] <= found["instances/ap50"] <= 1
+    assert found["instances/true"] > 5
+    assert json.loads(Path("out/val.json").read_text())["metrics"]["instances/pq"] == found["instances/pq"]
+    with pytest.raises(InputError, match="--overwrite"):
+        evaluate([str(trained), "--output", "out/val.json", *CPU])
+    evaluate([str(trained), "--output", "out/val.json", "--overwrite", *CPU])
+
+
+@pytest.mark.slow
+def test_eval_of_instances_on_two_processes(trained: Path) -> None:
+    one = evaluate([str(trained), "--instances", *CPU])
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--instances", "--output", "two.json", *CPU]
+    done = script("eval", str(trained), *two)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(Path("two.json").read_text())["metrics"]
+    for key in ("instances/ap", "instances/pq", "instances/found", "miou"):
+        assert metrics[key] == one[key], key
+
+
+def test_a_pruned_checkpoint_is_an_ordinary_one(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prune([str(trained), "--level", "1", "--output", "small"])
+    parent, small = (load_module(read_checkpoint(path), "") for path in (trained, "small_L1.ckpt"))
+    image = torch.randint(0, 256, (1, 3, 45, 53), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = parent.net(parent.normalize(image), level=1).logits[-1]
+        assert torch.equal(small(image), expected)
+    assert Path("small_L1.ckpt").stat().st_size < trained.stat().st_size / 2
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in parent.parameters())
+    miou = evaluate(["small_L1.ckpt", "--split", "val", *CPU])["miou"]
+    assert miou == json.loads((trained.parents[1] / "summary.json").read_text())["val/head1/miou"]
+    with pytest.raises(InputError, match="--overwrite"):
+        prune([str(trained), "--level", "1", "--output", "small"])
+    with pytest.raises(InputError, match="level 3 is no head"):
+        prune([str(trained), "--level", "3", "--output", "small"])
+    with pytest.raises(InputError, match="deep_supervision"):
+        prune(["small_L1.ckpt", "--level", "1"])
+
+
+def test_prune_measures_and_chooses(trained: Path) -> None:
+    levels = prune([str(trained), "--output", "out/x", "--repeats", "2", "--max-drop", "1", *CPU])
+    summary = json.loads((trained.parents[1] / "summary.json").read_text())
+    assert [level.miou for level in levels] == [summary[f"val/head{k}/miou"] for k in (1, 2)]
+    assert levels[0].parameters < levels[1].parameters
+    assert levels[0].gflops < levels[1].gflops
+    assert all(level.ms > 0 for level in levels)
+    assert Path("out/x_levels.png").is_file()
+    assert len(list(Path("out").glob("x_L?.ckpt"))) == 1
+
+
+def test_which_level_is_chosen() -> None:
+    levels = [Level(k, miou, 0, 0, ms, 0) for k, miou, ms in ((1, 0.7, 5), (2, 0.81, 10), (3, 0.8, 20), (4, 0.82, 40))]
+    assert choose(levels, None, None) is None
+    assert choose(levels, 25, None) == 2  # better than the slower third
+    assert choose(levels, None, 0.01) == 2
+    assert choose(levels, None, 0.005) == 4
+    assert choose(levels, None, 0) == 4
+    with pytest.raises(InputError, match="the fastest level, L1, takes 5"):
+        choose(levels, 4, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "torch_export"])
+def test_the_exported_file_runs_alone(form: str, trained: Path) -> None:
+    """Other sizes and batches than it was traced with, and none of our code."""
+    path = export([str(trained), "--format", form, "--output", f"net.{ {'onnx': 'onnx'}.get(form, 'pt2') }", *CPU[2:]])
+    image = torch.randint(0, 256, (3, 3, 37, 110), dtype=torch.uint8)
+    torch.save(image, "image.pt")
+    alone = {
+        "onnx": "import onnxruntime as o; s = o.InferenceSession('net.onnx'); "
+        "y = [torch.from_numpy(v) for v in s.run(None, {'image': x.numpy()})]; "
+        "about = s.get_modelmeta().custom_metadata_map; about['classes'] = json.loads(about['classes'])",
+        "torch_export": "f = {'metadata.json': ''}; y = torch.export.load('net.pt2', extra_files=f).module()(x); "
+        "about = json.loads(f['metadata.json'])",
+    }[form]
+    code = f"import json, sys, torch; x = torch.load('image.pt'); {alone}; torch.save(y, 'y.pt'); "
+    code += "assert 'segmentation' not in sys.modules; json.dump(about, open('about.json', 'w'))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    logits, mask = torch.load("y.pt")
+    module = load_module(read_checkpoint(trained), "")
+    with torch.inference_mode():
+        expected = module(image)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+    assert (mask == module.classify(expected)).double().mean() > 0.999
+    about = json.loads(Path("about.json").read_text())
+    assert [one["name"] for one in about["classes"]] == module.labels.names
+    assert path.is_file()
+
+
+def test_an_export_that_predicts_something_else_is_not_kept(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: Deployed, image: torch.Tensor, path: Path, about: dict) -> object:
+        path.write_bytes(b"wrong")
+        return lambda x: [model(x)[0] + 1, model(x)[1]]
+
+    monkeypatch.setitem(sys.modules["segmentation.inference.exporting"].FORMATS, "torch_export", wrong)
+    with pytest.raises(InputError, match=r"does not predict what the net does: logits differ by"):
+        export([str(trained), "--format", "torch_export", "--output", "out/net.pt2", *CPU[2:]])
+    assert not list(Path("out").iterdir())
+
+
+def test_parity_is_measured() -> None:
+    module = load_module_of(UNet(widths=(4, 8)))
+    model, image = Deployed(module).eval(), torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
+    with torch.inference_mode():
+        logits, mask = model(image)
+        found = compare(model, lambda x: [logits + 0.5, 1 - mask], image)
+    assert found[:2] == ("20x20", pytest.approx(0.5, rel=1e-3))
+    assert found[3] == 0
+
+
+def load_module_of(net: UNet):
+    from segmentation.data.labels import Labels
+    from segmentation.module import SegmentationModule
+
+    return SegmentationModule(net, Labels.parse({"background": 0, "thing": 1}).as_dict())
+
+
+@pytest.mark.slow
+def test_the_chain_as_a_user_types_it() -> None:
+    options = ["--model.net", "UNetPlusPlus", "--model.net.deep_supervision", "true", "--model.net.widths", "[4,8,8]"]
+    for name, seed in (("one", "0"), ("two", "1")):
+        train(*TINY, *options, "--name", name, "--seed_everything", seed)
+    best = "runs/one/checkpoints/best.ckpt"
+    write_image(Path("photos/x.png"), np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    chain = {
+        "eval": [best, "--output", "eval.json", "--tta", *CPU],
+        "predict": [best, "photos", "masks", "--overlay", "--instances", "--accelerator", "cpu"],
+        "prune": [best, "--max-drop", "1", "--repeats", "2", *CPU],
+        "export": [best, "--format", "onnx", *CPU[2:]],
+        "compare": ["one", "two"],
+    }
+    for job, args in chain.items():
+        done = script(job, *args)
+        assert done.returncode == 0, f"{job}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        assert "Warning" not in done.stderr, done.stderr
+    made = ("eval.json", "masks/x.png", "masks/overlays/x.png", "masks/instances/x.png", "comparison.png")
+    made += ("runs/one/checkpoints/best_levels.png", "runs/one/checkpoints/best.onnx")
+    assert all(Path(path).is_file() for path in made)
+    with Image.open("masks/x.png") as mask:
+        assert mask.size == (90, 70)
+    (pruned,) = Path("runs/one/checkpoints").glob("best_L?.ckpt")
+    for job, args in (("eval", CPU), ("predict", ["photos", "small", *["--accelerator", "cpu"]])):
+        assert script(job, str(pruned), *args).returncode == 0

@@ -1,0 +1,203 @@
+"""predict.py: masks at the images' own names, sizes and values, and nothing lost or half-written."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from conftest import script, write_image
+from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.errors import InputError
+from segmentation.inference.comparing import compare
+from segmentation.inference.evaluating import evaluate
+from segmentation.inference.exporting import export
+from segmentation.inference.predicting import find_images, predict
+from segmentation.inference.pruning import prune
+
+CPU = ["--accelerator", "cpu"]
+
+
+@pytest.fixture
+def photos() -> Path:
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 56)), ("deep/er/b c.jpg", (33, 70)), ("deep/é%d.tif", (17, 90))):
+        write_image(Path("photos") / name, rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    return Path("photos")
+
+
+def read(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_masks_are_what_the_net_says_at_the_images_own_size(trained: Path, photos: Path) -> None:
+    assert predict([str(trained), "photos", "out", *CPU]) == 3
+    module = load_module(read_checkpoint(trained), "best.ckpt")
+    for name, file in (("a", "a.png"), ("deep/er/b c", "deep/er/b c.jpg"), ("deep/é%d", "deep/é%d.tif")):
+        image = torch.from_numpy(read(f"photos/{file}").copy()).permute(2, 0, 1)
+        with torch.inference_mode():
+            expected = module.classify(module(image[None]))[0].numpy()
+        assert (read(f"out/{name}.png") == module.labels.decode(expected)).all()
+    record = json.loads(Path("out/predict.json").read_text())
+    assert record["classes"]["background"]["value"] == 0
+    left = {path.name for path in Path("out").rglob("*") if path.is_file()}
+    assert left == {"a.png", "b c.png", "é%d.png", "predict.json"}
+
+
+def test_every_format_and_the_pictures(trained: Path, photos: Path) -> None:
+    predict([str(trained), "photos/a.png", "index", "--overlay", "--instances", *CPU])
+    predict([str(trained), "photos/a.png", "palette", "--format", "palette", *CPU])
+    predict([str(trained), "photos/a.png", "chances", "--format", "probabilities", "--instances", *CPU])
+    index, labels = read("index/a.png"), load_module(read_checkpoint(trained), "").labels
+    with Image.open("palette/a.png") as picture:
+        assert picture.mode == "P"
+        assert (np.asarray(picture) == index).all()
+        assert (np.asarray(picture.convert("RGB")) == labels.palette[index]).all()
+    chances = np.load("chances/a.npy")
+    assert chances.dtype == np.float16
+    assert chances.shape == (5, 40, 56)
+    np.testing.assert_allclose(chances.astype(np.float32).sum(axis=0), 1, atol=2e-3)
+    assert (chances.astype(np.float32).argmax(axis=0) == index).mean() > 0.99
+    with Image.open("index/instances/a.png") as ids:
+        assert ids.mode == "I;16"
+        assert (np.asarray(ids) == read("chances/instances/a.png")).all()
+    assert read("index/overlays/a.png").shape == (40, 56, 3)
+
+
+def test_tiles_write_the_same_strip_by_strip(trained: Path) -> None:
+    write_image(Path("large.png"), np.random.default_rng(0).integers(0, 256, (130, 101, 3), dtype=np.uint8))
+    predict([str(trained), "large.png", "whole", "--format", "probabilities", *CPU])
+    predict(
+        [str(trained), "large.png", "tiled", "--format", "probabilities", "--tile", "64", "--batch-size", "2", *CPU]
+    )
+    whole, tiled = np.load("whole/large.npy").astype(np.float32), np.load("tiled/large.npy").astype(np.float32)
+    assert whole.shape == tiled.shape
+    assert np.abs(whole - tiled).mean() < 0.02
+    assert (whole.argmax(axis=0) == tiled.argmax(axis=0)).mean() > 0.9
+
+
+def test_it_goes_on_where_it_was_stopped(trained: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict([str(trained), "photos", "out", *CPU])
+    Path("out/deep/er/b c.png").unlink()
+    before = Path("out/a.png").stat().st_mtime_ns
+    assert predict([str(trained), "photos", "out", *CPU]) == 1
+    assert Path("out/a.png").stat().st_mtime_ns == before
+    assert "left out   2 images" in capsys.readouterr().out
+    with pytest.raises(InputError, match="another --format"):
+        predict([str(trained), "photos", "out", "--format", "palette", *CPU])
+    assert predict([str(trained), "photos", "out", "--format", "palette", "--overwrite", *CPU]) == 3
+    other = Path("other.ckpt")
+    torch.save({**read_checkpoint(trained), "epoch": 99}, other)
+    with pytest.raises(InputError, match="another checkpoint"):
+        predict([str(other), "photos", "out", "--format", "palette", *CPU])
+
+
+def test_bad_images_are_listed_and_the_others_done(trained: Path, photos: Path) -> None:
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:200])
+    write_image(photos / "gray.png", np.zeros((20, 20), np.uint8))
+    tifffile.imwrite(photos / "deep16.tif", np.zeros((20, 20, 3), np.uint16), photometric="rgb")
+    (photos / "empty.jpg").touch()
+    with pytest.raises(InputError, match=r"4 of 7 images were left out, listed in out/unreadable.txt"):
+        predict([str(trained), "photos", "out", *CPU])
+    listed = Path("out/unreadable.txt").read_text()
+    for text in ("cut.png", "empty.jpg", "has 1 bands, but the net was trained on 3", "is uint16, but the net"):
+        assert text in listed
+    assert len(list(Path("out").rglob("*.png"))) == 3
+    for name in ("cut.png", "gray.png", "deep16.tif", "empty.jpg"):
+        (photos / name).unlink()
+    assert predict([str(trained), "photos", "out", *CPU]) == 0
+    assert not Path("out/unreadable.txt").exists()
+
+
+def test_images_are_never_replaced(trained: Path, photos: Path) -> None:
+    before = (photos / "a.png").read_bytes()
+    with pytest.raises(InputError, match="its mask would replace it"):
+        predict([str(trained), "photos/a.png", "photos", "--overwrite", *CPU])
+    Path("masks").mkdir()
+    shutil.copy(photos / "a.png", "masks/a.png")
+    with pytest.raises(InputError, match=r"masks/a\.png exists"):
+        predict([str(trained), "photos/a.png", "masks", *CPU])
+    assert (photos / "a.png").read_bytes() == Path("masks/a.png").read_bytes() == before
+
+
+def test_which_images(photos: Path) -> None:
+    out = Path("photos/out")
+    write_image(out / "a.png", np.zeros((4, 4), np.uint8))  # of an earlier run: no input
+    assert set(find_images(["photos"], out)) == {"a", "deep/er/b c", "deep/é%d"}
+    assert set(find_images(["photos/**/*.jpg"], out)) == {"deep/er/b c"}
+    assert set(find_images(["photos/a.png", "photos/deep/er/b c.jpg"], out)) == {"a", "b c"}
+    shutil.copy(photos / "a.png", photos / "a.bmp")
+    assert set(find_images(["photos/a.*"], out)) == {"a.bmp", "a.png"}
+    os.symlink("..", photos / "deep" / "loop")
+    assert len(find_images(["photos"], out)) == 4
+    Path("nothing").mkdir()
+    for bad, message in (("nothing", "no image here"), ("missing.png", "no such file"), ("photos/*.xyz", "no image")):
+        with pytest.raises(InputError, match=message):
+            find_images([bad], out)
+
+
+def test_a_full_disk_leaves_nothing_half_written(trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Image.Image.save
+
+    def fails(self: Image.Image, path: Path, **options: object) -> None:
+        save(self, path, **options)
+        if "b c" in str(path):
+            os.truncate(path, 10)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", fails)
+    with pytest.raises(OSError, match="No space left"):
+        predict([str(trained), "photos", "out", *CPU])
+    monkeypatch.undo()
+    assert not list(Path("out").rglob(".*"))
+    assert not Path("out/deep/er/b c.png").exists()
+    for path in Path("out").rglob("*.png"):
+        read(str(path))
+
+
+@pytest.mark.parametrize("job", [predict, evaluate, prune, export])
+def test_a_bad_checkpoint_is_one_line(job: Callable, trained: Path, photos: Path) -> None:
+    Path("cut.ckpt").write_bytes(trained.read_bytes()[:5000])
+    torch.save({"state_dict": {}}, "other.ckpt")
+    for name in ("missing.ckpt", "cut.ckpt", "other.ckpt"):
+        with pytest.raises(InputError, match=f"^{name}: [^\n]*$"):
+            job([name, *(["photos", "out"] if job is predict else [])])
+    assert not Path("out").exists()
+
+
+def test_exit_status_and_message(trained: Path, photos: Path) -> None:
+    (photos / "empty.jpg").touch()
+    done = script("predict", str(trained), "photos", "out", *CPU)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: photos/empty.jpg: ")
+    assert done.stderr.count("\n") == 1
+    assert "predicted  3 images to out" in done.stdout
+
+
+def test_a_malicious_checkpoint_runs_nothing(photos: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (os.system, ("touch exploded",))
+
+    torch.save({"hyper_parameters": {"labels": {}}, "state_dict": {}, "bomb": Bomb()}, "bomb.ckpt")
+    with pytest.raises(InputError, match=r"bomb\.ckpt: cannot be loaded"):
+        predict(["bomb.ckpt", "photos", "out", *CPU])
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("job", [evaluate, predict, prune, export, compare])
+def test_help_reads_well(job: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        job(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: python src/{job.__name__.replace('evaluate', 'eval')}.py ")
+    assert max(map(len, lines)) <= 130
+    assert len(lines) < 60
