@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from conftest import TINY, train
+from conftest import ROOT, TINY, train
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
 
@@ -72,6 +72,7 @@ def test_a_lengthened_run_that_was_interrupted_is_not_finished() -> None:
         ["--trainer.accumulate_grad_batches", "2"],
         ["--trainer.check_val_every_n_epoch", "2"],
         ["--model.loss.class_weights", "auto", "--trainer.limit_train_batches", "2"],
+        ["--config", str(ROOT / "configs/trainer/ema.yaml")],
     ],
     ids=" ".join,
 )
