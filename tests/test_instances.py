@@ -11,7 +11,6 @@ from segmentation.inference.instances import THRESHOLDS, InstanceMetrics, separa
 
 TWO = Labels.parse({"background": 0, "nucleus": 255})
 MANY = Labels.parse({"background": 0, "cat": 1, "dog": 2})
-BORDERED = Labels(**{**Labels.parse({"background": 0, "nucleus": 255, "border": 128}).as_dict(), "border": "border"})
 
 
 def discs(*centers: tuple[int, int], radius: int = 10) -> np.ndarray:
@@ -33,35 +32,24 @@ def figures(labels: Labels, *images: tuple[np.ndarray, np.ndarray, np.ndarray, n
 def test_watershed_parts_touching_discs_and_components_do_not() -> None:
     truth = discs((30, 20), (30, 38))
     index = (truth > 0).astype(np.int64)
-    assert separate(index[None].astype(np.float32), index, TWO, "components").max() == 1
-    found = separate(index[None].astype(np.float32), index, TWO)
+    assert separate(index, TWO, "components").max() == 1
+    found = separate(index, TWO)
     assert found.max() == 2
     assert ((found > 0) == (truth > 0)).all()
     assert figures(TWO, (found, index, truth, index))["instances/ap75"] == 1
 
 
-def test_border_pixels_go_to_the_individual_that_they_are_the_border_of() -> None:
-    truth = discs((30, 20), (30, 38))
-    inside = discs((30, 20), (30, 38), radius=8) * (discs((30, 38), radius=10) * 2 != discs((30, 20), radius=8))
-    index = np.where(inside > 0, 1, np.where(truth > 0, 2, 0))
-    probability = np.eye(3, dtype=np.float32)[index].transpose(2, 0, 1)
-    found = separate(probability, index, BORDERED)
-    assert found.max() == 2
-    assert ((found > 0) == (truth > 0)).all()
-    assert figures(BORDERED, (found, index, truth, np.where(truth > 0, 1, 0)))["instances/ap75"] == 1
-
-
 def test_noise_is_no_individual() -> None:
     index = np.zeros((64, 64), np.int64)
     index[5:7, 5:7] = 1
-    assert separate(index[None].astype(np.float32), index, TWO).max() == 0
-    assert separate(index[None].astype(np.float32), index * 0, TWO).max() == 0
+    assert separate(index, TWO).max() == 0
+    assert separate(index * 0, TWO).max() == 0
 
 
 def test_touching_classes_are_apart() -> None:
     index = np.zeros((64, 64), np.int64)
     index[10:30, 10:30], index[10:30, 30:50] = 1, 2
-    found = separate(np.eye(3, dtype=np.float32)[index].transpose(2, 0, 1), index, MANY)
+    found = separate(index, MANY)
     assert len(np.unique(found[index > 0])) == 2
     assert len(np.unique(found[index == 1])) == 1
 

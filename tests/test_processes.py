@@ -23,7 +23,7 @@ def figures(checkpoint: str, processes: int, batch: int, *args: str) -> dict[str
         "0",
     ]
     port = str(random.randint(20000, 30000))  # below those that a system gives to outgoing connections
-    done = script("eval", checkpoint, "--output", output, *options, *args, timeout=900, MASTER_PORT=port)
+    done = script("eval", checkpoint, "--overwrite", "--output", output, *options, *args, timeout=900, MASTER_PORT=port)
     assert done.returncode == 0, done.stderr
     return json.loads(Path(output).read_text())["metrics"]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.files import read_image, read_mask
@@ -31,9 +30,6 @@ class FileData(SegmentationData):
         mask_threshold: gray level from which a mask's pixel is of the class with the larger value, for masks that were
             saved as JPEG or smoothed.
         as_rgb: take gray, palette, RGBA and CMYK pictures as RGB.
-        border: name of the last class, if it is that of the edges of individuals, which instance ids tell: its own
-            mask value need not occur.
-        border_width: pixels of an individual, from its edge inwards, that are border.
         folders_name_classes: whether a sample's folder names the class of what is not 0 in its mask.
 
     Raises:
@@ -52,8 +48,6 @@ class FileData(SegmentationData):
         mask_threshold: int | None = None,
         folders_name_classes: bool = False,
         as_rgb: bool = False,
-        border: str | None = None,
-        border_width: int = 2,
     ) -> None:
         self.files, self.as_rgb = files, as_rgb
         self._names = {split: list(files.get(split, {})) for split in SPLITS}
@@ -62,20 +56,10 @@ class FileData(SegmentationData):
         if classes is None:
             raise ClassesMissing(self._mask_values())
         labels = Labels.parse(classes, ignore, len(first), task)
-        super().__init__(replace(labels, dtype=str(first.dtype), scale=scale, border=border))
-        samples = [sample for split in files.values() for sample in split.values()]
-        self.of_objects = any(len(sample["mask"]) > 1 for sample in samples)
-        self.border_width = border_width
-        if border and (border != labels.names[-1] or len(labels.names) < 3 or border_width < 1):
-            raise InputError(
-                f"border {border!r} must be the last of three classes or more, and border_width 1 or more, e.g. "
-                "classes: {background: 0, nucleus: 255, border: 128}"
-            )
-        if border and not self.of_objects and any("instance" not in sample for sample in samples):
-            raise InputError("border needs instance ids: give the data set its `instances`, or masks of objects")
+        super().__init__(replace(labels, dtype=str(first.dtype), scale=scale))
+        self.of_objects = any(len(sample["mask"]) > 1 for split in files.values() for sample in split.values())
         self.two_valued = mask_threshold is not None or folders_name_classes or self.of_objects
-        several = labels.num_classes - bool(border) != 2 and not folders_name_classes
-        if self.two_valued and (labels.by_color or several):
+        if self.two_valued and (labels.by_color or (labels.num_classes != 2 and not folders_name_classes)):
             raise InputError(
                 "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
                 f"{', '.join(labels.names)}. For more, name folders after the classes: {{class}} in images and masks"
@@ -109,15 +93,11 @@ class FileData(SegmentationData):
             for number, mask in enumerate(masks, start=1):
                 ids[mask >= (self.mask_threshold or 1)] = number
             sample["instance"] = torch.from_numpy(ids)
-        if self.labels.border:
-            ids, size = sample["instance"].numpy(), 2 * self.border_width + 1
-            edge = (minimum_filter(ids, size) != maximum_filter(ids, size)) & (ids > 0)
-            sample["mask"][torch.from_numpy(edge)] = self.labels.num_classes - 1
         return sample
 
     def fingerprint(self, split: str) -> str:
         stats = [(str(p), p.stat()) for files in self.files[split].values() for paths in files.values() for p in paths]
-        options = (self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, self.border_width)
+        options = (self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb)
         return repr((options, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
 
     def _first_image(self, channels: int | None) -> np.ndarray:

@@ -44,9 +44,6 @@ class FolderData(FileData):
         scale: what stands for 1.0 in an image, e.g. 4095 for 12 bits; null: the largest integer of its type.
         mask_threshold: gray level from which a mask's pixel is foreground: for masks saved as JPEG.
         as_rgb: take gray, palette, RGBA and CMYK pictures as RGB: photographs from the web come mixed.
-        border: name of the last class, if it is that of the edges of individuals (configs/experiment/
-            nuclei_instances.yaml); it is drawn from the `instances`, and its mask value need not occur.
-        border_width: pixels of an individual, from its edge inwards, that are border.
 
     Raises:
         InputError: a folder is missing, a split is empty; the message says which. Single files that cannot be used are
@@ -72,8 +69,6 @@ class FolderData(FileData):
         scale: float | None = None,
         mask_threshold: int | None = None,
         as_rgb: bool = False,
-        border: str | None = None,
-        border_width: int = 2,
     ) -> None:
         self.root = expand(root)
         if not self.root.is_dir():
@@ -99,9 +94,7 @@ class FolderData(FileData):
                     raise InputError(f"{problems[0]} (nothing is left in the {split} split)")
                 raise InputError(f"{self.root}: the {split} split is empty. {self._where(split)}")
         by_folder = "{class}" in self.patterns["image"]
-        super().__init__(
-            classes, ignore, channels, task, found, scale, mask_threshold, by_folder, as_rgb, border, border_width
-        )
+        super().__init__(classes, ignore, channels, task, found, scale, mask_threshold, by_folder, as_rgb)
         self.problems = problems
 
     def group(self, name: str) -> str:

@@ -46,7 +46,6 @@ class Labels:
         channels: bands of the images.
         dtype: of the images, by NumPy's name; None: not declared.
         scale: what stands for 1.0 in an image; None: the largest integer of its type, 1 for floats.
-        border: the class of the pixels at the edge of an individual, drawn from instance ids; None: there is none.
     """
 
     task: str
@@ -57,7 +56,6 @@ class Labels:
     channels: int = 3
     dtype: str | None = None
     scale: float | None = None
-    border: str | None = None
 
     @classmethod
     def parse(

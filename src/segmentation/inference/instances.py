@@ -10,7 +10,6 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from skimage.measure import label as components
 from skimage.morphology import h_maxima
 from skimage.segmentation import relabel_sequential, watershed
-from torch import Tensor
 from torchmetrics import Metric
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
@@ -25,19 +24,16 @@ SADDLE = 0.75  # pixels by which two maxima of the distance must stand out from 
 
 
 def things(labels: Labels) -> list[int]:
-    """Classes that have individuals: all but the background and the border."""
-    return [k for k, name in enumerate(labels.names) if k != labels.background and name != labels.border]
+    """Classes that have individuals: all but the background."""
+    return [k for k in range(labels.num_classes) if k != labels.background]
 
 
-def separate(probability: np.ndarray, index: np.ndarray, labels: Labels, by: str = "watershed") -> np.ndarray:
-    """Individuals of an image's classes, by marker-controlled watershed (Meyer and Beucher 1990).
-
-    Where the data has a border class, markers are what is left of the classes between borders, and they grow over the
-    probability of a border, so that touching individuals meet where a border is likeliest. Else markers are the maxima
-    of the distance to the edge of the class, and they grow over that distance.
+def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.ndarray:
+    """Individuals of an image's classes, by marker-controlled watershed (Meyer and Beucher 1990): markers are the
+    maxima of the distance to the edge of the class, smoothed, and grow downhill until they meet, where the class is
+    narrowest. A net that has learnt the gaps (`BorderWeight`) leaves little to part.
 
     Args:
-        probability: (K, H, W), or (1, H, W) of the foreground.
         index: (H, W) class indices.
         labels: the classes.
         by: `watershed`, or `components`: connected pixels of a class are one individual (what is to be beaten).
@@ -46,31 +42,20 @@ def separate(probability: np.ndarray, index: np.ndarray, labels: Labels, by: str
         (H, W) int32, 0 for none, 1, 2, ... an individual.
     """
     ids = np.zeros(index.shape, np.int32)
-    border = labels.names.index(labels.border) if labels.border else None
     for k in things(labels):
         inside = index == k
-        if border is not None:
-            # Borders belong to the class whose inside is next to them: the watershed floods no further than they go.
-            whole = inside | (index == border) if len(things(labels)) == 1 else _with_border(inside, index == border)
-            markers, height = components(inside, connectivity=1), probability[border]
+        if by == "components":
+            found = components(inside, connectivity=1)
         else:
-            whole = inside
             distance = gaussian_filter(distance_transform_edt(inside), CALM)
-            markers, height = components(h_maxima(distance, SADDLE) * inside), -distance
-        found = components(whole, connectivity=1) if by == "components" else watershed(height, markers, mask=whole)
+            found = watershed(-distance, components(h_maxima(distance, SADDLE) * inside), mask=inside)
         sizes = np.bincount(found.ravel())
+        sizes[0] = 0
         keep = np.flatnonzero(sizes >= SMALLEST)
-        keep = keep[keep > 0]
         number = np.zeros(len(sizes), np.int32)
         number[keep] = np.arange(1, len(keep) + 1) + ids.max()
-        ids = np.where((found > 0) & (ids == 0), number[found], ids)
+        ids = np.where(inside, number[found], ids)
     return ids
-
-
-def _with_border(inside: np.ndarray, border: np.ndarray) -> np.ndarray:
-    """The inside of a class and those border pixels that are nearer to it than to nothing: in its own component."""
-    both = components(inside | border, connectivity=1)
-    return (inside | border) & np.isin(both, np.unique(both[inside]))
 
 
 def class_of(ids: np.ndarray, index: np.ndarray, labels: Labels) -> np.ndarray:
@@ -78,8 +63,8 @@ def class_of(ids: np.ndarray, index: np.ndarray, labels: Labels) -> np.ndarray:
     found = np.full(int(ids.max(initial=0)) + 1, -1)
     votes = np.stack([np.bincount(ids[index == k], minlength=len(found)) for k in things(labels)])
     voted = votes.max(axis=0) > 0
+    voted[0] = False
     found[voted] = np.array(things(labels))[votes.argmax(axis=0)[voted]]
-    found[0] = -1
     return found
 
 
@@ -171,12 +156,10 @@ class InstanceScores(Callback):
     ) -> None:
         if "instance" not in batch:
             raise InputError("--instances needs a truth: give the data set its `instances` (ids, 0 for none)")
-        logits: Tensor = outputs["logits"].float()
-        chances = (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)).cpu().numpy()
         indices, truths, masks = (
-            x.cpu().numpy() for x in (pl_module.classify(logits), batch["instance"], batch["mask"])
+            x.cpu().numpy() for x in (pl_module.classify(outputs["logits"]), batch["instance"], batch["mask"])
         )
         numbers: Sequence[int] = batch["index"].tolist()
-        for number, chance, index, truth, mask in zip(numbers, chances, indices, truths, masks, strict=True):
+        for number, index, truth, mask in zip(numbers, indices, truths, masks, strict=True):
             if number >= 0:  # else a filler
-                self.metrics.update(separate(chance, index, self.labels, self.by), index, truth, mask)
+                self.metrics.update(separate(index, self.labels, self.by), index, truth, mask)

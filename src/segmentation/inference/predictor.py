@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from segmentation.checkpoint import load_module, read_checkpoint
@@ -61,17 +62,21 @@ class Predictor:
         self.checkpoint = read_checkpoint(path)
         module = load_module(self.checkpoint, str(path))
         self.labels = module.labels
-        precision = precision or self.checkpoint["precision"]
         try:
-            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-        except ValueError:  # float16 on a CPU, say
-            self.fabric = Fabric(accelerator=accelerator, devices=1, precision="32-true")
-        except Exception as error:
-            raise InputError(f"--accelerator {accelerator} cannot be used here: {error}") from error
+            try:
+                self.fabric = Fabric(
+                    accelerator=accelerator, devices=1, precision=precision or self.checkpoint["precision"]
+                )
+            except ValueError:  # training's float16, on a CPU
+                if precision:
+                    raise
+                self.fabric = Fabric(accelerator=accelerator, devices=1, precision="32-true")
+        except (ValueError, MisconfigurationException) as error:
+            raise InputError(f"--accelerator {accelerator}, --precision {precision}: {error}") from error
         self.device = self.fabric.device
         self.whole = Averaged(module.net, None, tta)
         self.tiled = Averaged(module.net, tile or TILE, tta, batch_size)
-        self.limit = tile * tile if tile else WHOLE
+        self.limit = 0 if tile else WHOLE
         self.module = module.to(self.device).eval().requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)

@@ -81,9 +81,10 @@ def prune(args: list[str] | None = None) -> list[Level]:
     trained = open_trained("prune", options, rest, "val")
     _check_prunable(trained.module)
     refuse_existing([plot, figures], options.overwrite)
-    levels, size = measure(trained, options)
+    predictor = Predictor(source, trained.trainer["accelerator"])
+    levels, size = measure(trained, predictor, options.repeats)
     chosen = choose(levels, options.max_ms, options.max_drop)
-    where = machine(str(Predictor(source, trained.trainer["accelerator"]).device))
+    where = machine(predictor.device.type)
     _print_levels(levels, size, where)
     figures.parent.mkdir(parents=True, exist_ok=True)
     save_png(levels_figure(levels, chosen, f"{size[1]}x{size[0]} pixels, {where}"), plot)
@@ -111,7 +112,7 @@ def _parser() -> JobParser:
     return parser
 
 
-def measure(trained: Trained, options: Namespace) -> tuple[list[Level], tuple[int, int]]:
+def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[Level], tuple[int, int]]:
     """mIoU of every level from one pass over the validation split, then time and memory of one image.
 
     Levels take turns, so that what else the machine does hits all alike.
@@ -123,7 +124,6 @@ def measure(trained: Trained, options: Namespace) -> tuple[list[Level], tuple[in
     trainer = Trainer(**config, callbacks=[Progress()])
     trainer.validate(module, datamodule=data, verbose=False)
     image = data.dataset.load("val", 0)["image"][None]
-    predictor = Predictor(options.checkpoint, config["accelerator"])
     device = predictor.device.type
     x = predictor.module.normalize(image.to(predictor.device))
     nets = [predictor.module.net.prune(level).eval() for level in range(1, module.net.num_heads + 1)]
@@ -134,7 +134,7 @@ def measure(trained: Trained, options: Namespace) -> tuple[list[Level], tuple[in
             return net.predict(x)
 
     memory = [(seconds(lambda: run(net), device), peak_memory(lambda: run(net), device))[1] for net in nets]  # noqa: B023
-    for _ in range(options.repeats):
+    for _ in range(repeats):
         for net, taken in zip(nets, times, strict=True):
             taken.append(seconds(lambda: run(net), device))  # noqa: B023
     levels = [

@@ -128,18 +128,16 @@ class Writer:
         if options.instances and large:
             raise InputError(f"{self.results.images[name]}: is too large to tell individuals apart. Cut it into pieces")
         index = np.empty((height, width), np.uint8 if self.labels.num_classes < 256 else np.uint16)
-        kept = []
         whole = written_whole(paths["mask"]) if options.format == "probabilities" else nullcontext()
         with whole as aside:
             table = _Table(aside, (self.labels.num_outputs, height, width)) if aside else None
             for top, logits in strips:
                 index[top : top + logits.shape[1]] = self.classify(logits)
-                kept += [logits.cpu()] if options.instances else []
                 if table:
                     table.write(top, probabilities(logits).half().cpu().numpy())
             if table:
                 table.file.close()
-        job = self.pool.submit(self._save, paths, image, index, kept)
+        job = self.pool.submit(self._save, paths, image, index)
         if large:
             job.result()
             return
@@ -152,14 +150,14 @@ class Writer:
         found = logits[0] > self.threshold if len(logits) == 1 else logits.argmax(dim=0)
         return found.to(torch.uint8 if self.labels.num_classes < 256 else torch.int32).cpu().numpy()
 
-    def _save(self, paths: dict[str, Path], image: np.ndarray, index: np.ndarray, kept: list[Tensor]) -> None:
+    def _save(self, paths: dict[str, Path], image: np.ndarray, index: np.ndarray) -> None:
         """Write an image's files; the mask last, as it is what says that an image is done."""
         if "overlay" in paths:
             step = -(-max(index.shape) // SHOWN)
             shown = torch.from_numpy(np.ascontiguousarray(image[:, ::step, ::step]))
             _save_png(Image.fromarray(overlay(shown, index[::step, ::step], self.labels)), paths["overlay"])
         if "instances" in paths:
-            ids = separate(probabilities(torch.cat(kept, dim=1)).numpy(), index, self.labels)
+            ids = separate(index, self.labels)
             if ids.max(initial=0) > 65535:
                 raise InputError(f"{paths['instances']}: {ids.max()} individuals are more than 16 bits can number")
             _save_png(Image.fromarray(ids.astype(np.uint16)), paths["instances"])
