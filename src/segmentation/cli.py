@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Progress, Throughput
 from segmentation.checkpoint import read_checkpoint
+from segmentation.cluster import Preemption, check_launch
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.job import start_job
@@ -142,6 +143,7 @@ class SegmentationCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with its loggers and callbacks, which live in the run folder."""
         config, run = self.config_init, self.run_folder
+        check_launch(config.trainer.devices, config.trainer.num_nodes)
         self.throughput = Throughput()
         trainer = dict(config.trainer)
         if trainer["precision"] is None:
@@ -154,6 +156,7 @@ class SegmentationCLI(LightningCLI):
             Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
             LearningRateMonitor("step"),
             EpochLines(),
+            Preemption(run),
             *([Progress()] if trainer["enable_progress_bar"] is not False else []),
             *(trainer["callbacks"] or []),
         ]

@@ -1,6 +1,7 @@
 """What a user sees when a run cannot go on: one line that names the file and the remedy, and an exit status.
 
-Exit status: 0 done, 2 bad input, 130 Ctrl-C; anything else, with its stack trace, is a bug of this project.
+Exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 preempted (saved, to be resumed); anything else, with its stack trace,
+is a bug of this project.
 """
 
 import errno
@@ -12,6 +13,10 @@ from dataclasses import dataclass
 
 class InputError(Exception):
     """Something the user gave (a file, an option, a name) cannot be used. The message names it and says the fix."""
+
+
+class Preempted(Exception):
+    """The scheduler takes the machine away; all that counts is saved. The message says where."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,15 @@ INTERRUPTED = (
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 
+#: What gloo and NCCL say when the process at the other end is gone.
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device, or the machine, has no memory left. torch has no single class for it."""
     signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "killed by signal: killed")
@@ -57,6 +71,8 @@ def run_job(job: Callable[[], None]) -> None:
     except InputError as error:
         # In a worker of a DataLoader, torch puts that process's stack trace before the message.
         _stop(2, f"error: {str(error).rpartition('InputError: ')[2].strip()}")
+    except Preempted as stop:
+        _stop(143, f"preempted: {stop}. The same command, with --resume, goes on from there")
     except KeyboardInterrupt:
         _stop(130, INTERRUPTED)
     except SystemExit as stop:
@@ -71,6 +87,8 @@ def run_job(job: Callable[[], None]) -> None:
             2, f"error: {where}{error.strerror}. What was finished is kept; make room, and run the same command again"
         )
     except (MemoryError, RuntimeError) as error:
+        if any(sign in str(error) for sign in LOST_PEER):
+            _stop(1, "error: another process of this run has died; its message is above. Start again with --resume")
         if not is_out_of_memory(error):
             raise
         _stop(2, f"error: {OUT_OF_MEMORY}")

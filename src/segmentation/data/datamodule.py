@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, SegmentationData
 from segmentation.data.census import Census, find_leaks, take_census
-from segmentation.data.loading import RareCrops, SplitDataset, collate, unpack
+from segmentation.data.loading import RareCrops, SplitDataset, collate, ignore_preemption, unpack
 from segmentation.data.sampler import EvalBatches, TrainBatches, TrainLoader
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.transforms import Augment
@@ -223,6 +223,7 @@ class SegmentationDataModule(LightningDataModule):
         workers = shared if self.num_workers is None else self.num_workers
         return {
             "collate_fn": collate,
+            "worker_init_fn": ignore_preemption,
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": self.trainer.strategy.root_device.type == "cuda",

@@ -100,11 +100,11 @@ def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, s
                 pages = getattr(image, "n_frames", 1)
                 # Pillow reads the first page, and drops bands beyond those of its mode.
                 lost = image.format == "TIFF" and image.tag_v2.get(277, 1) != len(image.getbands())
-                if image.format == "TIFF" and (pages > 1 or lost or _deep_color(image)):
-                    return _tiff(path, channels), "TIFF"
+                large = image.width * image.height > LARGE and image.mode in ("L", "RGB", "RGBA", "I;16")
+                if image.format == "TIFF" and (pages > 1 or lost or large or _deep_color(image)):
+                    return _tiff(path, channels), image.mode if large else "TIFF"
                 if pages > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
                     raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own")
-                large = image.width * image.height > LARGE and image.mode in ("L", "RGB", "RGBA", "I;16")
                 if _deep_color(image) or (large and image.format in DECODERS):
                     upright = ORIENTATIONS.get(image.getexif().get(274, 1), lambda x: x)
                     return upright(DECODERS[image.format](path.read_bytes())), image.mode

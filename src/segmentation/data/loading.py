@@ -1,5 +1,6 @@
 """One split on its way into batches: reading, augmenting, collating; and unpacking on the device."""
 
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -81,6 +82,13 @@ class SplitDataset(Dataset):
         """A sample as it is kept: class indices in two bytes."""
         sample = self.data.load(self.split, index)
         return Sample(**{**sample, "mask": sample["mask"].short()})
+
+
+def ignore_preemption(worker: int) -> None:
+    """A scheduler signals all processes of a job. A worker that died of it would take the run with it, unsaved."""
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""Real processes, real kills: what goes on after them ends with the weights of an unbroken run."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, TINY, train
+from segmentation.cluster import check_launch
+from segmentation.errors import InputError
+
+#: A minute of steps, were it not for the kills: slow enough to be hit, in the middle of an epoch too.
+RUN = [*TINY, "--trainer.max_epochs", "4", "--data.dataset.train", "160", "--checkpoint.every_minutes", "0.02"]
+
+
+def start(name: str, *args: str, **env: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "src/train.py"), *RUN, "--name", name, "--resume", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    return torch.load(Path("runs") / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)
+
+
+def same(name: str, other: str) -> bool:
+    a, b = weights(name), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
+    """To the whole group, as schedulers do: workers of the loader get it too."""
+    workers = ["--data.num_workers", "1"]
+    process = start("run", *workers)
+    wait_for(Path("runs/run/checkpoints/last.ckpt"))
+    time.sleep(0.3)
+    os.killpg(process.pid, number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stdout + stderr
+    assert stderr.strip().splitlines()[-1].startswith("preempted: stopped by a signal at step ")
+    assert "Traceback" not in stderr
+    step = torch.load("runs/run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert f"at step {step}," in stderr
+    assert start("run", *workers).wait(120) == 0
+    train(*RUN, *workers, "--name", "whole")
+    assert same("run", "whole")
+
+
+@pytest.mark.slow
+def test_twenty_sudden_deaths() -> None:
+    """SIGKILL of the whole group, each time at a seeded random moment, until it has died twenty times."""
+    rng = random.Random(0)
+    deaths = 0
+    begun = time.monotonic()
+    while deaths < 20:
+        assert time.monotonic() - begun < 400
+        process = start("run", "--trainer.limit_test_batches", "1")
+        try:
+            process.wait(rng.uniform(4.5, 9.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            deaths += 1
+        out, err = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, out + err
+    assert start("run").wait(120) == 0
+    train(*RUN, "--name", "whole")
+    assert same("run", "whole")
+    assert deaths >= 1
+
+
+def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_launch("auto", 1)
+    with monkeypatch.context() as env:
+        env.setenv("LOCAL_RANK", "0")
+        with pytest.raises(InputError, match="unset LOCAL_RANK"):
+            check_launch("auto", 1)
+    with monkeypatch.context() as env:
+        for key, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_WORLD_SIZE", "4"), ("WORLD_SIZE", "8")):
+            env.setenv(key, value)
+        check_launch("auto", 2)
+        check_launch(4, 2)
+        with pytest.raises(InputError, match="nproc-per-node 2, or .*devices 4"):
+            check_launch(2, 2)
+        with pytest.raises(InputError, match=r"--trainer.num_nodes 2"):
+            check_launch(4, 1)
+    for key, value in (("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2"), ("SLURM_PROCID", "0"), ("SLURM_JOB_NAME", "x")):
+        monkeypatch.setenv(key, value)
+    check_launch(2, 2)
+    with pytest.raises(InputError, match=r"--trainer.num_nodes 2, or #SBATCH --nodes=1"):
+        check_launch(4, 1)
+    with pytest.raises(InputError, match=r"--ntasks-per-node=1, or --trainer.devices 2"):
+        check_launch(1, 2)
