@@ -47,7 +47,7 @@ def same(name: str, other: str) -> bool:
 def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     """To the whole group, as schedulers do: workers of the loader get it too."""
     workers = ["--data.num_workers", "1"]
-    process = start("run", *workers)
+    process = start("run", *workers, WANDB_MODE="offline")  # it too must be closed without a word
     wait_for(Path("runs/run/checkpoints/last.ckpt"))
     time.sleep(0.3)
     os.killpg(process.pid, number)
@@ -57,7 +57,10 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     assert "Traceback" not in stderr
     step = torch.load("runs/run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert f"at step {step}," in stderr
-    assert start("run", *workers).wait(120) == 0
+    assert start("run", *workers, WANDB_MODE="offline").wait(120) == 0
+    pieces = [path.name.rpartition("-")[2] for path in Path("runs/run/wandb").glob("offline-run-*")]
+    assert len(pieces) == 2
+    assert len(set(pieces)) == 1  # one W&B run
     train(*RUN, *workers, "--name", "whole")
     assert same("run", "whole")
 
@@ -97,7 +100,7 @@ def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> No
             env.setenv(key, value)
         check_launch("auto", 2)
         check_launch(4, 2)
-        with pytest.raises(InputError, match="nproc-per-node 2, or .*devices 4"):
+        with pytest.raises(InputError, match=r"nproc-per-node 2, or .*devices 4"):
             check_launch(2, 2)
         with pytest.raises(InputError, match=r"--trainer.num_nodes 2"):
             check_launch(4, 1)

@@ -70,11 +70,18 @@ class Preemption(Callback):
 
     def __init__(self, run: RunFolder) -> None:
         self.run, self.received = run, 0
-        self.before: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number in SIGNALS:  # again at each stage: Lightning sets its own at the beginning of each
-            self.before.setdefault(number, signal.getsignal(number))
+        self.listen()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()  # again: since `setup` Lightning has set its own
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()
+
+    def listen(self) -> None:
+        for number in SIGNALS:
             signal.signal(number, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
@@ -110,10 +117,10 @@ class Preemption(Callback):
 
     def stop(self, trainer: Trainer) -> None:
         """Raises Preempted, on every process."""
-        said = ""
-        if trainer.is_global_zero and self.received != signal.SIGTERM:
-            said = requeue()
-        raise Preempted(f"stopped by a signal at step {trainer.global_step}, saved in {self.run.checkpoints}{said}")
+        last = None
+        if trainer.is_global_zero:
+            last = str if self.received == signal.SIGTERM else requeue
+        raise Preempted(f"stopped by a signal at step {trainer.global_step}, saved in {self.run.checkpoints}", last)
 
 
 def requeue() -> str:

@@ -16,7 +16,17 @@ class InputError(Exception):
 
 
 class Preempted(Exception):
-    """The scheduler takes the machine away; all that counts is saved. The message says where."""
+    """The scheduler takes the machine away; all that counts is saved. The message says where.
+
+    Args:
+        message: one line.
+        last: what rank 0 does when all else is done; it returns what to add to the message. None on the other
+            processes: these end with status 0, since srun kills the rest of a job when one of its tasks fails.
+    """
+
+    def __init__(self, message: str, last: Callable[[], str] | None) -> None:
+        super().__init__(message)
+        self.last = last
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,10 @@ def run_job(job: Callable[[], None]) -> None:
         # In a worker of a DataLoader, torch puts that process's stack trace before the message.
         _stop(2, f"error: {str(error).rpartition('InputError: ')[2].strip()}")
     except Preempted as stop:
-        _stop(143, f"preempted: {stop}. The same command, with --resume, goes on from there")
+        if stop.last is None:
+            os._exit(0)
+        _close(143)
+        _stop(143, f"preempted: {stop}{stop.last()}. The same command, with --resume, goes on from there")
     except KeyboardInterrupt:
         _stop(130, INTERRUPTED)
     except SystemExit as stop:
@@ -94,10 +107,14 @@ def run_job(job: Callable[[], None]) -> None:
         _stop(2, f"error: {OUT_OF_MEMORY}")
 
 
-def _stop(status: int, line: str) -> None:
+def _close(status: int) -> None:
     sys.stdout.flush()
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=status, quiet=True)
+        wandb.finish(exit_code=status)
+
+
+def _stop(status: int, line: str) -> None:
+    _close(status)
     print(line, file=sys.stderr, flush=True)
     os._exit(status)

@@ -170,6 +170,8 @@ class Labels:
         if self.by_color:
             return np.array([hex_to_rgb(str(values[0])) for values in self.values], dtype=np.uint8)[index]
         first = [int(values[0]) for values in self.values]
+        if index.dtype == np.uint8 and first == list(range(len(first))):
+            return index  # of a large mask there is one array, not two
         return np.array(first, dtype=np.uint8 if max(first) < 256 else np.uint16)[index]
 
     def _look_up(self, codes: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from segmentation.inference.averaged import Averaged, Symmetries
 from segmentation.job import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
-TILE = 1024  # side of the tiles of a larger one
+TILE = 512  # side of the tiles of a larger one
 
 
 def add_options(parser: JobParser) -> None:
@@ -39,7 +39,7 @@ class Predictor:
         path: the checkpoint.
         accelerator: as Lightning names it: auto, cpu, gpu, mps.
         precision: likewise; None: that of training, as far as the device can.
-        tile: side of tiles; None: images of more than 4 megapixels are cut into tiles of 1024.
+        tile: side of tiles; None: images of more than 4 megapixels are cut into tiles of 512.
         tta: symmetries to average over.
         batch_size: tiles of one forward pass.
 

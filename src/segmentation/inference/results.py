@@ -22,7 +22,7 @@ from segmentation.job import written_whole
 from segmentation.pictures import overlay
 from segmentation.run import write_json, write_text
 
-SHOWN = 4096  # pixels of an overlay's longest side at most
+SHOWN = 2048  # pixels of an overlay's longest side at most
 
 
 class Results:
