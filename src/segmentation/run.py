@@ -137,8 +137,9 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def new_name() -> str:
-    """A name for a run without --name: the run's id in a W&B sweep, the job's under SLURM, else the time. Processes that Lightning starts take
-    it from rank 0 through the environment; where another launcher starts them, only rank 0 uses its name."""
+    """A name for a run without --name: the run's id in a W&B sweep, the job's under SLURM, else the time. Processes
+    that Lightning starts take it from rank 0 through the environment; where another launcher starts them, only rank 0
+    uses its name."""
     job, swept = os.environ.get("SLURM_JOB_ID"), os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID")
     if rank_zero_only.rank == 0:
         now = time.strftime("%Y%m%d-%H%M%S")
