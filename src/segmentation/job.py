@@ -43,6 +43,7 @@ def start_job() -> None:
     logging.getLogger().addFilter(_of_use)
     for message in (
         ".*LeafSpec.*is deprecated.*",
+        ".*`srun` command is available.*",  # on every login node
         ".*does not have many workers.*",
         ".*sync_dist=True.*",
         ".*is already saved during checkpointing.*",
@@ -73,5 +74,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a library's own error may name no file
+        raise
     finally:
         aside.unlink(missing_ok=True)

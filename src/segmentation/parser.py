@@ -88,11 +88,12 @@ class Parser(LightningArgumentParser):
         # A nested option's error names only its last part; the whole was typed, or stands in a YAML file.
         name = next((word for word in self.typed if word.endswith(f".{name}")), name).replace(".init_args", "")
         matches = {option: option if "." in name else option.rpartition(".")[2] for option in options}
-        close = difflib.get_close_matches(name, matches.values(), n=1, cutoff=0.5)
+        cutoff = 0.5 if "." in name else 0.75  # a short name is like one of hundreds
+        close = difflib.get_close_matches(name, matches.values(), n=1, cutoff=cutoff)
         likely = min((o for o, short in matches.items() if close and short == close[0]), key=len, default="")
         group = likely.rpartition(".")[0] or name.rpartition(".")[0]
         choices = sorted(option for option in options if option.rpartition(".")[0] == group)
-        return f"no option {name!r}. {_choose(likely, choices)}. All of them: --help"
+        return f"no option {name!r}. {_choose(likely, choices) + '. ' if choices else ''}All of them: --help"
 
 
 def _choose(likely: str, choices: list[str]) -> str:

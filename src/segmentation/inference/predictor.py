@@ -71,7 +71,7 @@ class Predictor:
                 if precision:
                     raise
                 self.fabric = Fabric(accelerator=accelerator, devices=1, precision="32-true")
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, RuntimeError, MisconfigurationException) as error:
             raise InputError(f"--accelerator {accelerator}, --precision {precision}: {error}") from error
         self.device = self.fabric.device
         self.whole = Averaged(module.net, None, tta)

@@ -154,7 +154,7 @@ class Writer:
         """Write an image's files; the mask last, as it is what says that an image is done."""
         if "overlay" in paths:
             step = -(-max(index.shape) // SHOWN)
-            shown = torch.from_numpy(np.ascontiguousarray(image[:, ::step, ::step]))
+            shown = torch.from_numpy(image[:, ::step, ::step].copy())
             _save_png(Image.fromarray(overlay(shown, index[::step, ::step], self.labels)), paths["overlay"])
         if "instances" in paths:
             ids = separate(index, self.labels)
