@@ -21,6 +21,7 @@ from segmentation.inference.evaluating import evaluate
 from segmentation.inference.exporting import export
 from segmentation.inference.predicting import find_images, predict
 from segmentation.inference.pruning import prune
+from segmentation.inference.results import Writer
 
 CPU = ["--accelerator", "cpu"]
 
@@ -84,7 +85,9 @@ def test_tiles_write_the_same_strip_by_strip(trained: Path) -> None:
     assert (whole.argmax(axis=0) == tiled.argmax(axis=0)).mean() > 0.9
 
 
-def test_it_goes_on_where_it_was_stopped(trained: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_goes_on_where_it_was_stopped(
+    trained: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     predict([str(trained), "photos", "out", *CPU])
     Path("out/deep/er/b c.png").unlink()
     before = Path("out/a.png").stat().st_mtime_ns
@@ -93,7 +96,11 @@ def test_it_goes_on_where_it_was_stopped(trained: Path, photos: Path, capsys: py
     assert "left out   2 images" in capsys.readouterr().out
     with pytest.raises(InputError, match="another --format"):
         predict([str(trained), "photos", "out", "--format", "palette", *CPU])
-    assert predict([str(trained), "photos", "out", "--format", "palette", "--overwrite", *CPU]) == 3
+    with monkeypatch.context() as patch:  # stopped after one image of the new format
+        patch.setattr(Writer, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predict([str(trained), "photos", "out", "--format", "palette", "--overwrite", *CPU])
+    assert predict([str(trained), "photos", "out", "--format", "palette", *CPU]) == 3  # none of the old ones is left
     other = Path("other.ckpt")
     torch.save({**read_checkpoint(trained), "epoch": 99}, other)
     with pytest.raises(InputError, match="another checkpoint"):

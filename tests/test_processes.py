@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from conftest import TINY, script, train
+from segmentation.losses import CrossEntropy, Focal, WeightedSum
+from segmentation.nets import UNet
 
 
 def figures(checkpoint: str, processes: int, batch: int, *args: str) -> dict[str, float]:
@@ -75,3 +77,33 @@ def test_training_in_two_processes(tmp_path: Path) -> None:
             if f"{split}/{key}" in logged and key != "loss":
                 assert repr(logged[f"{split}/{key}"]) == repr(value), key
         assert f"{split}/miou" in logged
+
+
+def gradients_of(rank: int, world: int, folder: str) -> None:
+    """Of a share of a batch, on one of `world` processes; averaged over them by DDP."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
+    )
+    net = UNet(num_classes=3, widths=(4, 8), norm="group", deep_supervision=True)
+    loss = WeightedSum([CrossEntropy(class_weights=[1.0, 2.0, 5.0]), Focal(gamma=1.0)])
+    image, mask = torch.randn(4, 3, 24, 24), torch.randint(0, 3, (4, 24, 24))
+    mask[:2, :, 4:] = -100  # the first process has a sixth of the second's pixels
+    mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    module = torch.nn.parallel.DistributedDataParallel(net)
+    sum(loss(logits, mask[mine]) for logits in module(image[mine]).logits).backward()
+    if rank == 0:
+        torch.save([p.grad for p in net.parameters()], f"{folder}/gradients{world}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    """Of the same global batch, though the processes differ in valid pixels (and, with weights, in mass)."""
+    for world in (1, 2):
+        torch.multiprocessing.spawn(gradients_of, (world, str(tmp_path)), nprocs=world)
+    one, two = (torch.load(tmp_path / f"gradients{world}.pt") for world in (1, 2))
+    assert max(float(gradient.abs().max()) for gradient in one) > 1e-3
+    for a, b in zip(two, one, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)

@@ -59,7 +59,10 @@ def predict(args: list[str] | None = None) -> int:
         say = lambda text: bar.update(task, name=text)  # noqa: E731
         with Writer(results, predictor.module.logit_threshold) as writer:
             for name, image in _read_ahead(predictor, todo, bad):
-                writer.write(name, image, _announced(predictor.strips(image), name, image.shape[1], say))
+                try:
+                    writer.write(name, image, _announced(predictor.strips(image), name, image.shape[1], say))
+                except InputError as error:
+                    bad.append(str(error))
                 pixels += image.shape[-2] * image.shape[-1]
                 bar.advance(task)
                 del image  # before the next one is taken: a large one counts

@@ -76,7 +76,10 @@ class Results:
             raise InputError(f"{self.output} holds masks of {what}: choose another OUTPUT, or add --overwrite")
         self.output.mkdir(parents=True, exist_ok=True)
         write_json(self.record, made_by)
-        if self.options.overwrite:
+        if self.options.overwrite:  # at once: a half-done second run must not pass for a whole one of the new options
+            for name in self.images:
+                for path in self.paths(name).values():
+                    path.unlink(missing_ok=True)
             return self.images
         there = [name for name in self.images if self.paths(name)["mask"].exists()]
         if there and not known:

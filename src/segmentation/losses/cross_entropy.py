@@ -47,7 +47,26 @@ class PixelLoss(SegmentationLoss):
         loss = torch.where(valid, self.of_pixel(log_p), 0.0)
         loss = loss if weights is None else loss * weights[mask * valid]
         loss = loss if weight is None else loss * weight
-        return loss.sum() / self.mass(logits, mask).to(loss.dtype).clamp(min=torch.finfo(loss.dtype).tiny)
+        mass = self.mass(logits, mask).to(loss.dtype)
+        return of_all_processes(loss.sum() / mass.clamp(min=torch.finfo(loss.dtype).tiny), mass)
+
+
+def of_all_processes(loss: Tensor, mass: Tensor) -> Tensor:
+    """A mean over this process's pixels whose gradient is that of the mean over the pixels of all processes.
+
+    DDP averages gradients over processes as if each had as many valid pixels: so each one's counts by its share. The
+    value stays this process's own. Without a gradient, or with one process, this does nothing.
+
+    Args:
+        loss: the mean.
+        mass: what its sum was divided by.
+    """
+    if not (loss.requires_grad and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return loss
+    total = mass.detach().clone()
+    torch.distributed.all_reduce(total)
+    share = mass * torch.distributed.get_world_size() / total.clamp(min=torch.finfo(loss.dtype).tiny)
+    return loss.detach() + share * (loss - loss.detach())
 
 
 class CrossEntropy(PixelLoss):
