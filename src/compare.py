@@ -7,10 +7,5 @@ python src/compare.py runs/unet runs/unetpp --output comparison --wandb
 from segmentation.errors import run_job
 from segmentation.inference.comparing import compare
 
-
-def main() -> None:
-    compare()
-
-
 if __name__ == "__main__":
-    run_job(main)
+    run_job(compare)

@@ -8,10 +8,5 @@ python src/eval.py runs/NAME/checkpoints/best.ckpt --data configs/data/camvid.ya
 from segmentation.errors import run_job
 from segmentation.inference.evaluating import evaluate
 
-
-def main() -> None:
-    evaluate()
-
-
 if __name__ == "__main__":
-    run_job(main)
+    run_job(evaluate)

@@ -7,10 +7,5 @@ python src/export.py runs/NAME/checkpoints/best.ckpt --format torch_export --out
 from segmentation.errors import run_job
 from segmentation.inference.exporting import export
 
-
-def main() -> None:
-    export()
-
-
 if __name__ == "__main__":
-    run_job(main)
+    run_job(export)

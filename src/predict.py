@@ -7,10 +7,5 @@ python src/predict.py runs/NAME/checkpoints/best.ckpt "scans/**/*.tif" predicted
 from segmentation.errors import run_job
 from segmentation.inference.predicting import predict
 
-
-def main() -> None:
-    predict()
-
-
 if __name__ == "__main__":
-    run_job(main)
+    run_job(predict)

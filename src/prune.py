@@ -7,10 +7,5 @@ python src/prune.py runs/NAME/checkpoints/best.ckpt --level 2        the checkpo
 from segmentation.errors import run_job
 from segmentation.inference.pruning import prune
 
-
-def main() -> None:
-    prune()
-
-
 if __name__ == "__main__":
-    run_job(main)
+    run_job(prune)

@@ -9,10 +9,5 @@ torchrun --nproc-per-node 8 src/train.py --config configs/trainer/ddp.yaml --nam
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import run_job
 
-
-def main() -> None:
-    SegmentationCLI().run()
-
-
 if __name__ == "__main__":
-    run_job(main)
+    run_job(lambda: SegmentationCLI().run())

@@ -8,10 +8,12 @@ from jsonargparse import Namespace
 
 from conftest import ROOT, make_folder, train, write_image
 from official_sets import MAKERS
+from segmentation.cli import SegmentationCLI
 from segmentation.data import SegmentationDataModule
 from segmentation.module import SegmentationModule
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+SWEEP = ROOT / "configs/sweep.yaml"  # no overlay, but what `wandb sweep` reads
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path != SWEEP]
 ONE_BATCH = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
 ONE_BATCH += ["--data.num_workers", "0", "--pictures.images", "1", "--trainer.check_val_every_n_epoch", "1"]
 
@@ -65,6 +67,18 @@ def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if not cli.trainer.overfit_batches:  # debug.yaml does not test
         assert (tmp_path / "runs/run/summary.json").is_file()
     assert (tmp_path / "runs/run/checkpoints/best.ckpt").is_file()
+
+
+def test_every_choice_of_the_sweep_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its options and their values are taken, as the agent gives them: --option=value."""
+    sweep = yaml.safe_load(SWEEP.read_text())
+    assert (ROOT / sweep["program"]).is_file()
+    choices = {key: one.get("values", [one.get("min")]) for key, one in sweep["parameters"].items()}
+    for number in range(max(map(len, choices.values()))):
+        words = [f"--{key}={values[number % len(values)]}" for key, values in choices.items()]
+        with pytest.raises(SystemExit, match="0"):
+            SegmentationCLI([*words, "--print_config"])
+    assert sweep["metric"]["name"] == "val/miou"
 
 
 def test_overlays_hold_differences_only() -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +20,7 @@ from segmentation.data.sampler import Index
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet
 from segmentation.pictures import contact_sheet, save_png, to_rgb
-from segmentation.run import RunFolder
+from segmentation.run import RunFolder, wandb_runs
 
 #: Seconds that an epoch must have waited for data before it is said: a run of a moment need not be told.
 PATIENCE = 5.0
@@ -38,36 +37,24 @@ class Progress(RichProgressBar):
         return f"epoch {current_epoch + 1:>3}/{self.trainer.max_epochs}"
 
 
-class EpochLines(Callback):
-    """A line for every epoch, validated or not, on the terminal and in a cluster's log."""
+class EpochLines(Checkpoint):
+    """A line for every epoch, validated or not, on the terminal and in a cluster's log. (A Checkpoint, as Lightning
+    calls these after the module's on_train_epoch_end, which logs the training figures.)"""
 
-    ended: int | None = None
     validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.ended = trainer.current_epoch + 1
-
-    # The module logs its training figures after every callback's on_train_epoch_end, so the line comes a hook later.
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.say(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.say(trainer)
-
-    def say(self, trainer: Trainer) -> None:
-        """Print the line, once."""
-        epoch, self.ended = self.ended, None
         validated, self.validated = self.validated, False
         found = trainer.callback_metrics
-        if epoch and trainer.is_global_zero:
+        if trainer.is_global_zero:
             shown = {"train/loss": "loss"} | ({"val/loss": "val loss", "val/miou": "val mIoU"} if validated else {})
             figures = "  ".join(f"{label} {found[key]:.4f}" for key, label in shown.items())
-            rate = found["train/images_per_second"]
             of = f"/{trainer.max_epochs}" if trainer.max_epochs > 0 else ""
-            print(f"epoch {epoch:>3}{of}  {figures}  {rate:.1f} images/s", flush=True)
+            rate = found["train/images_per_second"]
+            print(f"epoch {trainer.current_epoch + 1:>3}{of}  {figures}  {rate:.1f} images/s", flush=True)
 
 
 class Introduction(Callback):
@@ -105,11 +92,8 @@ class Introduction(Callback):
             "net": f"{type(net).__name__}: {parameters / 1e6:.2f} M parameters, {flops} GFLOPs for {size}",
             "training": f"{length} of {batch} images {where}",
         }
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                lines["W&B"] = (
-                    logger.experiment.url or f"offline; upload by: wandb sync {self.run.path}/wandb/offline-run-*"
-                )
+        for logged in wandb_runs(trainer):
+            lines["W&B"] = logged.url or f"offline; upload by: wandb sync {self.run.path}/wandb/offline-run-*"
         for key, line in lines.items():
             print(f"{key:<9} {line}", flush=True)
 
@@ -239,12 +223,10 @@ class Pictures(Callback):
             for predicted, mask in zip(predictions, masks, strict=True)
         ]
         sheet = contact_sheet(images, masks, predictions, pl_module.labels, names, title, scores)
-        self.run.pictures.mkdir(parents=True, exist_ok=True)
         save_png(sheet, self.run.pictures / f"{file}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                overlays = _overlays(images, masks, predictions, names, pl_module.labels.names)
-                logger.experiment.log({f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
+        for logged in wandb_runs(trainer):
+            overlays = _overlays(images, masks, predictions, names, pl_module.labels.names)
+            logged.log({f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
 
 
 def predict_one(trainer: Trainer, module: LightningModule, image: torch.Tensor) -> torch.Tensor:

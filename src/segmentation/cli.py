@@ -35,8 +35,9 @@ from segmentation.run import (
     git_commit,
     make_loggers,
     new_name,
-    write_text,
+    wandb_runs,
 )
+from segmentation.writing import write_text
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -134,10 +135,7 @@ class SegmentationCLI(LightningCLI):
         if self.run_folder.last and (config.model.net.init_args or {}).get("encoder_weights"):
             self.config = config.clone()
             self.config.model.net.init_args.encoder_weights = None
-        try:
-            super().instantiate_classes()
-        except ValueError as error:  # a library's own checks of the user's numbers
-            raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
+        super().instantiate_classes()
         self.config = config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -211,9 +209,8 @@ class SegmentationCLI(LightningCLI):
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.experiment.finish()  # a second run of this process, in a notebook, is a run of its own
+            for logged in wandb_runs(trainer):
+                logged.finish()  # a second run of this process, in a notebook, is a run of its own
 
 
 def _list_skipped(messages: list[str], run: RunFolder) -> None:

@@ -70,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
 
 
-def run_job(job: Callable[[], None]) -> None:
+def run_job(job: Callable[[], object]) -> None:
     """Run the main function of a script and turn its outcome into an exit status and at most one line of error.
 
     The process ends by `os._exit` after an error: a rank that failed must not wait, in some library's exit handler,

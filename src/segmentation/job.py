@@ -5,8 +5,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from segmentation.errors import InputError
@@ -28,6 +26,20 @@ class JobParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise InputError(f"{message}. See --help")
+
+    def add_checkpoint(self) -> None:
+        """The options of every job that opens a checkpoint with its data."""
+        self.add_argument(
+            "checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py; it holds the data's config"
+        )
+        self.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
+        self.add_argument("--overwrite", action="store_true", help="replace results that are there")
+
+    def parse_with_others(self, args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+        """The job's own options, wherever the checkpoint stands, and those of data and trainer."""
+        words = sys.argv[1:] if args is None else args
+        first = next((i for i, word in enumerate(words) if word.endswith(".ckpt")), 0)
+        return self.parse_known_args(words[first : first + 1] + words[:first] + words[first + 1 :])
 
 
 def start_job() -> None:
@@ -64,18 +76,3 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
         raise InputError(f"{', '.join(there[:3])} exists: give another --output, or add --overwrite")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; it gets the final name when all is written, and is removed when that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield aside
-        aside.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a library's own error may name no file
-        raise
-    finally:
-        aside.unlink(missing_ok=True)

@@ -124,8 +124,9 @@ class SegmentationModule(LightningModule):
         return self.net.predict(self.normalize(image))
 
     def classify(self, logits: Tensor) -> Tensor:
-        """Class indices (N, H, W) of logits (N, K, H, W): by threshold for one logit, else the largest."""
-        return (logits[:, 0] > self.logit_threshold).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+        """Class indices (..., H, W) of logits (..., K, H, W): by threshold for one logit, else the largest."""
+        one = logits.shape[-3] == 1
+        return (logits[..., 0, :, :] > self.logit_threshold).long() if one else logits.argmax(dim=-3)
 
     def on_train_start(self) -> None:
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.

@@ -54,6 +54,12 @@ class Parser(LightningArgumentParser):
         Parser.typed = tuple(str(word).partition("=")[0].lstrip("-") for word in args or ())
         return super().parse_args(args, *others, **options)
 
+    def instantiate_classes(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().instantiate_classes(*args, **options)
+        except ValueError as error:  # a library's own checks of the user's numbers
+            raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
+
     def error(self, message: str, ex: Exception | None = None) -> None:
         raise InputError(self.explain(str(message)))
 

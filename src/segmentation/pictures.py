@@ -1,19 +1,20 @@
 """The images, tables and plots a run logs. Pure functions: what they return is saved or logged by the caller."""
 
 import math
-import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.bar import Bar
 from rich.table import Column, Table
 from rich.text import Text
+from skimage.segmentation import find_boundaries
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.writing import written_whole
 
 if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it imports it itself
     from matplotlib.figure import Figure
@@ -69,11 +70,7 @@ def overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
     """An image (C, H, W) with its mask (H, W) laid over, (H, W, 3) uint8: what is not background in its class's colour,
     with an outline, so that the image's own colours do not hide it."""
     rgb, index = to_rgb(image).astype(np.float32), _array(mask).astype(np.int64)
-    edge = np.zeros(index.shape, bool)
-    for axis in (0, 1):
-        differs = np.diff(index, axis=axis) != 0
-        edge |= np.pad(differs, [(0, 1), (0, 0)][:: 1 - 2 * axis]) | np.pad(differs, [(1, 0), (0, 0)][:: 1 - 2 * axis])
-    share = np.where(index == labels.background, 0, np.where(edge, 1, 0.4))[..., None]
+    share = np.where(index == labels.background, 0, np.where(find_boundaries(index), 1, 0.4))[..., None]
     return (rgb * (1 - share) + labels.palette[index] * share).astype(np.uint8)
 
 
@@ -220,15 +217,10 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
     return table
 
 
-def save_png(picture: "Image.Image | Figure", path: Path) -> None:
-    """Save a picture, replacing what is there. Written aside and renamed: nothing half-written has the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        (picture.save if isinstance(picture, Image.Image) else picture.savefig)(aside, format="png")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def save_png(picture: "Image.Image | Figure", path: Path, **options: Any) -> None:
+    """Save a picture, replacing what is there."""
+    with written_whole(path) as aside:
+        (picture.save if isinstance(picture, Image.Image) else picture.savefig)(aside, format="png", **options)
 
 
 def _array(values: Mask) -> np.ndarray:

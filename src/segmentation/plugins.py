@@ -8,6 +8,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 
 from segmentation.errors import InputError
+from segmentation.writing import written_whole
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -16,13 +17,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
+        for stale in path.parent.glob(f".{path.stem}.*.part{path.suffix}"):
+            stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
         try:
-            torch.save(checkpoint, aside)
-            aside.replace(path)
+            with written_whole(path) as aside:
+                torch.save(checkpoint, aside)
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in torch's writer
-            aside.unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
             raise InputError(
                 f"{path}: cannot be written ({reason}). What was saved before is intact: make room, and go on"

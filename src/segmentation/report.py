@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from torch import Tensor
 
@@ -14,7 +13,8 @@ from segmentation.checkpoint import read_checkpoint
 from segmentation.data.labels import Labels
 from segmentation.metrics import table_rows
 from segmentation.pictures import confusion_figure, iou_table, save_png
-from segmentation.run import RunFolder, write_csv, write_json
+from segmentation.run import RunFolder, wandb_runs
+from segmentation.writing import write_csv, write_json
 
 
 def report(
@@ -32,7 +32,6 @@ def report(
     matrix, table = module.test_counts
     rows = table_rows(table, data.dataset.names(data.test_split), labels.names)
     write_csv(run.per_image, rows)
-    run.pictures.mkdir(parents=True, exist_ok=True)
     save_png(confusion_figure(matrix, labels), run.pictures / "confusion.png")
     epoch = read_checkpoint(tested)["epoch"]
     summary = {
@@ -48,16 +47,15 @@ def report(
     print_table(found, labels, data.test_split, matrix)  # when all is written: a terminal may fail
     where = run.checkpoints / tested.name
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {where})", flush=True)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
+    for logged in wandb_runs(trainer):
+        import wandb
 
-            logger.experiment.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
-            if log_checkpoint:
-                name = re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)  # what W&B allows
-                artifact = wandb.Artifact(name, type="model", metadata={"val/miou": summary.get("val/miou")})
-                artifact.add_file(str(tested))
-                logger.experiment.log_artifact(artifact)
+        logged.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
+        if log_checkpoint:
+            name = re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)  # what W&B allows
+            artifact = wandb.Artifact(name, type="model", metadata={"val/miou": summary.get("val/miou")})
+            artifact.add_file(str(tested))
+            logged.log_artifact(artifact)
 
 
 def _figures_of_epoch(run: RunFolder, epoch: int) -> dict[str, float]:

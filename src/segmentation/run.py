@@ -1,10 +1,6 @@
 """A run's folder, its name, its loggers and its checkpoints."""
 
 import csv
-import io
-import json
-import math
-import netrc
 import os
 import subprocess
 import time
@@ -12,14 +8,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from requests.utils import get_netrc_auth
 
 from segmentation.errors import InputError
+from segmentation.writing import write_text
 
 RUNS = Path("runs")
 
@@ -103,37 +100,9 @@ class RunFolder:
 
     def create(self, config: str) -> None:
         """Make the folder, in rank 0, and keep the config and the id of the W&B run."""
-        self._wandb_id.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._wandb_id, self.wandb_id + "\n")
         self.summary.unlink(missing_ok=True)  # of a run that is now lengthened: it is unfinished again
         write_text(self.config, config)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write aside and rename: nothing half-written is ever left under the final name."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """JSON has no NaN: an absent class is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    write_text(path, json.dumps(plain(figures), indent=2, allow_nan=False) + "\n")
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A table with a heading, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def new_name() -> str:
@@ -149,27 +118,26 @@ def new_name() -> str:
 
 def git_commit() -> str | None:
     """The commit of this checkout, "+" behind it where files differ; None outside git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    describe = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--abbrev=40",
+        "--dirty=+",
+    ]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if dirty.strip() else "")
 
 
 def _logged_in() -> bool:
     """Whether W&B would find a key without asking for one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    for path in (os.environ.get("NETRC") or "~/.netrc", "~/_netrc"):  # the latter on Windows
-        try:
-            if netrc.netrc(Path(path).expanduser()).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
 class KeptCSVLogger(CSVLogger):
@@ -259,3 +227,8 @@ def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> lis
         logger._wandb_init.pop("anonymous", None)  # W&B warns of this option, which Lightning gives it unasked
         loggers.append(logger)
     return loggers
+
+
+def wandb_runs(trainer: Trainer) -> list[Any]:
+    """The W&B run that a trainer logs to, if it does."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]

@@ -16,6 +16,7 @@ from segmentation.data.values import (
     Value,
     as_classes,
     code_of,
+    count_values,
     hex_to_rgb,
     listed,
     one_line,
@@ -150,8 +151,7 @@ class Labels:
                 f"Fix: {as_classes(dict(zip(self.names, range(self.num_classes), strict=True)))}, or the values it has"
             )
         if not self.by_color and mask.ndim == 3:
-            found, counts = np.unique(pack_rgb(mask), return_counts=True)
-            counted = listed([(rgb_to_hex(found[i]), int(counts[i])) for i in np.argsort(-counts, kind="stable")])
+            counted = listed(sorted(count_values(mask).items(), key=lambda pair: -pair[1]))
             raise InputError(
                 f"{source}: this mask is a colour image, but the classes are declared by integer. Its colours: "
                 f'{counted}. Fix: give each class its colour, e.g. {self.names[0]}: "#000000"'

@@ -27,8 +27,11 @@ class UndeclaredValues(InputError):
     """
 
     def __init__(self, message: str, counts: dict[Value, int], swapped: bool) -> None:
-        super().__init__(message)
+        super().__init__(message, counts, swapped)  # all of them: it travels to other processes
         self.counts, self.swapped = counts, swapped
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def count_values(mask: np.ndarray) -> dict[Value, int]:
@@ -70,7 +73,7 @@ def suggest_classes(counts: dict[Value, int]) -> dict[str, Value]:
 
 def hex_to_rgb(color: str) -> tuple[int, int, int]:
     """ "#80FF00" -> (128, 255, 0)."""
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+    return tuple(bytes.fromhex(color[1:]))
 
 
 def rgb_to_hex(code: int) -> str:
@@ -93,10 +96,7 @@ def listed(counts: list[tuple[Value, int]]) -> str:
 
 
 def code_of(value: Value) -> int:
-    if isinstance(value, str):
-        red, green, blue = hex_to_rgb(value)
-        return red << 16 | green << 8 | blue
-    return value
+    return int(value[1:], 16) if isinstance(value, str) else value
 
 
 def pack_rgb(mask: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from segmentation.errors import InputError
+from segmentation.losses.overlap import probabilities
 from segmentation.nets import Heads, SegmentationNet
 
 Symmetries = Literal["none", "flips", "all"]
@@ -96,8 +97,7 @@ class Averaged(SegmentationNet):
         total = None
         for mirror, turns in self.symmetries:
             logits = self.net.predict(torch.rot90(x.flip(-1) if mirror else x, turns, (-2, -1))).float()
-            found = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
-            found = torch.rot90(found, -turns, (-2, -1))
+            found = torch.rot90(probabilities(logits), -turns, (-2, -1))
             found = found.flip(-1) if mirror else found
             total = found if total is None else total + found
         return total / len(self.symmetries)

@@ -17,7 +17,8 @@ from rich.text import Text
 from segmentation.errors import InputError
 from segmentation.job import JobParser, refuse_existing, start_job
 from segmentation.pictures import INK, SOFT, save_png
-from segmentation.run import RUNS, WandbOptions, write_json
+from segmentation.run import RUNS, WandbOptions
+from segmentation.writing import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,10 +97,11 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     _check_same(runs)
     rows = [*runs[0].classes, "mIoU"]
     samples = bootstrap(runs)
-    values = {run.name: dict(zip(rows, _estimates(run.counts, drawn), strict=True)) for run, drawn in samples}
+    whole = {run.name: iou(run.counts.sum(axis=0)) for run in runs}
+    values = {run.name: _intervals(rows, whole[run.name], drawn) for run, drawn in samples}
     first, first_drawn = samples[0]
     differences = {
-        run.name: dict(zip(rows, _differences(run.counts, first.counts, drawn, first_drawn), strict=True))
+        run.name: _intervals(rows, whole[run.name] - whole[first.name], drawn - first_drawn)
         for run, drawn in samples[1:]
     }
     changed = config_differences(runs)
@@ -115,7 +117,6 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     for table in tables:
         Console().print(table)
         print()
-    figures.parent.mkdir(parents=True, exist_ok=True)
     save_png(comparison_figure(values, runs), plot)
     write_json(figures, found)
     print(f"plot       {plot}\nfigures    {figures}")
@@ -206,21 +207,13 @@ def bootstrap(runs: list[Run], resamples: int = RESAMPLES, seed: int = 0) -> lis
     return [(run, iou(np.tensordot(times, run.counts, axes=1))) for run in runs]
 
 
-def _estimates(counts: np.ndarray, drawn: np.ndarray) -> list[Estimate]:
-    return _intervals(iou(counts.sum(axis=0)), drawn)
-
-
-def _differences(counts: np.ndarray, first: np.ndarray, drawn: np.ndarray, first_drawn: np.ndarray) -> list[Estimate]:
-    return _intervals(iou(counts.sum(axis=0)) - iou(first.sum(axis=0)), drawn - first_drawn)
-
-
-def _intervals(values: np.ndarray, drawn: np.ndarray) -> list[Estimate]:
-    """2.5 % and 97.5 % of the resamples that have the class."""
-    found = []
-    for value, column in zip(values, drawn.T, strict=True):
+def _intervals(rows: list[str], values: np.ndarray, drawn: np.ndarray) -> dict[str, Estimate]:
+    """Of each row 2.5 % and 97.5 % of the resamples that have the class."""
+    found = {}
+    for row, value, column in zip(rows, values, drawn.T, strict=True):
         there = column[~np.isnan(column)]
         low, high = np.percentile(there, (2.5, 97.5)) if len(there) else (np.nan, np.nan)
-        found.append(Estimate(float(value), float(low), float(high)))
+        found[row] = Estimate(float(value), float(low), float(high))
     return found
 
 

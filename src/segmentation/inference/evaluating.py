@@ -2,9 +2,7 @@
 
 import argparse
 import math
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,7 +21,7 @@ from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.pictures import contact_sheet, save_png
 from segmentation.report import print_table
-from segmentation.run import write_csv, write_json
+from segmentation.writing import write_csv, write_json
 
 
 def evaluate(args: list[str] | None = None) -> dict[str, float]:
@@ -37,9 +35,10 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     """
     start_job()
     options, rest = _arguments(args)
-    output = Output(Path(options.output)) if options.output else None
-    if output and rank_zero_only.rank == 0:
-        refuse_existing([output.figures, output.per_image, output.sheet], options.overwrite)
+    figures = Path(options.output or "unwritten.json")
+    per_image, sheet = (figures.with_name(f"{figures.stem}_{end}") for end in ("per_image.csv", "worst_and_best.png"))
+    if options.output and rank_zero_only.rank == 0:
+        refuse_existing([figures, per_image, sheet], options.overwrite)
     _, module, data, config = open_trained("eval", options, rest, options.split)
     if options.tile or options.tta != "none":
         average(module, options.tile, options.tta)
@@ -55,29 +54,14 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         print_table(found, module.labels, data.test_split, module.test_counts[0])
         if scores:
             print_instances(metrics, options.instances)
-        if output:
+        if options.output:
             names = data.dataset.names(data.test_split)
-            output.figures.parent.mkdir(parents=True, exist_ok=True)
-            write_csv(output.per_image, table_rows(module.test_counts[1], names, module.labels.names))
-            save_png(extremes(trainer, module, data), output.sheet)
-            write_json(output.figures, {"split": data.test_split, "metrics": metrics})
-            print(f"figures    {output.figures}; counts of each image: {output.per_image}")
-            print(f"pictures   {output.sheet}")
+            write_csv(per_image, table_rows(module.test_counts[1], names, module.labels.names))
+            save_png(extremes(trainer, module, data), sheet)
+            write_json(figures, {"split": data.test_split, "metrics": metrics})
+            print(f"figures    {figures}; counts of each image: {per_image}")
+            print(f"pictures   {sheet}")
     return metrics
-
-
-class Output(NamedTuple):
-    """Where results go: `FILE.json`, and beside it `FILE_per_image.csv` and `FILE_worst_and_best.png`."""
-
-    figures: Path
-
-    @property
-    def per_image(self) -> Path:
-        return self.figures.with_name(f"{self.figures.stem}_per_image.csv")
-
-    @property
-    def sheet(self) -> Path:
-        return self.figures.with_name(f"{self.figures.stem}_worst_and_best.png")
 
 
 def average(module: SegmentationModule, tile: int | None, tta: Symmetries) -> None:
@@ -121,8 +105,7 @@ def _arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "Test a checkpoint: training's own test figures again, to the last digit.",
         "Any option of data and trainer, as in train.py: --data.eval_batch_size 1 --trainer.devices 2",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py; it holds the data's config")
-    parser.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
+    parser.add_checkpoint()
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: what training tested")
     add_options(parser)
     parser.add_argument(
@@ -137,7 +120,4 @@ def _arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         metavar="FILE.json",
         help="write the figures there, FILE_per_image.csv and FILE_worst_and_best.png beside it",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace these files")
-    words = sys.argv[1:] if args is None else args
-    first = next((i for i, word in enumerate(words) if word.endswith(".ckpt")), 0)  # wherever it stands
-    return parser.parse_known_args(words[first : first + 1] + words[:first] + words[first + 1 :])
+    return parser.parse_with_others(args)

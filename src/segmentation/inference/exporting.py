@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from segmentation.data.census import scale_of
 from segmentation.errors import InputError
 from segmentation.inference.predictor import TILE
 from segmentation.inference.source import open_trained
-from segmentation.job import JobParser, refuse_existing, start_job, written_whole
+from segmentation.job import JobParser, refuse_existing, start_job
 from segmentation.module import SegmentationModule
+from segmentation.writing import written_whole
 
 EXAMPLES = """examples:
   python src/export.py runs/NAME/checkpoints/best.ckpt --format onnx
@@ -43,16 +43,12 @@ class Deployed(nn.Module):
 
     def __init__(self, module: SegmentationModule) -> None:
         super().__init__()
-        self.net, self.labels, self.threshold = module.net, module.labels, module.logit_threshold
-        self.register_buffer("mean", module.mean.view(-1, 1, 1))
-        self.register_buffer("std", module.std.view(-1, 1, 1))
+        self.module = module
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) as a file has it -> logits (N, K, H, W) and class indices (N, H, W) uint8."""
-        x = (image.float() / scale_of(image.dtype, self.labels) - self.mean) / self.std
-        logits = self.net.predict(x)
-        mask = logits[:, 0] > self.threshold if logits.shape[1] == 1 else logits.argmax(dim=1)
-        return logits, mask.to(torch.uint8)
+        logits = self.module(image)
+        return logits, self.module.classify(logits).to(torch.uint8)
 
 
 def export(args: list[str] | None = None) -> Path:
@@ -65,7 +61,7 @@ def export(args: list[str] | None = None) -> Path:
         InputError: the net cannot be exported, or the file does not predict the same; then none is written.
     """
     start_job()
-    options, rest = _parser().parse_known_args(args)
+    options, rest = _parser().parse_with_others(args)
     path = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX[options.format]))
     if path.suffix != SUFFIX[options.format]:
         raise InputError(f"--output {path}: a file of --format {options.format} ends in {SUFFIX[options.format]}")
@@ -95,13 +91,11 @@ def export(args: list[str] | None = None) -> Path:
 
 def _parser() -> JobParser:
     parser = JobParser("export", "Write a trained net as one file that runs without this project.", EXAMPLES)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py")
+    parser.add_checkpoint()
     parser.add_argument("--format", choices=tuple(SUFFIX), default="onnx", help="default: onnx")
     parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint")
-    parser.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
     parser.add_argument("--split", choices=("train", "val", "test"), help="whose images to check it on")
     parser.add_argument("--images", type=int, default=8, help="how many images to check it on (default: 8)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file")
     return parser
 
 

@@ -57,7 +57,7 @@ def predict(args: list[str] | None = None) -> int:
     with Progress(*columns, TextColumn("{task.fields[name]}"), transient=True) as bar:
         task = bar.add_task("predict", total=len(todo), name="")
         say = lambda text: bar.update(task, name=text)  # noqa: E731
-        with Writer(results, predictor.module.logit_threshold) as writer:
+        with Writer(results, predictor.module) as writer:
             for name, image in _read_ahead(predictor, todo, bad):
                 try:
                     writer.write(name, image, _announced(predictor.strips(image), name, image.shape[1], say))

@@ -113,7 +113,3 @@ class Predictor:
         with torch.inference_mode(), self.fabric.autocast():
             for top, logits in averaged.strips(pixels, lambda x: self.module.normalize(x.to(self.device))):
                 yield top, logits.float()
-
-    def logits(self, image: np.ndarray | Tensor) -> Tensor:
-        """Logits of a whole image: (C, H, W) -> (K, H, W), on the device."""
-        return torch.cat([part for _, part in self.strips(image)], dim=1)

@@ -22,7 +22,7 @@ from segmentation.machine import machine, peak_memory, seconds
 from segmentation.module import SegmentationModule
 from segmentation.pictures import INK, SOFT, save_png
 from segmentation.plugins import AtomicCheckpointIO
-from segmentation.run import write_json
+from segmentation.writing import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def prune(args: list[str] | None = None) -> list[Level]:
         The levels, those of the table; none with `--level`, which needs no measuring.
     """
     start_job()
-    options, rest = _parser().parse_known_args(args)
+    options, rest = _parser().parse_with_others(args)
     source = Path(options.checkpoint)
     base = Path(options.output) if options.output else source.with_suffix("")
     if options.level is not None:
@@ -86,7 +86,6 @@ def prune(args: list[str] | None = None) -> list[Level]:
     chosen = choose(levels, options.max_ms, options.max_drop)
     where = machine(predictor.device.type)
     _print_levels(levels, size, where)
-    figures.parent.mkdir(parents=True, exist_ok=True)
     save_png(levels_figure(levels, chosen, f"{size[1]}x{size[0]} pixels, {where}"), plot)
     write_json(figures, {"size": size, "machine": where, "levels": [asdict(level) for level in levels]})
     print(f"plot       {plot}\nfigures    {figures}")
@@ -100,15 +99,13 @@ def prune(args: list[str] | None = None) -> list[Level]:
 
 def _parser() -> JobParser:
     parser = JobParser("prune", "Cut a UNet++ that was trained with deep supervision to one of its levels.", EXAMPLES)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py")
-    parser.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
+    parser.add_checkpoint()
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--level", type=int, help="write the checkpoint of this level; nothing is measured")
     choice.add_argument("--max-ms", type=float, metavar="MS", help="of the best level that is as fast")
     choice.add_argument("--max-drop", type=float, metavar="MIOU", help="of the fastest that loses no more")
     parser.add_argument("--repeats", type=int, default=15, help="rounds of timing; the table has medians (default: 15)")
     parser.add_argument("--output", metavar="BASE", help="results are BASE_L2.ckpt, BASE_levels.png and .json")
-    parser.add_argument("--overwrite", action="store_true", help="replace these files")
     return parser
 
 

@@ -18,9 +18,10 @@ from segmentation.data.files import LARGE
 from segmentation.data.labels import Labels
 from segmentation.errors import InputError
 from segmentation.inference.instances import separate
-from segmentation.job import written_whole
-from segmentation.pictures import overlay
-from segmentation.run import write_json, write_text
+from segmentation.losses.overlap import probabilities
+from segmentation.module import SegmentationModule
+from segmentation.pictures import overlay, save_png
+from segmentation.writing import write_json, write_text, written_whole
 
 SHOWN = 2048  # pixels of an overlay's longest side at most
 
@@ -102,8 +103,8 @@ class Results:
 class Writer:
     """Turns logits into files in threads of its own, a few images behind the network."""
 
-    def __init__(self, results: Results, threshold: float) -> None:
-        self.results, self.labels, self.threshold = results, results.labels, threshold
+    def __init__(self, results: Results, module: SegmentationModule) -> None:
+        self.results, self.labels, self.module = results, results.labels, module
         self.pool, self.pending = ThreadPoolExecutor(2), deque[Future]()
 
     def __enter__(self) -> "Writer":
@@ -135,7 +136,7 @@ class Writer:
         with whole as aside:
             table = _Table(aside, (self.labels.num_outputs, height, width)) if aside else None
             for top, logits in strips:
-                index[top : top + logits.shape[1]] = self.classify(logits)
+                index[top : top + logits.shape[1]] = self.module.classify(logits).cpu().numpy()
                 if table:
                     table.write(top, probabilities(logits).half().cpu().numpy())
             if table:
@@ -148,24 +149,20 @@ class Writer:
         while len(self.pending) > 4:
             self.pending.popleft().result()
 
-    def classify(self, logits: Tensor) -> np.ndarray:
-        """Class indices (h, W) of logits (K, h, W)."""
-        found = logits[0] > self.threshold if len(logits) == 1 else logits.argmax(dim=0)
-        return found.to(torch.uint8 if self.labels.num_classes < 256 else torch.int32).cpu().numpy()
-
     def _save(self, paths: dict[str, Path], image: np.ndarray, index: np.ndarray) -> None:
         """Write an image's files; the mask last, as it is what says that an image is done."""
         if "overlay" in paths:
             step = -(-max(index.shape) // SHOWN)
             shown = torch.from_numpy(image[:, ::step, ::step].copy())
-            _save_png(Image.fromarray(overlay(shown, index[::step, ::step], self.labels)), paths["overlay"])
+            save_png(Image.fromarray(overlay(shown, index[::step, ::step], self.labels)), paths["overlay"])
         if "instances" in paths:
             ids = separate(index, self.labels)
             if ids.max(initial=0) > 65535:
                 raise InputError(f"{paths['instances']}: {ids.max()} individuals are more than 16 bits can number")
-            _save_png(Image.fromarray(ids.astype(np.uint16)), paths["instances"])
+            save_png(Image.fromarray(ids.astype(np.uint16)), paths["instances"])
         if self.results.options.format != "probabilities":
-            _save_png(mask_picture(index, self.labels, self.results.options.format), paths["mask"])
+            picture = mask_picture(index, self.labels, self.results.options.format)
+            save_png(picture, paths["mask"], compress_level=1 if index.size > LARGE else 6)
 
 
 class _Table:
@@ -180,11 +177,6 @@ class _Table:
         for k, band in enumerate(strip):
             self.file.seek(self.begin + 2 * (k * self.shape[1] + top) * self.shape[2])
             self.file.write(np.ascontiguousarray(band, "<f2").data)
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """(K, H, W) logits -> probabilities: of the second class, of one channel; else of each."""
-    return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)
 
 
 def mask_picture(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
@@ -202,8 +194,3 @@ def mask_picture(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
     palette[[int(v[0]) for v in labels.values] if own else range(labels.num_classes)] = labels.palette
     picture.putpalette(palette.tobytes())
     return picture
-
-
-def _save_png(picture: Image.Image, path: Path) -> None:
-    with written_whole(path) as aside:
-        picture.save(aside, format="PNG", compress_level=1 if picture.width * picture.height > LARGE else 6)

@@ -1,7 +1,7 @@
 """The data that a checkpoint was trained on, or an overlay's in its place, for the jobs that measure."""
 
 import argparse
-import tempfile
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,13 +71,8 @@ def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: 
     if "dataset" in section:  # another data set, not the options of this one under it
         del saved["dataset"]
     layers = ({"data": saved, "trainer": {"devices": 1, "precision": checkpoint["precision"]}}, {"data": section})
-    with tempfile.TemporaryDirectory() as folder:
-        args = []
-        for number, layer in enumerate(layers):
-            path = Path(folder) / f"{number}.yaml"
-            path.write_text(yaml.safe_dump(layer, sort_keys=False), encoding="utf-8")
-            args += ["--config", str(path)]
-        config = parser.parse_args([*args, *rest])
+    args = [word for layer in layers for word in ("--config", json.dumps(layer))]
+    config = parser.parse_args([*args, *rest])
     built = parser.instantiate_classes(config)
     built.trainer = {
         **config.trainer,

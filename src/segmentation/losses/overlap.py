@@ -15,8 +15,8 @@ from segmentation.losses.base import SegmentationLoss, Weights
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """(N, K, H, W) logits -> probabilities: of the foreground for one logit, of each class for K."""
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+    """(..., K, H, W) logits -> probabilities: of the foreground for one logit, of each class for K."""
+    return logits.sigmoid() if logits.shape[-3] == 1 else logits.softmax(dim=-3)
 
 
 def one_hot(mask: Tensor, channels: int, like: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from segmentation.errors import InputError
 from segmentation.nets.base import Heads, SegmentationNet
 from segmentation.nets.encoders import drop_unused
-from segmentation.nets.pretrained import check_name, library_encoder
 
 
 class SmpNet(SegmentationNet):
@@ -38,6 +37,8 @@ class SmpNet(SegmentationNet):
         options: dict[str, Any] | None = None,
     ) -> None:
         import segmentation_models_pytorch as smp
+
+        from segmentation.nets.pretrained import check_name, library_encoder
 
         super().__init__(in_channels, num_classes)
         models = {model.__name__: model for model in smp.MODEL_ARCHITECTURES_MAPPING.values()}

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from segmentation.errors import InputError
 from segmentation.nets.blocks import DoubleConv, Norm, init_he, run
-from segmentation.nets.pretrained import library_encoder
 
 
 class ConvEncoder(nn.Module):
@@ -63,6 +62,8 @@ class LibraryEncoder(nn.Module):
     def __init__(
         self, in_channels: int, widths: Sequence[int], norm: Norm, name: str, weights: str | None, freeze: bool
     ) -> None:
+        from segmentation.nets.pretrained import library_encoder
+
         super().__init__()
         levels = len(widths)
         if levels > 6:

@@ -1,12 +1,16 @@
 """Encoders of segmentation-models-pytorch with their weights: from a file, from a known folder, or fetched once.
 
-The library takes seconds to import, so it is imported by those who use it.
+The library takes seconds to import, so this module is imported where it is used.
 """
 
 from difflib import get_close_matches
 from pathlib import Path
 
+import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import nn
 
 from segmentation.errors import InputError
@@ -38,9 +42,6 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
 
 def _statistics(name: str, weights: str) -> tuple[list[float], list[float]]:
     """Mean and deviation, of 0..1, of the images that weights were made on: ImageNet's where the file says no more."""
-    import timm
-    from segmentation_models_pytorch.encoders import encoders
-
     if name.startswith("tu-"):
         config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
         found = {"mean": config.mean, "std": config.std} if config else {}
@@ -53,8 +54,6 @@ def _statistics(name: str, weights: str) -> tuple[list[float], list[float]]:
 
 
 def _build(name: str, in_channels: int, depth: int, weights: str | None) -> nn.Module:
-    from segmentation_models_pytorch.encoders import encoders
-
     if name.startswith("tu-"):
         return _timm_encoder(name, in_channels, depth, weights)
     known = encoders[name]["pretrained_settings"]
@@ -68,9 +67,6 @@ def _build(name: str, in_channels: int, depth: int, weights: str | None) -> nn.M
 
 def check_name(name: str) -> None:
     """Raise InputError, with the names that are nearest, if there is no such encoder."""
-    import timm
-    from segmentation_models_pytorch.encoders import encoders
-
     if name in encoders or (name.startswith("tu-") and timm.is_model(name.removeprefix("tu-").split(".")[0])):
         return
     close = get_close_matches(name, [*encoders, *(f"tu-{model}" for model in timm.list_models())], n=3)
@@ -86,10 +82,6 @@ def place(name: str, weights: str) -> Path:
 def cached(name: str, weights: str) -> Path | None:
     """The file that weights by name would be read from without a network, if it is here: in `place`, or in the Hugging
     Face hub's cache."""
-    import timm
-    from huggingface_hub import try_to_load_from_cache
-    from segmentation_models_pytorch.encoders import encoders
-
     if _file(name, weights) is not None:
         return _file(name, weights)
     if name.startswith("tu-"):
@@ -114,8 +106,6 @@ def _file(name: str, weights: str | None) -> Path | None:
 
 
 def _with_file(name: str, in_channels: int, depth: int, file: Path | None) -> nn.Module:
-    from segmentation_models_pytorch.encoders import get_encoder
-
     encoder = get_encoder(name, in_channels=3, depth=depth, weights=None)
     if file is not None:
         try:
@@ -127,9 +117,6 @@ def _with_file(name: str, in_channels: int, depth: int, file: Path | None) -> nn
 
 
 def _timm_encoder(name: str, in_channels: int, depth: int, weights: str | None) -> nn.Module:
-    import timm
-    from segmentation_models_pytorch.encoders import get_encoder
-
     file = _file(name, weights)
     try:
         if weights is None:
@@ -147,8 +134,6 @@ def _timm_encoder(name: str, in_channels: int, depth: int, weights: str | None) 
 
 
 def _fetched(name: str, in_channels: int, depth: int, weights: str, url: str) -> nn.Module:
-    from segmentation_models_pytorch.encoders import get_encoder
-
     try:
         source = True if name.startswith("tu-") else weights
         return get_encoder(name, in_channels=in_channels, depth=depth, weights=source)
@@ -161,7 +146,5 @@ def _fetched(name: str, in_channels: int, depth: int, weights: str, url: str) ->
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         return load_file(file)
     return torch.load(file, map_location="cpu", weights_only=True)
