@@ -180,6 +180,7 @@ def test_a_bad_checkpoint_is_one_line(job: Callable, trained: Path, photos: Path
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_exit_status_and_message(trained: Path, photos: Path) -> None:
     (photos / "empty.jpg").touch()
     done = script("predict", str(trained), "photos", "out", *CPU)

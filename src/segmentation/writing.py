@@ -20,7 +20,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield aside
         aside.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a library's own error may name no file
+        if error.errno and not error.filename:  # a library's own error may name no file
+            error.filename = str(path)
         raise
     finally:
         aside.unlink(missing_ok=True)

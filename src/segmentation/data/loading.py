@@ -1,6 +1,8 @@
 """One split on its way into batches: reading, augmenting, collating; and unpacking on the device."""
 
+import os
 import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -85,10 +87,19 @@ class SplitDataset(Dataset):
 
 
 def ignore_preemption(worker: int) -> None:
-    """A scheduler signals all processes of a job. A worker that died of it would take the run with it, unsaved."""
-    for name in ("SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """A scheduler signals all processes of a job, and a worker that died of it would take the run with it, unsaved. So
+    a worker ends by SIGTERM only when its own parent, who is done with it, has sent it."""
+    if not hasattr(signal, "sigwaitinfo"):  # Linux has it
+        return
+    numbers = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def listen() -> None:
+        while signal.sigwaitinfo(numbers).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
