@@ -56,6 +56,8 @@ class Results:
         Raises:
             InputError: a result would replace an image, or the folder holds results of another checkpoint or option.
         """
+        if self.options.format == "palette" and self.labels.num_classes > 256:
+            raise InputError(f"--format palette holds 256 colours, for {self.labels.num_classes} classes: take index")
         inputs = {path.resolve() for path in self.images.values()}
         for name in self.images:
             clash = next((path for path in self.paths(name).values() if path.resolve() in inputs), None)
@@ -189,7 +191,7 @@ def mask_picture(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
     if form == "index":
         return Image.fromarray(values)
     own = values.ndim == 2 and values.dtype == np.uint8
-    picture = Image.fromarray(values if own else index, mode="P")
+    picture = Image.fromarray(values if own else index)  # gray, until it has a palette
     palette = np.zeros((256, 3), np.uint8)
     palette[[int(v[0]) for v in labels.values] if own else range(labels.num_classes)] = labels.palette
     picture.putpalette(palette.tobytes())
