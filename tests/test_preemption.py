@@ -66,8 +66,8 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_sudden_deaths() -> None:
-    """SIGKILL of the whole group, each time at a seeded random moment, until it has died twenty times."""
+def test_sudden_deaths() -> None:
+    """SIGKILL of the whole group, each time at a seeded random moment, until the run gets through all the same."""
     rng = random.Random(0)
     deaths = 0
     begun = time.monotonic()
@@ -86,7 +86,8 @@ def test_twenty_sudden_deaths() -> None:
     assert start("run").wait(120) == 0
     train(*RUN, "--name", "whole")
     assert same("run", "whole")
-    assert deaths >= 1
+    print(f"died {deaths} times")
+    assert deaths >= 3
 
 
 def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
