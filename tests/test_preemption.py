@@ -68,14 +68,14 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
 @pytest.mark.slow
 def test_sudden_deaths() -> None:
     """SIGKILL of the whole group, each time at a seeded random moment, until the run gets through all the same."""
-    rng = random.Random(0)
+    rng, longer = random.Random(0), ["--trainer.max_epochs", "16"]
     deaths = 0
     begun = time.monotonic()
     while deaths < 20:
         assert time.monotonic() - begun < 400
-        process = start("run", "--trainer.limit_test_batches", "1")
+        process = start("run", *longer)
         try:
-            process.wait(rng.uniform(4.5, 9.0))
+            process.wait(rng.uniform(4.0, 6.0))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             deaths += 1
@@ -83,11 +83,11 @@ def test_sudden_deaths() -> None:
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, out + err
-    assert start("run").wait(120) == 0
-    train(*RUN, "--name", "whole")
+    assert start("run", *longer).wait(120) == 0
+    train(*RUN, *longer, "--name", "whole")
     assert same("run", "whole")
     print(f"died {deaths} times")
-    assert deaths >= 3
+    assert deaths >= 5  # twenty here; a quicker machine gets through sooner
 
 
 def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
