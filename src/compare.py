@@ -5,7 +5,6 @@ python src/compare.py runs/unet runs/unetpp --output comparison --wandb
 """
 
 from segmentation.errors import run_job
-from segmentation.inference.comparing import compare
 
 if __name__ == "__main__":
-    run_job(compare)
+    run_job("segmentation.inference.comparing:compare")

@@ -5,16 +5,7 @@ python src/doctor.py --data.dataset FolderData --data.dataset.root /path/to/my_d
 python src/doctor.py --config configs/model/unet_resnet34.yaml --prefetch             weights, for a cluster
 """
 
-import sys
-
-from segmentation.doctor import diagnose
 from segmentation.errors import run_job
 
-
-def main() -> None:
-    if any(problem.stops for problem in diagnose()):
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run_job(main)
+    run_job("segmentation.doctor:main")

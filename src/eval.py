@@ -6,7 +6,6 @@ python src/eval.py runs/NAME/checkpoints/best.ckpt --data configs/data/camvid.ya
 """
 
 from segmentation.errors import run_job
-from segmentation.inference.evaluating import evaluate
 
 if __name__ == "__main__":
-    run_job(evaluate)
+    run_job("segmentation.inference.evaluating:evaluate")

@@ -5,7 +5,6 @@ python src/export.py runs/NAME/checkpoints/best.ckpt --format torch_export --out
 """
 
 from segmentation.errors import run_job
-from segmentation.inference.exporting import export
 
 if __name__ == "__main__":
-    run_job(export)
+    run_job("segmentation.inference.exporting:export")

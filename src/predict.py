@@ -5,7 +5,6 @@ python src/predict.py runs/NAME/checkpoints/best.ckpt "scans/**/*.tif" predicted
 """
 
 from segmentation.errors import run_job
-from segmentation.inference.predicting import predict
 
 if __name__ == "__main__":
-    run_job(predict)
+    run_job("segmentation.inference.predicting:predict")

@@ -5,7 +5,6 @@ python src/prune.py runs/NAME/checkpoints/best.ckpt --level 2        the checkpo
 """
 
 from segmentation.errors import run_job
-from segmentation.inference.pruning import prune
 
 if __name__ == "__main__":
-    run_job(prune)
+    run_job("segmentation.inference.pruning:prune")

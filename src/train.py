@@ -6,8 +6,7 @@ python src/train.py --config configs/trainer/ddp.yaml                   every GP
 torchrun --nproc-per-node 8 src/train.py --config configs/trainer/ddp.yaml --name big --resume
 """
 
-from segmentation.cli import SegmentationCLI
 from segmentation.errors import run_job
 
 if __name__ == "__main__":
-    run_job(lambda: SegmentationCLI().run())
+    run_job("segmentation.cli:train")

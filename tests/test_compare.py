@@ -100,6 +100,21 @@ def test_what_cannot_be_compared_says_so() -> None:
     assert not Path("comparison.json").exists()
 
 
+def test_damaged_files_and_names_alike_are_said_in_a_line() -> None:
+    make_run("one", 0.4)
+    make_run("two", 0.1)
+    for file, text in (("summary.json", "[]"), ("per_image.csv", "name,class,tp,fp,fn\n"), ("config.yaml", "- 1\n")):
+        path = Path("runs/two") / file
+        whole = path.read_text()
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"runs/two: its summary\.json, per_image\.csv or config\.yaml is damaged"):
+            compare(["one", "two"])
+        path.write_text(whole)
+    Path("other").mkdir()
+    Path("runs/two").rename("other/one")
+    assert set(compare(["one", "other/one"])["iou"]) == {"runs/one", "other/one"}
+
+
 def test_nothing_is_overwritten_unless_told() -> None:
     make_run("one", 0.4)
     compare(["one"])

@@ -1,5 +1,6 @@
 """From a checkpoint to every job: the chain train -> eval -> predict -> prune -> export -> compare."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import TINY, script, train, write_image
+from conftest import TINY, TINY_RUN, make_folder, script, train, write_image
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
 from segmentation.inference.evaluating import evaluate
 from segmentation.inference.exporting import Deployed, compare, export
 from segmentation.inference.pruning import Level, choose, prune
 from segmentation.nets import UNet
+from segmentation.nets.base import CLOSED
 
 CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
 
@@ -46,6 +48,37 @@ def test_eval_writes_figures_counts_and_a_sheet_once(trained: Path) -> None:
     with pytest.raises(InputError, match="--overwrite"):
         evaluate([str(trained), "--output", "out/val.json", *CPU])
     evaluate([str(trained), "--output", "out/val.json", "--overwrite", *CPU])
+
+
+def test_eval_on_a_full_disk_leaves_no_part_of_its_results(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    module = sys.modules["segmentation.inference.evaluating"]
+    for writer in ("write_csv", "save_png", "write_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, writer, full)
+            with pytest.raises(OSError, match=r"No space left on device: 'out/"):
+                evaluate([str(trained), "--output", "out/val.json", *CPU])
+        assert not list(Path("out").iterdir())
+
+
+def test_data_that_has_moved_is_said_to_be_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(Path("data"), {"train": 4, "val": 2})
+    options = [
+        "--data.dataset",
+        "FolderData",
+        "--data.dataset.root",
+        "data",
+        "--data.dataset.classes.foreground",
+        "255",
+    ]
+    train(*TINY_RUN, *options, "--data.crop", "32", "--name", "run", "--data.dataset.classes.background", "0")
+    Path("data").rename("moved")
+    best = "runs/run/checkpoints/best.ckpt"
+    with pytest.raises(InputError, match=r"--data OVERLAY gives another\)$"):
+        evaluate([best, *CPU])
+    assert evaluate([best, "--data.dataset.root", "moved", *CPU])["miou"] >= 0
 
 
 @pytest.mark.slow
@@ -147,6 +180,19 @@ def test_parity_is_measured() -> None:
         found = compare(model, lambda x: [logits + 0.5, 1 - mask], image)
     assert found[:2] == ("20x20", pytest.approx(0.5, rel=1e-3))
     assert found[3] == 0
+
+
+def test_parity_leaves_out_what_a_gate_has_closed() -> None:
+    """Its logits are -1e4: beside them any difference would be small."""
+    logits, mask = torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
+    logits[:, 1] = CLOSED
+    image = torch.zeros(1, 3, 8, 8)
+    share = lambda found: compare(lambda _: (logits, mask), lambda _: [found, mask], image)[2]  # noqa: E731
+    assert share(logits.clone()) == 0
+    assert share(torch.where(logits > CLOSED, 2 * logits, logits)) == pytest.approx(1, rel=1e-4)
+    other = logits.clone()
+    other[:, 2] = CLOSED
+    assert share(other) == float("inf")
 
 
 def load_module_of(net: UNet):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,24 +102,69 @@ def test_it_goes_on_where_it_was_stopped(
         with pytest.raises(KeyboardInterrupt):
             predict([str(trained), "photos", "out", "--format", "palette", "--overwrite", *CPU])
     assert predict([str(trained), "photos", "out", "--format", "palette", *CPU]) == 3  # none of the old ones is left
+
+
+def test_a_folder_holds_the_masks_of_one_checkpoint_and_of_the_images_named(trained: Path, photos: Path) -> None:
+    """Whatever is overwritten, and whatever else has the same name."""
+    predict([str(trained), "photos", "out", *CPU])
     other = Path("other.ckpt")
     torch.save({**read_checkpoint(trained), "epoch": 99}, other)
     with pytest.raises(InputError, match="another checkpoint"):
-        predict([str(other), "photos", "out", "--format", "palette", *CPU])
+        predict([str(other), "photos", "out", *CPU])
+    with pytest.raises(InputError, match=r"for 2 images that are not among these \(deep/er/b c, "):
+        predict([str(other), "photos/a.png", "out", "--overwrite", *CPU])
+    assert predict([str(other), "photos", "out", "--overwrite", *CPU]) == 3
+    assert predict([str(other), "photos/a.png", "out", *CPU]) == 0
+    assert predict([str(other), "photos/a.png", "out", "--overwrite", *CPU]) == 1  # the others are as they were
+    write_image(Path("b/a.png"), np.zeros((30, 30, 3), np.uint8))
+    with pytest.raises(InputError, match=r"out/a\.png is that of .*photos/a\.png"):
+        predict([str(other), "b", "out", *CPU])
+    write_image(photos / "a.png", np.zeros((50, 50, 3), np.uint8))  # changed since
+    assert predict([str(other), "photos", "out", *CPU]) == 1
+    assert read("out/a.png").shape == (50, 50)
 
 
-def test_bad_images_are_listed_and_the_others_done(trained: Path, photos: Path) -> None:
+def test_results_have_places_of_their_own(trained: Path) -> None:
+    image = np.zeros((20, 20, 3), np.uint8)
+    for name in ("x.png", "overlays/x.png"):
+        write_image(Path("photos") / name, image)
+    with pytest.raises(InputError, match=r"x and overlays/x would both be written to out/overlays/x\.png"):
+        predict([str(trained), "photos", "out", "--overlay", *CPU])
+    assert predict([str(trained), "photos", "photos/out", *CPU]) == 2
+    assert predict([str(trained), "photos", "photos/again", *CPU]) == 2  # not the masks of the other
+    with pytest.raises(InputError, match=r"photos/out: holds masks that predict\.py wrote"):
+        predict([str(trained), "photos/out", "more", *CPU])
+    Path("file").touch()
+    for output in ("file", "file/deeper"):
+        with pytest.raises(InputError, match=r"^file is a file"):
+            predict([str(trained), "photos", output, *CPU])
+
+
+def test_long_names_that_begin_alike(trained: Path) -> None:
+    names = [f"{'長' * 70}{number}" for number in range(8)]
+    for number, name in enumerate(names):
+        write_image(Path("photos") / f"{name}.png", np.zeros((20, 20 + number, 3), np.uint8))
+    assert predict([str(trained), "photos", "out", "--overlay", *CPU]) == 8
+    for number, name in enumerate(names):
+        assert read(f"out/{name}.png").shape == (20, 20 + number)
+
+
+def test_bad_images_are_listed_and_the_others_done(
+    trained: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:200])
     write_image(photos / "gray.png", np.zeros((20, 20), np.uint8))
     tifffile.imwrite(photos / "deep16.tif", np.zeros((20, 20, 3), np.uint16), photometric="rgb")
     (photos / "empty.jpg").touch()
-    with pytest.raises(InputError, match=r"4 of 7 images were left out, listed in out/unreadable.txt"):
+    (photos / "link.png").symlink_to("nowhere.png")
+    with pytest.raises(InputError, match=r"5 of 8 images were left out, listed in out/unreadable.txt"):
         predict([str(trained), "photos", "out", *CPU])
     listed = Path("out/unreadable.txt").read_text()
     for text in ("cut.png", "empty.jpg", "has 1 bands, but the net was trained on 3", "is uint16, but the net"):
         assert text in listed
     assert len(list(Path("out").rglob("*.png"))) == 3
-    for name in ("cut.png", "gray.png", "deep16.tif", "empty.jpg"):
+    assert "predicted  3 of 8 images" in capsys.readouterr().out
+    for name in ("cut.png", "gray.png", "deep16.tif", "empty.jpg", "link.png"):
         (photos / name).unlink()
     assert predict([str(trained), "photos", "out", *CPU]) == 0
     assert not Path("out/unreadable.txt").exists()
@@ -126,8 +172,10 @@ def test_bad_images_are_listed_and_the_others_done(trained: Path, photos: Path) 
 
 def test_images_are_never_replaced(trained: Path, photos: Path) -> None:
     before = (photos / "a.png").read_bytes()
-    with pytest.raises(InputError, match="its mask would replace it"):
-        predict([str(trained), "photos/a.png", "photos", "--overwrite", *CPU])
+    for given in (["photos/a.png"], ["photos"], ["photos/*"]):
+        with pytest.raises(InputError, match="would lie among the images"):
+            predict([str(trained), *given, "photos", "--overwrite", *CPU])
+    assert not Path("photos/predict.json").exists()
     Path("masks").mkdir()
     shutil.copy(photos / "a.png", "masks/a.png")
     with pytest.raises(InputError, match=r"masks/a\.png exists"):
@@ -173,10 +221,20 @@ def test_a_full_disk_leaves_nothing_half_written(trained: Path, photos: Path, mo
 @pytest.mark.parametrize("job", [predict, evaluate, prune, export])
 def test_a_bad_checkpoint_is_one_line(job: Callable, trained: Path, photos: Path) -> None:
     Path("cut.ckpt").write_bytes(trained.read_bytes()[:5000])
-    torch.save({"state_dict": {}}, "other.ckpt")
-    for name in ("missing.ckpt", "cut.ckpt", "other.ckpt"):
+    whole = read_checkpoint(trained)
+    others = (
+        *({"state_dict": {}}, [1], {**whole, "hyper_parameters": None}, {**whole, "hyper_parameters": {"labels": {}}}),
+        *({k: v for k, v in whole.items() if k != key} for key in ("state_dict", "precision")),
+        {**whole, "datamodule_hyper_parameters": [], "state_dict": {"net.x": 1}},
+    )
+    for number, contents in enumerate(others):
+        torch.save(contents, f"other{number}.ckpt")
+    Path("text.ckpt").write_text("not one\n")
+    for name in ("missing.ckpt", "cut.ckpt", "text.ckpt", *(f"other{number}.ckpt" for number in range(len(others)))):
         with pytest.raises(InputError, match=f"^{name}: [^\n]*$"):
             job([name, *(["photos", "out"] if job is predict else [])])
+    with pytest.raises(InputError, match=r"is a folder, no checkpoint\. Did you mean .*checkpoints/best\.ckpt\?"):
+        job([str(trained.parents[1]), *(["photos", "out"] if job is predict else [])])
     assert not Path("out").exists()
 
 
@@ -196,9 +254,35 @@ def test_a_malicious_checkpoint_runs_nothing(photos: Path) -> None:
             return (os.system, ("touch exploded",))
 
     torch.save({"hyper_parameters": {"labels": {}}, "state_dict": {}, "bomb": Bomb()}, "bomb.ckpt")
-    with pytest.raises(InputError, match=r"bomb\.ckpt: cannot be loaded"):
+    with pytest.raises(InputError, match=r"bomb\.ckpt: holds more than weights"):
         predict(["bomb.ckpt", "photos", "out", *CPU])
     assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "args", "message"),
+    [
+        (predict, ["--batch-size", "0"], "0 is not a whole number of at least 1"),
+        (predict, ["--tile", "0"], "0 is not a whole number of at least 1"),
+        (predict, ["--tta", "photos", "out"], "must not stand before a path"),
+        (prune, ["--max-drop", "-0.5"], "-0.5 is not a number of at least 0"),
+        (prune, ["--max-ms", "nan"], "nan is not a number of at least 0"),
+        (prune, ["--repeats", "0"], "0 is not a whole number of at least 1"),
+        (export, ["--images", "-1"], "-1 is not a whole number of at least 1"),
+        (evaluate, ["--output", "."], "'.' is a folder"),
+        (evaluate, ["--output", "folder"], "folder is a folder"),
+        (evaluate, ["--output", "file/deep/x.json"], "file is a file"),
+        (prune, ["--output", "file/x"], "file is a file"),
+        (compare, ["--output", "file/x"], "file is a file"),
+        (evaluate, ["--data.num_worker", "0"], "train.py --help"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(job: Callable, args: list[str], message: str, trained: Path) -> None:
+    Path("folder").mkdir()
+    Path("file").touch()
+    given = {predict: [*args, "photos", "out"], compare: args}.get(job, args)
+    with pytest.raises(InputError, match=f"^[^\n]*{re.escape(message)}[^\n]*$"):
+        job([str(trained), *given])
 
 
 @pytest.mark.parametrize("job", [evaluate, predict, prune, export, compare])

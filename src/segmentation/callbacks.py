@@ -89,13 +89,18 @@ class Introduction(Callback):
         lines = {
             "run": f"{self.run.path}",
             "data": f"{type(data.source).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes",
-            "net": f"{type(net).__name__}: {parameters / 1e6:.2f} M parameters, {flops} GFLOPs for {size}",
+            "net": f"{type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {size}",
             "training": f"{length} of {batch} images {where}",
         }
         for logged in wandb_runs(trainer):
             lines["W&B"] = logged.url or f"offline; upload by: wandb sync {self.run.path}/wandb/offline-run-*"
         for key, line in lines.items():
             print(f"{key:<9} {line}", flush=True)
+
+
+def in_millions(parameters: int) -> str:
+    """A count of parameters as it is shown."""
+    return f"{parameters / 1e6:.2f} M" if parameters >= 100_000 else f"{parameters:,}"
 
 
 def count_flops(net: SegmentationNet, shape: tuple[int, ...]) -> int:

@@ -1,6 +1,8 @@
 """Load a trained model from one file, for every job but train. Nothing in the file can run code (`weights_only`)."""
 
 import argparse
+import pickle
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +23,39 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, cut off, of another project, or holding more than weights and plain types.
     """
+    if Path(path).is_dir():
+        inside = next(
+            (file for end in ("", "checkpoints/") for file in [Path(path, f"{end}best.ckpt")] if file.is_file()), None
+        )
+        raise InputError(f"{path}: is a folder, no checkpoint" + (f". Did you mean {inside}?" if inside else ""))
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: holds more than weights and plain types, or is no checkpoint; it was not loaded, as its contents "
+            "could run any code"
+        ) from error
     except Exception as error:  # a damaged zip, an unpickling error, a refused class: many types, one remedy
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: cannot be loaded as a checkpoint ({reason[:160]}). It is cut off, or not one of this project's"
         ) from error
-    if not isinstance(checkpoint, dict) or "labels" not in checkpoint.get("hyper_parameters", {}):
+    if not _is_ours(checkpoint):
         raise InputError(f"{path}: is not a checkpoint of this project's train.py")
     return checkpoint
+
+
+def _is_ours(checkpoint: Any) -> bool:
+    def has(found: Any, **kinds: type) -> bool:
+        return isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items())
+
+    return (
+        has(checkpoint, hyper_parameters=dict, state_dict=dict, datamodule_hyper_parameters=dict, precision=str)
+        and has(checkpoint["hyper_parameters"], labels=dict, net=dict)
+        and has(checkpoint["datamodule_hyper_parameters"], dataset=dict)
+    )
 
 
 def load_module(checkpoint: dict[str, Any], source: str) -> "SegmentationModule":
@@ -47,7 +70,9 @@ def load_module(checkpoint: dict[str, Any], source: str) -> "SegmentationModule"
     hparams = deepcopy({key: value for key, value in checkpoint["hyper_parameters"].items() if key != "_instantiator"})
     hparams["compile"] = False
     try:
-        module = instantiate_module(SegmentationModule, hparams)
+        with warnings.catch_warnings():  # net and loss are hyper-parameters here, and given as modules
+            warnings.filterwarnings("ignore", ".*is already saved during checkpointing.*")
+            module = instantiate_module(SegmentationModule, hparams)
         module.load_state_dict(checkpoint["state_dict"])
     except (argparse.ArgumentError, ImportError, ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())

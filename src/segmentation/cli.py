@@ -232,6 +232,11 @@ def _verdict(miou: float) -> str:
     )
 
 
+def train() -> None:
+    """train.py."""
+    SegmentationCLI().run()
+
+
 def _flat(config: Namespace) -> dict[str, Any]:
     skip = ("name", "resume", "config")
     return {key: value for key, value in vars(config.as_flat()).items() if key.split(".")[0] not in skip}

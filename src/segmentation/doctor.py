@@ -1,5 +1,6 @@
 """The doctor: what a data set and a machine are like, what is wrong with them, and the YAML that mends it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ class DoctorCLI(SegmentationCLI):
 
     def instantiate_classes(self) -> None:
         pass
+
+
+def main() -> None:
+    """doctor.py: exit status 2 where something would stop a run."""
+    if any(problem.stops for problem in diagnose()):
+        sys.exit(2)
 
 
 def diagnose(args: list[str] | None = None) -> list[Problem]:

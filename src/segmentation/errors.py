@@ -6,6 +6,7 @@ is a bug of this project.
 
 import errno
 import os
+import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,12 +48,14 @@ OUT_OF_MEMORY = (
     "model.net.widths, data.num_workers; or use --trainer.precision bf16-mixed, which halves the memory of activations."
 )
 INTERRUPTED = (
-    "interrupted: what was finished is kept, and the same command goes on from it; train.py with the run's --name and "
-    "--resume."
+    "interrupted: what was finished is kept. predict.py goes on from it by the same command, train.py by the run's "
+    "--name and --resume; the other jobs begin anew."
 )
-#: What the system says of a place that cannot be written to.
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-
+#: What the system says of a place that cannot be written to, because of its room or its name.
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNWRITABLE = FULL | {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+}
 
 #: What gloo and NCCL say when the process at the other end is gone.
 LOST_PEER = (
@@ -70,14 +73,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
 
 
-def run_job(job: Callable[[], object]) -> None:
+def run_job(job: str | Callable[[], object]) -> None:
     """Run the main function of a script and turn its outcome into an exit status and at most one line of error.
+
+    Args:
+        job: a function, or "module:function": that is imported here, since importing torch takes seconds in which a
+            user may type Ctrl-C.
 
     The process ends by `os._exit` after an error: a rank that failed must not wait, in some library's exit handler,
     for the ranks that still run.
     """
     try:
-        job()
+        (pkgutil.resolve_name(job) if isinstance(job, str) else job)()
     except InputError as error:
         # In a worker of a DataLoader, torch puts that process's stack trace before the message.
         _stop(2, f"error: {str(error).rpartition('InputError: ')[2].strip()}")
@@ -96,9 +103,8 @@ def run_job(job: Callable[[], object]) -> None:
         if error.errno not in UNWRITABLE:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _stop(
-            2, f"error: {where}{error.strerror}. What was finished is kept; make room, and run the same command again"
-        )
+        remedy = "make room, and run the same command again" if error.errno in FULL else "give another place"
+        _stop(2, f"error: {where}{error.strerror}. What was finished is kept; {remedy}")
     except (MemoryError, RuntimeError) as error:
         if any(sign in str(error) for sign in LOST_PEER):
             _stop(1, "error: another process of this run has died; its message is above. Start again with --resume")

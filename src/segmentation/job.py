@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from segmentation.errors import InputError
@@ -25,7 +26,8 @@ class JobParser(argparse.ArgumentParser):
         super().__init__(f"python src/{script}.py", None, description, epilog, formatter_class=form, allow_abbrev=False)
 
     def error(self, message: str) -> None:
-        raise InputError(f"{message}. See --help")
+        alone = " With no value, it must not stand before a path." if "--tta: invalid choice" in message else ""
+        raise InputError(f"{message}.{alone} See --help")
 
     def add_checkpoint(self) -> None:
         """The options of every job that opens a checkpoint with its data."""
@@ -71,8 +73,44 @@ def _of_use(record: logging.LogRecord) -> bool:
     return "Images sizes do not match" not in record.getMessage()
 
 
+def number(kind: type[int] | type[float], least: float) -> Callable[[str], float]:
+    """The type of an option that is a number of at least `least`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value < float("inf"):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text} is not {what} of at least {least}")
+        return value
+
+    return parse
+
+
+def file_name(text: str) -> Path:
+    """The type of an option that names a file to be written, or the beginning of its name."""
+    if not Path(text).name or Path(text).name == "..":
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: give the name of a file in it")
+    return Path(text)
+
+
 def refuse_existing(paths: list[Path], overwrite: bool) -> None:
-    """Raises InputError, before any work is done, for a result that is there already, unless told to overwrite."""
+    """Raises InputError, before any work is done, for a result that is there already, unless told to overwrite, and
+    for one that cannot be written."""
+    for path in paths:
+        check_folder(path.parent)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the name of a file")
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
-        raise InputError(f"{', '.join(there[:3])} exists: give another --output, or add --overwrite")
+        verb = "exists" if len(there) == 1 else "exist"
+        raise InputError(f"{', '.join(there[:3])} {verb}: give another --output, or add --overwrite")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError if a folder to write to can be none, as a file is in its place or in that of one above it."""
+    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if file:
+        raise InputError(f"{file} is a file: the results need a folder there")

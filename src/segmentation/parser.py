@@ -34,6 +34,7 @@ CLASS_OPTIONS: dict[str, type] = {
 
 #: What the data decides; nobody gives it on the command line.
 LINKED = {"in_channels", "num_classes", "optimizer", "params", "model.labels"}
+INTERNAL = {"help", "print_config", "print_shtab"}
 
 
 def _load(text: str) -> Any:
@@ -88,7 +89,7 @@ class Parser(LightningArgumentParser):
         )
 
     def _unknown_option(self, name: str) -> str:
-        options = {action.dest for action in self._actions if action.dest not in LINKED | {"help"}}
+        options = {action.dest for action in self._actions if action.dest not in LINKED | INTERNAL}
         for key, base in CLASS_OPTIONS.items():
             options |= {f"{key}.{argument}" for cls in _kinds(base) for argument in _arguments(cls)}
         # A nested option's error names only its last part; the whole was typed, or stands in a YAML file.
@@ -99,7 +100,8 @@ class Parser(LightningArgumentParser):
         likely = min((o for o, short in matches.items() if close and short == close[0]), key=len, default="")
         group = likely.rpartition(".")[0] or name.rpartition(".")[0]
         choices = sorted(option for option in options if option.rpartition(".")[0] == group)
-        return f"no option {name!r}. {_choose(likely, choices) + '. ' if choices else ''}All of them: --help"
+        listed = f"{_choose(likely, choices)}. " if choices else ""
+        return f"no option {name!r}. {listed}All of them: python src/train.py --help"
 
 
 def _choose(likely: str, choices: list[str]) -> str:

@@ -4,27 +4,45 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; it gets the final name when all is written, and is removed when that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
+    aside = path.with_name(f"{_stem(path)}{uuid4().hex[:8]}.part{path.suffix}")
     try:
         yield aside
         aside.replace(path)
     except OSError as error:
-        if error.errno and not error.filename:  # a library's own error may name no file
+        if error.errno and error.filename in (None, str(aside), aside):  # a library's own error may name no file
             error.filename = str(path)
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _stem(path: Path) -> str:
+    return f".{path.stem[:40]}."  # a name has 255 bytes at most; these 40 letters may have 4 each
+
+
+@contextmanager
+def written_together(*paths: Path) -> Iterator[list[Path]]:
+    """Places to write to for files that belong together: all get their names when all are written, else none does."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(written_whole(path)) for path in paths]
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what a process has left that was killed while it wrote `path`."""
+    for stale in path.parent.iterdir() if path.parent.is_dir() else ():
+        if stale.name.startswith(_stem(path)) and stale.name.endswith(f".part{path.suffix}"):
+            stale.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from segmentation.callbacks import in_millions
 from segmentation.errors import InputError
-from segmentation.job import JobParser, refuse_existing, start_job
+from segmentation.job import JobParser, file_name, refuse_existing, start_job
 from segmentation.pictures import INK, SOFT, save_png
 from segmentation.run import RUNS, WandbOptions
-from segmentation.writing import write_json
+from segmentation.writing import write_json, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +38,7 @@ SILENT = ("name", "wandb", "pictures")
 
 @dataclass
 class Run:
-    """What a run's folder says: name, summary.json, config.yaml (flat), and counts of its tested images.
+    """What a run's folder says: its place and name, summary.json, config.yaml (flat), and counts of its tested images.
 
     Attributes:
         images: names of the images.
@@ -45,6 +46,7 @@ class Run:
         counts: (images, 3, K) true positives, false positives, false negatives.
     """
 
+    folder: Path
     name: str
     summary: dict[str, Any]
     config: dict[str, Any]
@@ -88,12 +90,10 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     """
     start_job()
     options = _parser().parse_args(args)
-    base = Path(options.output)
+    base = options.output
     plot, figures = base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.json")
     refuse_existing([plot, figures], options.overwrite)
-    runs = [read_run(text) for text in options.runs]
-    if len({run.name for run in runs}) < len(runs):
-        raise InputError(f"give each run once: {' '.join(options.runs)}")
+    runs = _named([read_run(text) for text in options.runs])
     _check_same(runs)
     rows = [*runs[0].classes, "mIoU"]
     samples = bootstrap(runs)
@@ -117,8 +117,9 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     for table in tables:
         Console().print(table)
         print()
-    save_png(comparison_figure(values, runs), plot)
-    write_json(figures, found)
+    with written_together(plot, figures) as (plot_aside, figures_aside):
+        save_png(comparison_figure(values, runs), plot_aside)
+        write_json(figures_aside, found)
     print(f"plot       {plot}\nfigures    {figures}")
     if options.wandb:
         _log(runs, values, plot, options)
@@ -127,17 +128,23 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
 
 #: Keys of summary.json, and how they are shown.
 COSTS = {
-    "parameters": lambda value: f"{value / 1e6:.2f} M",
+    "parameters": in_millions,
     "images_per_second": lambda value: f"{value:.1f}",
     "minutes": lambda value: f"{value:.1f}",
-    "epoch": lambda value: f"{value + 1}",
+    "epoch": lambda value: f"{value + 1}",  # the tested checkpoint's
 }
 
 
 def _parser() -> JobParser:
     parser = JobParser("compare", "Compare finished runs: IoU per class with intervals, config, speed.", EXAMPLES)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or its name below runs/")
-    parser.add_argument("--output", metavar="BASE", default="comparison", help="BASE.png and BASE.json (comparison)")
+    parser.add_argument(
+        "--output",
+        metavar="BASE",
+        type=file_name,
+        default=Path("comparison"),
+        help="BASE.png and BASE.json (default: comparison)",
+    )
     parser.add_argument("--wandb", action="store_true", help="log table and plot to W&B, in the first run's project")
     parser.add_argument("--overwrite", action="store_true", help="replace these files")
     return parser
@@ -160,11 +167,27 @@ def read_run(text: str) -> Run:
         images, classes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("name", "class"))
         counts = np.array([[int(row[key]) for key in ("tp", "fp", "fn")] for row in rows], dtype=np.int64)
         counts = counts.reshape(len(images), len(classes), 3).transpose(0, 2, 1)
+        if not (isinstance(summary, dict) and isinstance(config, dict) and images):
+            raise ValueError("nothing is in it")
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: is missing, so the run is not finished: train.py --resume") from error
     except (ValueError, KeyError, yaml.YAMLError) as error:
         raise InputError(f"{folder}: its summary.json, per_image.csv or config.yaml is damaged ({error})") from error
-    return Run(folder.resolve().name, summary, _flat(config), images, classes, counts)
+    return Run(folder.resolve(), folder.resolve().name, summary, _flat(config), images, classes, counts)
+
+
+def _named(runs: list[Run]) -> list[Run]:
+    """The runs, named by as much of their paths as tells them apart.
+
+    Raises:
+        InputError: one is given twice.
+    """
+    if len({run.folder for run in runs}) < len(runs):
+        raise InputError(f"give each run once: {', '.join(str(run.folder) for run in runs)}")
+    depth = 1
+    while len({run.folder.parts[-depth:] for run in runs}) < len(runs):
+        depth += 1
+    return [replace(run, name="/".join(run.folder.parts[-depth:])) for run in runs]
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -250,7 +273,8 @@ def _tables(runs: list[Run], values: dict, differences: dict, changed: dict) -> 
     costs = table("cost", "", *names)
     for key, show in COSTS.items():
         found = (run.summary.get(key) for run in runs)
-        costs.add_row(key.replace("_", " "), *("-" if value is None else show(value) for value in found))
+        name = {"epoch": "best epoch"}.get(key, key.replace("_", " "))
+        costs.add_row(name, *("-" if value is None else show(value) for value in found))
     options = table("config, where it differs", "option", *names)
     for key, each in changed.items():
         options.add_row(key.replace("init_args.", ""), *(_short(key, each[name]) for name in names))

@@ -16,12 +16,12 @@ from segmentation.inference.averaged import Averaged, Symmetries
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import add_options
 from segmentation.inference.source import open_trained
-from segmentation.job import JobParser, refuse_existing, start_job
+from segmentation.job import JobParser, file_name, refuse_existing, start_job
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.pictures import contact_sheet, save_png
 from segmentation.report import print_table
-from segmentation.writing import write_csv, write_json
+from segmentation.writing import write_csv, write_json, written_together
 
 
 def evaluate(args: list[str] | None = None) -> dict[str, float]:
@@ -35,7 +35,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     """
     start_job()
     options, rest = _arguments(args)
-    figures = Path(options.output or "unwritten.json")
+    figures = options.output or Path("unwritten.json")
     per_image, sheet = (figures.with_name(f"{figures.stem}_{end}") for end in ("per_image.csv", "worst_and_best.png"))
     if options.output and rank_zero_only.rank == 0:
         refuse_existing([figures, per_image, sheet], options.overwrite)
@@ -56,9 +56,10 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
             print_instances(metrics, options.instances)
         if options.output:
             names = data.dataset.names(data.test_split)
-            write_csv(per_image, table_rows(module.test_counts[1], names, module.labels.names))
-            save_png(extremes(trainer, module, data), sheet)
-            write_json(figures, {"split": data.test_split, "metrics": metrics})
+            with written_together(per_image, sheet, figures) as aside:
+                write_csv(aside[0], table_rows(module.test_counts[1], names, module.labels.names))
+                save_png(extremes(trainer, module, data), aside[1])
+                write_json(aside[2], {"split": data.test_split, "metrics": metrics})
             print(f"figures    {figures}; counts of each image: {per_image}")
             print(f"pictures   {sheet}")
     return metrics
@@ -79,7 +80,8 @@ def extremes(trainer: Trainer, module: SegmentationModule, data: SegmentationDat
     samples = [data.dataset.load(data.test_split, i) for i in chosen]
     predictions = [predict_one(trainer, module, sample["image"]) for sample in samples]
     images, masks = ([sample[key] for sample in samples] for key in ("image", "mask"))
-    title = f"The {len(chosen[:each])} worst and {len(chosen[each:])} best of {len(names):,} {data.test_split} images"
+    which = f"All {len(chosen)}" if chosen == order else f"The {each} worst and the {each} best of {len(names):,}"
+    title = f"{which} {data.test_split} images, the worst first"
     scores = [float(score[i]) for i in chosen]
     return contact_sheet(images, masks, predictions, module.labels, [names[i] for i in chosen], title, scores)
 
@@ -118,6 +120,7 @@ def _arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--output",
         metavar="FILE.json",
+        type=file_name,
         help="write the figures there, FILE_per_image.csv and FILE_worst_and_best.png beside it",
     )
     return parser.parse_with_others(args)

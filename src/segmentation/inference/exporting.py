@@ -1,7 +1,9 @@
 """export.py: one file that predicts without this project, checked against the net on real images before it is kept."""
 
 import importlib.util
+import io
 import json
+import math
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from segmentation.errors import InputError
 from segmentation.inference.predictor import TILE
 from segmentation.inference.source import open_trained
-from segmentation.job import JobParser, refuse_existing, start_job
+from segmentation.job import JobParser, file_name, number, refuse_existing, start_job
 from segmentation.module import SegmentationModule
+from segmentation.nets.base import CLOSED
 from segmentation.writing import written_whole
 
 EXAMPLES = """examples:
@@ -93,9 +96,11 @@ def _parser() -> JobParser:
     parser = JobParser("export", "Write a trained net as one file that runs without this project.", EXAMPLES)
     parser.add_checkpoint()
     parser.add_argument("--format", choices=tuple(SUFFIX), default="onnx", help="default: onnx")
-    parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint")
+    parser.add_argument("--output", metavar="FILE", type=file_name, help="default: beside the checkpoint")
     parser.add_argument("--split", choices=("train", "val", "test"), help="whose images to check it on")
-    parser.add_argument("--images", type=int, default=8, help="how many images to check it on (default: 8)")
+    parser.add_argument(
+        "--images", metavar="N", type=number(int, 1), default=8, help="how many images to check it on (default: 8)"
+    )
     return parser
 
 
@@ -140,7 +145,9 @@ def to_torch(model: Deployed, image: Tensor, path: Path, about: dict[str, Any]) 
     """Write torch.export's archive, and give what runs it: the file, loaded again."""
     dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.export.export(model, (_example(image),), dynamic_shapes=(dynamic,))
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(about)})
+    archive = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    torch.export.save(program, archive, extra_files={"metadata.json": json.dumps(about)})
+    path.write_bytes(archive.getbuffer())
     return torch.export.load(path).module()
 
 
@@ -158,7 +165,10 @@ def compare(model: Deployed, run: Callable[[Tensor], list[Tensor]], image: Tenso
     with torch.inference_mode():
         logits, mask = model(image)
         found, classes = run(image)
-    difference, scale = float((found - logits).abs().max()), float(logits.abs().max())
+    opened, also = (each > CLOSED / 2 for each in (logits, found))  # what a gate has closed is no measure of logits
+    difference = float((found - logits)[opened].abs().max()) if opened.any() else 0.0
+    difference = difference if torch.equal(opened, also) else math.inf
+    scale = float(logits[opened].abs().max()) if opened.any() else 1.0
     size = f"{image.shape[-1]}x{image.shape[-2]}"
     return size, difference, difference / max(scale, 1e-6), float((classes == mask).double().mean())
 

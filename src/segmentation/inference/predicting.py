@@ -1,6 +1,8 @@
 """predict.py: masks of images, whatever their number and size."""
 
+import functools
 import glob
+import itertools
 import os
 import re
 import time
@@ -18,8 +20,8 @@ from segmentation.data.files import IMAGE_SUFFIXES, LARGE
 from segmentation.data.layout import walk
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor, add_options
-from segmentation.inference.results import Results, Writer
-from segmentation.job import JobParser, start_job
+from segmentation.inference.results import RECORD, Results, Writer
+from segmentation.job import JobParser, number, start_job
 
 EXAMPLES = """examples:
   python src/predict.py runs/camvid/checkpoints/best.ckpt photos/ predicted/
@@ -52,7 +54,7 @@ def predict(args: list[str] | None = None) -> int:
     results = Results(output, images, options, predictor.labels)
     todo = results.begin()
     bad: list[str] = []
-    started, pixels = time.perf_counter(), 0
+    started, pixels, done = time.perf_counter(), 0, 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[name]}"), transient=True) as bar:
         task = bar.add_task("predict", total=len(todo), name="")
@@ -61,17 +63,16 @@ def predict(args: list[str] | None = None) -> int:
             for name, image in _read_ahead(predictor, todo, bad):
                 try:
                     writer.write(name, image, _announced(predictor.strips(image), name, image.shape[1], say))
+                    done, pixels = done + 1, pixels + image.shape[-2] * image.shape[-1]
                 except InputError as error:
                     bad.append(str(error))
-                pixels += image.shape[-2] * image.shape[-1]
                 bar.advance(task)
                 del image  # before the next one is taken: a large one counts
     seconds = time.perf_counter() - started
-    done = len(todo) - len(bad)
-    rate = f"{done / seconds:.1f} images/s, {pixels / seconds / 1e6:.1f} megapixels/s on {predictor.device}"
-    print(f"predicted  {done} images to {output} ({rate})" if done else f"predicted  nothing new: {output}")
+    rate = f"{done / seconds:.3g} images/s, {pixels / seconds / 1e6:.3g} megapixels/s on {predictor.device}"
+    print(f"predicted  {done:,} of {len(todo):,} images to {output}" + (f" ({rate})" if done else ""))
     if len(images) > len(todo):
-        print(f"left out   {len(images) - len(todo)} images that have their mask already")
+        print(f"left out   {len(images) - len(todo):,} images that have their mask already")
     results.end(bad)
     if bad:
         raise InputError(f"{bad[0]} ({len(bad)} of {len(images)} images were left out, listed in {results.unreadable})")
@@ -97,9 +98,13 @@ def _parser() -> JobParser:
         help="also OUTPUT/instances: 16-bit PNG, 0 for none and one id an individual",
     )
     add_options(parser)
-    parser.add_argument("--batch-size", type=int, default=1, help="tiles of one forward pass (default: 1)")
-    parser.add_argument("--accelerator", default="auto", help="auto (default), cpu, gpu, mps")
-    parser.add_argument("--precision", help="default: that of training, e.g. bf16-mixed; else 32-true, 16-mixed")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=number(int, 1), default=1, help="tiles of one forward pass (default: 1)"
+    )
+    parser.add_argument("--accelerator", metavar="NAME", default="auto", help="auto (default), cpu, gpu, mps")
+    parser.add_argument(
+        "--precision", metavar="NAME", help="default: that of training, e.g. bf16-mixed; else 32-true, 16-mixed"
+    )
     parser.add_argument("--overwrite", action="store_true", help="predict again what is there already")
     return parser
 
@@ -111,10 +116,14 @@ def find_images(inputs: Iterable[str], output: Path) -> dict[str, Path]:
         InputError: there is none.
     """
     found: list[tuple[Path, Path]] = []
-    written = os.path.realpath(output)  # what an earlier run has put below a folder of images is none of them
+    # What this run or an earlier one has put below a folder of images is none of them.
+    written = os.path.realpath(output)
+    has_record = functools.cache(lambda folder: (folder / RECORD).is_file())
     for text in inputs:
         path = Path(text)
         if path.is_dir():
+            if has_record(path):
+                raise InputError(f"{path}: holds masks that predict.py wrote ({RECORD}): give the folder of the images")
             below = [(file, file.relative_to(path)) for file in walk(path)]
         elif path.is_file():
             found.append((path, Path(path.name)))
@@ -126,7 +135,10 @@ def find_images(inputs: Iterable[str], output: Path) -> dict[str, Path]:
         else:
             raise InputError(f"{text}: no such file or folder")
         apart = written == os.path.realpath(path)
-        found += [pair for pair in below if apart or not os.path.realpath(pair[0]).startswith(written + os.sep)]
+        for file, name in below:
+            made = any(map(has_record, itertools.islice(file.parents, len(name.parents) - 1)))
+            if not made and (apart or not os.path.realpath(file).startswith(written + os.sep)):
+                found.append((file, name))
     if not found:
         raise InputError(f"{' '.join(inputs)}: no image here ({', '.join(sorted(IMAGE_SUFFIXES))})")
     stems = [str(name.with_suffix("")) for _, name in found]
@@ -177,4 +189,4 @@ def _is_large(path: Path) -> bool:
         with Image.open(path) as image:
             return image.width * image.height > LARGE
     except (OSError, ValueError, Image.DecompressionBombError):
-        return path.stat().st_size > LARGE
+        return path.is_file() and path.stat().st_size > LARGE

@@ -13,7 +13,7 @@ from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.data.files import WrongBands, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.inference.averaged import Averaged, Symmetries
-from segmentation.job import JobParser
+from segmentation.job import JobParser, number
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
 TILE = 512  # side of the tiles of a larger one
@@ -29,7 +29,7 @@ def add_options(parser: JobParser) -> None:
         choices=("none", "flips", "all"),
         help="test-time augmentation: mean over the 4 flips, or all 8 symmetries",
     )
-    parser.add_argument("--tile", type=int, metavar="SIDE", help="predict by overlapping tiles of this side")
+    parser.add_argument("--tile", type=number(int, 1), metavar="SIDE", help="predict by overlapping tiles of this side")
 
 
 class Predictor:
@@ -93,9 +93,10 @@ class Predictor:
         try:
             image = open_image(path, self.labels.channels, self.as_rgb)
         except WrongBands as error:
+            convertible = self.labels.channels == 3 and error.found in (1, 2, 4) and not self.as_rgb
+            rgb = ", or train with as_rgb: true, which takes gray and RGBA pictures for RGB" if convertible else ""
             raise InputError(
-                f"{path}: has {error.found} bands, but the net was trained on {self.labels.channels}. "
-                "Convert it, or train with as_rgb: true, which takes gray and RGBA pictures for RGB"
+                f"{path}: has {error.found} bands, but the net was trained on {self.labels.channels}. Convert it{rgb}"
             ) from error
         if self.labels.dtype and str(image.dtype) != self.labels.dtype:
             raise InputError(

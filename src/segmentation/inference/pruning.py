@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from segmentation.callbacks import Progress, count_flops
+from segmentation.callbacks import Progress, count_flops, in_millions
 from segmentation.checkpoint import load_module
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor
 from segmentation.inference.source import Trained, open_trained
-from segmentation.job import JobParser, refuse_existing, start_job
+from segmentation.job import JobParser, file_name, number, refuse_existing, start_job
 from segmentation.machine import machine, peak_memory, seconds
 from segmentation.module import SegmentationModule
 from segmentation.pictures import INK, SOFT, save_png
 from segmentation.plugins import AtomicCheckpointIO
-from segmentation.writing import write_json
+from segmentation.writing import write_json, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def prune(args: list[str] | None = None) -> list[Level]:
     start_job()
     options, rest = _parser().parse_with_others(args)
     source = Path(options.checkpoint)
-    base = Path(options.output) if options.output else source.with_suffix("")
+    base = options.output or source.with_suffix("")
     if options.level is not None:
         refuse_existing([_pruned_path(base, options.level)], options.overwrite)
         _write(options, base, options.level)
@@ -86,8 +86,9 @@ def prune(args: list[str] | None = None) -> list[Level]:
     chosen = choose(levels, options.max_ms, options.max_drop)
     where = machine(predictor.device.type)
     _print_levels(levels, size, where)
-    save_png(levels_figure(levels, chosen, f"{size[1]}x{size[0]} pixels, {where}"), plot)
-    write_json(figures, {"size": size, "machine": where, "levels": [asdict(level) for level in levels]})
+    with written_together(plot, figures) as (plot_aside, figures_aside):
+        save_png(levels_figure(levels, chosen, f"{size[1]}x{size[0]} pixels, {where}"), plot_aside)
+        write_json(figures_aside, {"size": size, "machine": where, "levels": [asdict(level) for level in levels]})
     print(f"plot       {plot}\nfigures    {figures}")
     if chosen:
         refuse_existing([_pruned_path(base, chosen)], options.overwrite)
@@ -101,11 +102,20 @@ def _parser() -> JobParser:
     parser = JobParser("prune", "Cut a UNet++ that was trained with deep supervision to one of its levels.", EXAMPLES)
     parser.add_checkpoint()
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--level", type=int, help="write the checkpoint of this level; nothing is measured")
-    choice.add_argument("--max-ms", type=float, metavar="MS", help="of the best level that is as fast")
-    choice.add_argument("--max-drop", type=float, metavar="MIOU", help="of the fastest that loses no more")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds of timing; the table has medians (default: 15)")
-    parser.add_argument("--output", metavar="BASE", help="results are BASE_L2.ckpt, BASE_levels.png and .json")
+    choice.add_argument(
+        "--level", type=number(int, 1), metavar="L", help="write the checkpoint of this level; nothing is measured"
+    )
+    choice.add_argument(
+        "--max-ms", type=number(float, 0), metavar="MS", help="of the best level of those that take MS at most"
+    )
+    choice.add_argument(
+        "--max-drop", type=number(float, 0), metavar="MIOU", help="of the fastest that loses MIOU at most"
+    )
+    repeats = "rounds of timing; the table has medians (default: 15)"
+    parser.add_argument("--repeats", metavar="N", type=number(int, 1), default=15, help=repeats)
+    parser.add_argument(
+        "--output", metavar="BASE", type=file_name, help="results are BASE_L2.ckpt, BASE_levels.png and .json"
+    )
     return parser
 
 
@@ -221,7 +231,7 @@ def _print_levels(levels: list[Level], size: tuple[int, int], where: str) -> Non
         table.add_row(
             f"L{level.level}",
             f"{level.miou:.4f}",
-            f"{level.parameters / 1e6:.2f} M",
+            in_millions(level.parameters),
             f"{level.gflops:.1f}",
             f"{level.ms:.1f}",
             f"{faster:.1f}",
@@ -243,10 +253,10 @@ def levels_figure(levels: list[Level], chosen: int | None, where: str) -> "Figur
         face = "#3B7DBD" if filled else "white"
         area = 40 + 360 * level.parameters / most
         axes.scatter(level.ms, level.miou, s=area, color=face, edgecolor="#3B7DBD", lw=1.5, zorder=2)
-        text = f"L{level.level}\n{level.parameters / 1e6:.2g} M"
+        text = f"L{level.level}\n{in_millions(level.parameters)}"
         axes.annotate(text, (level.ms, level.miou), (12, -12), textcoords="offset points", va="top", fontsize=9)
     axes.margins(x=0.15, y=0.3)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.18 * max(level.ms for level in levels))  # room for the last one's label
     axes.set_xlabel("milliseconds an image", color=SOFT)
     axes.set_ylabel("validation mIoU", color=SOFT)
     axes.grid(color="#ECEDEF", zorder=0)

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from segmentation.data.files import LARGE
 from segmentation.data.labels import Labels
 from segmentation.errors import InputError
 from segmentation.inference.instances import separate
+from segmentation.job import check_folder
 from segmentation.losses.overlap import probabilities
 from segmentation.module import SegmentationModule
 from segmentation.pictures import overlay, save_png
 from segmentation.writing import write_json, write_text, written_whole
 
+RECORD = "predict.json"  # in an output folder: what made the masks in it, and of which images
 SHOWN = 2048  # pixels of an overlay's longest side at most
 
 
@@ -38,7 +42,7 @@ class Results:
 
     def __init__(self, output: Path, images: dict[str, Path], options: Namespace, labels: Labels) -> None:
         self.output, self.images, self.options, self.labels = output, images, options, labels
-        self.unreadable, self.record = output / "unreadable.txt", output / "predict.json"
+        self.unreadable, self.record = output / "unreadable.txt", output / RECORD
 
     def paths(self, name: str) -> dict[str, Path]:
         """Kind of result -> its file."""
@@ -51,55 +55,99 @@ class Results:
         return found
 
     def begin(self) -> dict[str, Path]:
-        """Images still to be predicted.
+        """Images still to be predicted; the record of them is written, what they replace is removed.
 
         Raises:
-            InputError: a result would replace an image, or the folder holds results of another checkpoint or option.
+            InputError: results would lie among the images or on one another, or the folder holds results of another
+                checkpoint, option or image.
         """
+        self._check_places()
+        made_by = self._made_by()
+        known = self._known()
+        before = known.get("images", {})
+        self._check_known(known, made_by)
+        sources = {name: _source(file) for name, file in self.images.items()}
+        done = lambda name: all(path.exists() for path in self.paths(name).values())  # noqa: E731
+        kept = [n for n in self.images if not self.options.overwrite and before.get(n) == sources[n] and done(n)]
+        todo = {name: file for name, file in self.images.items() if name not in set(kept)}
+        # First away with what is to be replaced: a half-done second run must not pass for a whole one.
+        for path in (path for name in todo for path in self.paths(name).values()):
+            path.unlink(missing_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_json(self.record, {**made_by, "images": before | sources})
+        return todo
+
+    def _check_places(self) -> None:
+        """Refuse results that would lie among the images (a second run would take them for images) or in one place."""
         if self.options.format == "palette" and self.labels.num_classes > 256:
             raise InputError(f"--format palette holds 256 colours, for {self.labels.num_classes} classes: take index")
-        inputs = {path.resolve() for path in self.images.values()}
-        for name in self.images:
-            clash = next((path for path in self.paths(name).values() if path.resolve() in inputs), None)
-            if clash:
-                raise InputError(f"{clash} is an image to be predicted, and its mask would replace it: another OUTPUT")
+        check_folder(self.output)
+        made: dict[Path, str] = {}
+        inputs = set(map(os.path.realpath, self.images.values()))
+        for name, file in self.images.items():
+            for path in self.paths(name).values():
+                place = os.path.realpath(path)
+                if place in inputs or os.path.dirname(place) == os.path.dirname(os.path.realpath(file)):
+                    raise InputError(f"{path} would lie among the images: choose another OUTPUT")
+                if path in made:
+                    raise InputError(f"{made[path]} and {name} would both be written to {path}: predict one elsewhere")
+                made[path] = name
+
+    def _made_by(self) -> dict[str, Any]:
         with Path(self.options.checkpoint).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         classes = zip(self.labels.names, self.labels.values, self.labels.colors, strict=True)
-        made_by = {
+        return {
             "checkpoint": str(self.options.checkpoint),
             "sha256": digest,
             **{key: getattr(self.options, key) for key in ("format", "tta", "tile")},
             "classes": {name: {"value": values[0], "color": color} for name, values, color in classes},
         }
-        known = self._known()
-        differ = [key for key in ("sha256", "format", "tta", "tile") if known and known.get(key) != made_by[key]]
-        if differ and not self.options.overwrite:
-            what = "another checkpoint" if "sha256" in differ else " and ".join(f"another --{key}" for key in differ)
-            raise InputError(f"{self.output} holds masks of {what}: choose another OUTPUT, or add --overwrite")
-        self.output.mkdir(parents=True, exist_ok=True)
-        write_json(self.record, made_by)
-        if self.options.overwrite:  # at once: a half-done second run must not pass for a whole one of the new options
-            for name in self.images:
-                for path in self.paths(name).values():
-                    path.unlink(missing_ok=True)
-            return self.images
-        there = [name for name in self.images if self.paths(name)["mask"].exists()]
-        if there and not known:
-            raise InputError(f"{self.paths(there[0])['mask']} exists: choose another OUTPUT, or add --overwrite")
-        return {n: file for n, file in self.images.items() if not all(p.exists() for p in self.paths(n).values())}
 
-    def _known(self) -> dict:
+    def _check_known(self, known: dict[str, Any], made_by: dict[str, Any]) -> None:
+        """Refuse to mix results: of another checkpoint or option, of other images of the same name, of unknown make."""
+        differ = [key for key in ("sha256", "format", "tta", "tile") if known and known.get(key) != made_by[key]]
+        before = known.get("images", {})
+        if differ:
+            what = "another checkpoint" if "sha256" in differ else " and ".join(f"another --{key}" for key in differ)
+            others = sorted(before.keys() - self.images.keys())
+            if others and self.options.overwrite:
+                raise InputError(
+                    f"{self.output} holds masks of {what} for {len(others)} images that are not among these "
+                    f"({', '.join(others[:3])}): choose another OUTPUT, or predict all of them"
+                )
+            if not self.options.overwrite:
+                raise InputError(f"{self.output} holds masks of {what}: choose another OUTPUT, or add --overwrite")
+        if self.options.overwrite:
+            return
+        for name, file in self.images.items():
+            mask = self.paths(name)["mask"]
+            if name not in before and mask.exists():
+                raise InputError(f"{mask} exists: choose another OUTPUT, or add --overwrite")
+            if name in before and before[name]["file"] != os.path.realpath(file) and mask.exists():
+                raise InputError(f"{mask} is that of {before[name]['file']}: choose another OUTPUT, or add --overwrite")
+
+    def _known(self) -> dict[str, Any]:
         try:
-            return json.loads(self.record.read_text(encoding="utf-8"))
+            known = json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+        return known if isinstance(known, dict) else {}
 
     def end(self, bad: list[str]) -> None:
         """Keep the list of images that could not be read; none of an earlier try stays."""
         self.unreadable.unlink(missing_ok=True)
         if bad:
             write_text(self.unreadable, "".join(f"{message}\n" for message in bad))
+
+
+def _source(file: Path) -> dict[str, Any]:
+    """What tells whether a mask is that of a file: an image that has changed since is predicted again."""
+    try:
+        found = file.stat()
+    except OSError:  # a link to nowhere; reading it says so
+        return {"file": os.path.realpath(file)}
+    return {"file": os.path.realpath(file), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
 
 
 class Writer:

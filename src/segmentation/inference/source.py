@@ -48,19 +48,25 @@ def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: 
     """
     checkpoint = read_checkpoint(options.checkpoint)
     module = load_module(checkpoint, options.checkpoint)
-    config = _configure(job, checkpoint, options.data, rest)
-    data: SegmentationDataModule = config.data
-    _check_labels(module.labels, data.labels, options.checkpoint)
-    data.test_split = split or data.test_split
-    if not data.dataset.names(data.test_split):
-        raise InputError(f"there is no {data.test_split} split in this data set: choose another --split")
-    if rank_zero_only.rank == 0:
-        data.check([data.test_split])
-    return Trained(checkpoint, module, data, config.trainer)
+    parser, config = _configure(job, checkpoint, options.data, rest)
+    try:
+        data: SegmentationDataModule = parser.instantiate_classes(config).data
+        data.test_split = split or data.test_split
+        if not data.dataset.names(data.test_split):
+            raise InputError(f"there is no {data.test_split} split in this data set: choose another --split")
+        _check_labels(module.labels, data.labels, options.checkpoint)
+        if rank_zero_only.rank == 0:
+            data.check([data.test_split])
+    except InputError as error:
+        if options.data:
+            raise
+        raise InputError(f"{error} (the data is as in training; --data OVERLAY gives another)") from error
+    fixed = {"use_distributed_sampler": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trained(checkpoint, module, data, {**config.trainer, **fixed, "logger": False})
 
 
-def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: list[str]) -> Namespace:
-    """The datamodule, built, and the trainer's options: of the checkpoint, then the overlay, then the command line."""
+def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: list[str]) -> tuple[Parser, Namespace]:
+    """Options of data and trainer: of the checkpoint, then the overlay, then the command line."""
     parser = Parser(usage=f"python src/{job}.py CHECKPOINT [--any.option value]", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_lightning_class_args(SegmentationDataModule, "data")
@@ -72,14 +78,7 @@ def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: 
         del saved["dataset"]
     layers = ({"data": saved, "trainer": {"devices": 1, "precision": checkpoint["precision"]}}, {"data": section})
     args = [word for layer in layers for word in ("--config", json.dumps(layer))]
-    config = parser.parse_args([*args, *rest])
-    built = parser.instantiate_classes(config)
-    built.trainer = {
-        **config.trainer,
-        **{"use_distributed_sampler": False, "enable_model_summary": False},
-        **{"logger": False, "enable_checkpointing": False},
-    }
-    return built
+    return parser, parser.parse_args([*args, *rest])
 
 
 def _data_section(path: Path) -> dict[str, Any]:
