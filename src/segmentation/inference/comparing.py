@@ -256,7 +256,7 @@ def _tables(runs: list[Run], values: dict, differences: dict, changed: dict) -> 
 
     def table(title: str, *columns: str) -> Table:
         head = Column(columns[0], no_wrap=True)
-        rest = [Column(column, justify="right") for column in columns[1:]]
+        rest = [Column(column, justify="right", overflow="fold") for column in columns[1:]]
         return Table(head, *rest, title=title, title_justify="left")
 
     ious = table(f"IoU and its 95 % interval ({split})", "class", *names)
@@ -264,7 +264,7 @@ def _tables(runs: list[Run], values: dict, differences: dict, changed: dict) -> 
         if row == "mIoU":
             ious.add_section()
         ious.add_row(row, *(str(values[name][row]) for name in names))
-    paired = table(f"difference to {first.name}; bold where its interval leaves 0 out", "class", *names[1:])
+    paired = table(f"difference to {first.name}, bold where sure", "class", *names[1:])
     for row in values[first.name]:
         if row == "mIoU":
             paired.add_section()
