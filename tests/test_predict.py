@@ -245,7 +245,7 @@ def test_exit_status_and_message(trained: Path, photos: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: photos/empty.jpg: ")
     assert done.stderr.count("\n") == 1
-    assert "predicted  3 images to out" in done.stdout
+    assert "predicted  3 of 4 images to out" in done.stdout
 
 
 def test_a_malicious_checkpoint_runs_nothing(photos: Path) -> None:
