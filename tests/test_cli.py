@@ -380,6 +380,16 @@ class TestRunJob:
         assert words in text
         assert text.count("\n") == 1
 
+    def test_ctrl_c_while_the_job_is_imported(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        Path("slow_import.py").write_text("raise KeyboardInterrupt")
+        monkeypatch.syspath_prepend(".")
+        monkeypatch.setattr(os, "_exit", sys.exit)
+        with pytest.raises(SystemExit, match="130"):
+            run_job("slow_import:main")
+        assert capsys.readouterr().err.startswith("interrupted: ")
+
     def test_a_bug_keeps_its_trace(self) -> None:
         def job() -> None:
             raise RuntimeError("a bug of ours")

@@ -10,7 +10,8 @@ import yaml
 from sklearn.metrics import jaccard_score
 
 from segmentation.errors import InputError
-from segmentation.inference.comparing import bootstrap, compare, iou, read_run
+from segmentation.inference.bootstrap import bootstrap, iou
+from segmentation.inference.comparing import compare, read_run
 
 RNG = np.random.default_rng(0)
 TRUTH = [RNG.integers(0, 3, 200) for _ in range(12)]
@@ -45,15 +46,16 @@ def test_figures_are_those_of_scikit_learn() -> None:
         assert found["iou"][name]["mIoU"]["value"] == pytest.approx(expected.mean())
     # resample by resample, the images drawn one by one
     runs = [read_run(name) for name in ("one", "two")]
-    drawn = dict((run.name, values) for run, values in bootstrap(runs, 20, seed=3))
+    counts = [run.counts for run in runs]
+    drawn = dict(zip(("one", "two"), bootstrap(counts, 20, seed=3), strict=True))
     times = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), 20)
-    for row, counts in enumerate(times):
-        chosen = np.repeat(np.arange(12), counts)
+    for row, drawings in enumerate(times):
+        chosen = np.repeat(np.arange(12), drawings)
         truth = np.concatenate([TRUTH[i] for i in chosen])
         for name, guesses in (("one", one), ("two", two)):
             expected = jaccard_score(truth, np.concatenate([guesses[i] for i in chosen]), average="macro")
             assert drawn[name][row, -1] == pytest.approx(expected)
-    many = dict((run.name, values) for run, values in bootstrap(runs))
+    many = dict(zip(("one", "two"), bootstrap(counts), strict=True))
     low, high = np.percentile(many["two"][:, -1] - many["one"][:, -1], (2.5, 97.5))
     difference = found["difference"]["two"]["mIoU"]
     assert (difference["low"], difference["high"]) == pytest.approx((low, high))

@@ -23,6 +23,7 @@ from segmentation.inference.exporting import export
 from segmentation.inference.predicting import find_images, predict
 from segmentation.inference.pruning import prune
 from segmentation.inference.results import Writer
+from segmentation.writing import written_whole
 
 CPU = ["--accelerator", "cpu"]
 
@@ -124,6 +125,25 @@ def test_a_folder_holds_the_masks_of_one_checkpoint_and_of_the_images_named(trai
     assert read("out/a.png").shape == (50, 50)
 
 
+def test_no_result_of_another_kind_outlives_its_checkpoint(trained: Path, photos: Path) -> None:
+    """An overlay made by another checkpoint is no overlay of this one's, though the mask is."""
+    other = Path("other.ckpt")
+    torch.save({**read_checkpoint(trained), "epoch": 99}, other)
+    predict([str(trained), "photos", "out", "--overlay", "--instances", *CPU])
+    predict([str(other), "photos", "out", "--overwrite", *CPU])
+    assert len(list(Path("out").rglob("*.png"))) == 3
+    assert predict([str(other), "photos", "out", "--overlay", *CPU]) == 3
+    predict([str(other), "photos", "out", "--format", "probabilities", "--overwrite", *CPU])
+    assert not list(Path("out").rglob("*.png"))
+    write_image(Path("own/overlays/a.png"), np.zeros((4, 4), np.uint8))  # of the user's own
+    with pytest.raises(InputError, match=r"own/overlays/a\.png exists"):
+        predict([str(trained), "photos", "own", "--overlay", *CPU])
+    Path("links").mkdir()
+    Path("links/a.jpg").symlink_to("../photos/a.png")
+    with pytest.raises(InputError, match=r"links/a\.png would lie among the images"):
+        predict([str(trained), "links", "links", *CPU])
+
+
 def test_results_have_places_of_their_own(trained: Path) -> None:
     image = np.zeros((20, 20, 3), np.uint8)
     for name in ("x.png", "overlays/x.png"):
@@ -140,8 +160,13 @@ def test_results_have_places_of_their_own(trained: Path) -> None:
             predict([str(trained), "photos", output, *CPU])
 
 
-def test_long_names_that_begin_alike(trained: Path) -> None:
-    names = [f"{'長' * 70}{number}" for number in range(8)]
+@pytest.mark.parametrize("begin", ["a" * 120, "長" * 80], ids=["ascii", "three bytes a letter"])
+def test_long_names_that_begin_alike(begin: str, trained: Path) -> None:
+    names = [f"{begin}{number}" for number in range(8)]
+    with written_whole(Path(names[0])) as one, written_whole(Path(names[1])) as other:
+        assert one != other
+        one.touch()
+        other.touch()
     for number, name in enumerate(names):
         write_image(Path("photos") / f"{name}.png", np.zeros((20, 20 + number, 3), np.uint8))
     assert predict([str(trained), "photos", "out", "--overlay", *CPU]) == 8

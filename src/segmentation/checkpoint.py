@@ -24,9 +24,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         InputError: no such file, cut off, of another project, or holding more than weights and plain types.
     """
     if Path(path).is_dir():
-        inside = next(
-            (file for end in ("", "checkpoints/") for file in [Path(path, f"{end}best.ckpt")] if file.is_file()), None
-        )
+        inside = next(filter(Path.is_file, (Path(path, "best.ckpt"), Path(path, "checkpoints/best.ckpt"))), None)
         raise InputError(f"{path}: is a folder, no checkpoint" + (f". Did you mean {inside}?" if inside else ""))
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")

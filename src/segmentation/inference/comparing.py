@@ -16,6 +16,7 @@ from rich.text import Text
 
 from segmentation.callbacks import in_millions
 from segmentation.errors import InputError
+from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.job import JobParser, file_name, refuse_existing, start_job
 from segmentation.pictures import INK, SOFT, save_png
 from segmentation.run import RUNS, WandbOptions
@@ -30,7 +31,6 @@ EXAMPLES = """examples:
 
 Intervals are those of a bootstrap over the tested images; differences are to the first run, on the same images."""
 
-RESAMPLES = 2000
 COLORS = ("#3B7DBD", "#E07B39", "#4C9A5F", "#B5476D", "#7A63B0", "#8A7B52", "#2E9CA6", "#6E7278")
 #: Of a config, what says nothing about the result.
 SILENT = ("name", "wandb", "pictures")
@@ -55,27 +55,6 @@ class Run:
     counts: np.ndarray
 
 
-@dataclass
-class Estimate:
-    """A figure and its 95 % interval; NaN where no pixel is of the class."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return "-" if np.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def signed(self) -> str:
-        """As a difference."""
-        return "-" if np.isnan(self.value) else f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-    @property
-    def sure(self) -> bool:
-        """Whether the interval of a difference leaves zero out."""
-        return self.low > 0 or self.high < 0
-
-
 def compare(args: list[str] | None = None) -> dict[str, Any]:
     """compare.py: tables, a plot and a JSON file of two runs or more.
 
@@ -96,14 +75,11 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     runs = _named([read_run(text) for text in options.runs])
     _check_same(runs)
     rows = [*runs[0].classes, "mIoU"]
-    samples = bootstrap(runs)
+    samples = dict(zip((run.name for run in runs), bootstrap([run.counts for run in runs]), strict=True))
     whole = {run.name: iou(run.counts.sum(axis=0)) for run in runs}
-    values = {run.name: _intervals(rows, whole[run.name], drawn) for run, drawn in samples}
-    first, first_drawn = samples[0]
-    differences = {
-        run.name: _intervals(rows, whole[run.name] - whole[first.name], drawn - first_drawn)
-        for run, drawn in samples[1:]
-    }
+    values = {name: intervals(rows, whole[name], drawn) for name, drawn in samples.items()}
+    first, *others = samples
+    differences = {name: intervals(rows, whole[name] - whole[first], samples[name] - samples[first]) for name in others}
     changed = config_differences(runs)
     found = {
         "split": runs[0].summary.get("split"),
@@ -211,33 +187,6 @@ def _check_same(runs: list[Run]) -> None:
         if (true != own_true).any():
             name = first.images[int((true != own_true).any(axis=1).argmax())]
             raise InputError(f"{first.name} and {run.name} were tested on other masks of {name}, or of another size")
-
-
-def iou(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class, and their mean over the classes there are: (..., 3, K) counts -> (..., K + 1)."""
-    tp, union = counts[..., 0, :].astype(np.float64), counts.sum(axis=-2)
-    with np.errstate(invalid="ignore"):
-        each = tp / union
-    mean = np.where(union > 0, each, 0).sum(axis=-1) / np.maximum((union > 0).sum(axis=-1), 1)
-    return np.concatenate([each, mean[..., None]], axis=-1)
-
-
-def bootstrap(runs: list[Run], resamples: int = RESAMPLES, seed: int = 0) -> list[tuple[Run, np.ndarray]]:
-    """For each run, IoUs (resamples, K + 1) of as many images drawn with replacement (Efron 1979). They are the same in
-    all runs, so that differences are paired."""
-    size = len(runs[0].images)
-    times = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), resamples)  # each image is drawn
-    return [(run, iou(np.tensordot(times, run.counts, axes=1))) for run in runs]
-
-
-def _intervals(rows: list[str], values: np.ndarray, drawn: np.ndarray) -> dict[str, Estimate]:
-    """Of each row 2.5 % and 97.5 % of the resamples that have the class."""
-    found = {}
-    for row, value, column in zip(rows, values, drawn.T, strict=True):
-        there = column[~np.isnan(column)]
-        low, high = np.percentile(there, (2.5, 97.5)) if len(there) else (np.nan, np.nan)
-        found[row] = Estimate(float(value), float(low), float(high))
-    return found
 
 
 def config_differences(runs: list[Run]) -> dict[str, dict[str, Any]]:

@@ -45,14 +45,19 @@ class Results:
         self.unreadable, self.record = output / "unreadable.txt", output / RECORD
 
     def paths(self, name: str) -> dict[str, Path]:
-        """Kind of result -> its file."""
-        suffix = ".npy" if self.options.format == "probabilities" else ".png"
-        found = {"mask": self.output / f"{name}{suffix}"}
-        if self.options.overlay:
-            found["overlay"] = self.output / "overlays" / f"{name}.png"
-        if self.options.instances:
-            found["instances"] = self.output / "instances" / f"{name}.png"
-        return found
+        """Kind of result -> its file, of the kinds that the options ask for."""
+        every = self.every(name)
+        mask = every["probabilities" if self.options.format == "probabilities" else "mask"]
+        return {"mask": mask, **{kind: every[kind] for kind in ("overlay", "instances") if vars(self.options)[kind]}}
+
+    def every(self, name: str) -> dict[str, Path]:
+        """Kind of result -> its file, of all kinds: what an earlier run may have made of an image."""
+        return {
+            "mask": self.output / f"{name}.png",
+            "probabilities": self.output / f"{name}.npy",
+            "overlay": self.output / "overlays" / f"{name}.png",
+            "instances": self.output / "instances" / f"{name}.png",
+        }
 
     def begin(self) -> dict[str, Path]:
         """Images still to be predicted; the record of them is written, what they replace is removed.
@@ -68,11 +73,13 @@ class Results:
         self._check_known(known, made_by)
         sources = {name: _source(file) for name, file in self.images.items()}
         done = lambda name: all(path.exists() for path in self.paths(name).values())  # noqa: E731
-        kept = [n for n in self.images if not self.options.overwrite and before.get(n) == sources[n] and done(n)]
-        todo = {name: file for name, file in self.images.items() if name not in set(kept)}
-        # First away with what is to be replaced: a half-done second run must not pass for a whole one.
-        for path in (path for name in todo for path in self.paths(name).values()):
-            path.unlink(missing_ok=True)
+        again = lambda name: self.options.overwrite or before.get(name) != sources[name] or not done(name)  # noqa: E731
+        todo = {name: file for name, file in self.images.items() if again(name)}
+        # First away with what is to be replaced, of every kind: a half-done second run must not pass for a whole one,
+        # nor an overlay of another checkpoint for one of this.
+        for name in todo:
+            for path in (self.every(name) if name in before else self.paths(name)).values():
+                path.unlink(missing_ok=True)
         self.output.mkdir(parents=True, exist_ok=True)
         write_json(self.record, {**made_by, "images": before | sources})
         return todo
@@ -86,8 +93,8 @@ class Results:
         inputs = set(map(os.path.realpath, self.images.values()))
         for name, file in self.images.items():
             for path in self.paths(name).values():
-                place = os.path.realpath(path)
-                if place in inputs or os.path.dirname(place) == os.path.dirname(os.path.realpath(file)):
+                place, around = os.path.realpath(path), os.path.realpath(path.parent)
+                if place in inputs or around == os.path.realpath(file.parent):
                     raise InputError(f"{path} would lie among the images: choose another OUTPUT")
                 if path in made:
                     raise InputError(f"{made[path]} and {name} would both be written to {path}: predict one elsewhere")
@@ -121,11 +128,11 @@ class Results:
         if self.options.overwrite:
             return
         for name, file in self.images.items():
-            mask = self.paths(name)["mask"]
-            if name not in before and mask.exists():
-                raise InputError(f"{mask} exists: choose another OUTPUT, or add --overwrite")
-            if name in before and before[name]["file"] != os.path.realpath(file) and mask.exists():
-                raise InputError(f"{mask} is that of {before[name]['file']}: choose another OUTPUT, or add --overwrite")
+            there = next((path for path in self.paths(name).values() if path.exists()), None)
+            whose = before[name]["file"] if name in before else None
+            if there and whose != os.path.realpath(file):
+                what = f"is that of {whose}" if whose else "exists"
+                raise InputError(f"{there} {what}: choose another OUTPUT, or add --overwrite")
 
     def _known(self) -> dict[str, Any]:
         try:
