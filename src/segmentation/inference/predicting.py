@@ -105,7 +105,9 @@ def _parser() -> JobParser:
     parser.add_argument(
         "--precision", metavar="NAME", help="default: that of training, e.g. bf16-mixed; else 32-true, 16-mixed"
     )
-    parser.add_argument("--overwrite", action="store_true", help="predict again; results of every kind of these images go")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="predict again; results of every kind of these images go"
+    )
     return parser
 
 
