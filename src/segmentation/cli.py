@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Progress, Throughput
 from segmentation.checkpoint import read_checkpoint
-from segmentation.cluster import Preemption, check_launch
+from segmentation.cluster import MidEpoch, check_launch
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.job import start_job
@@ -154,7 +154,7 @@ class SegmentationCLI(LightningCLI):
             Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
             LearningRateMonitor("step"),
             EpochLines(),
-            Preemption(run),
+            MidEpoch(run, config.checkpoint.every_minutes),
             *([Progress()] if trainer["enable_progress_bar"] is not False else []),
             *(trainer["callbacks"] or []),
         ]
@@ -177,6 +177,12 @@ class SegmentationCLI(LightningCLI):
 
     def run(self) -> None:
         """Check the data, train, test the best checkpoint, report."""
+        try:
+            self.train_and_test()
+        finally:
+            self.run_folder.release()
+
+    def train_and_test(self) -> None:
         run, trainer = self.run_folder, self.trainer
         config = self.parser.dump(self.config, skip_none=False)
         lost = next((line.strip() for line in config.splitlines() if "Unable to serialize" in line), None)

@@ -1,12 +1,18 @@
 """On a cluster: how processes were started, and what happens when the scheduler takes the machine away."""
 
+import ctypes
+import logging
 import os
 import signal
 import subprocess
+import sys
+import time
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from segmentation.errors import InputError, Preempted
 from segmentation.run import RunFolder
@@ -14,8 +20,36 @@ from segmentation.run import RunFolder
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
 
-#: Steps between two moments at which processes tell one another of a signal: each costs one small exchange.
-STEPS = 10
+#: Processes agree on what to do every so many steps, as each time they wait for one another; where steps are slow,
+#: after about so many seconds: a warning comes some two minutes before the end.
+STEPS, SECONDS = 10, 5.0
+
+#: Seconds after a signal for which the end of a validation is awaited, with the epoch's checkpoint after it.
+GRACE = 45.0
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def watch_processes() -> None:
+    """No process of a run outlives the others, and none goes without a word.
+
+    A process that torchrun or Lightning has started is killed with the one that started it (Linux): else it would
+    train on, and write into the run folder that the next start goes on with. Lightning's rank 0 looks after those that
+    it has started, every few seconds, and ends all when one has died; what it says of that is not shown by default.
+    """
+    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    observer.setLevel(logging.INFO)
+    observer.addFilter(_death)
+
+
+def _death(record: logging.LogRecord) -> bool:
+    what = record.getMessage().partition(". ")[0]  # [rank: 1] Child process with PID 123 terminated with code -9
+    record.msg, record.args = f"error: {what}; the others are ended. Start again with --resume", ()
+    if what.endswith("-9"):
+        record.msg += ". (-9 is a kill; by the system, where memory has run out.)"
+    return True
 
 
 def check_launch(devices: Any, num_nodes: int) -> None:
@@ -58,18 +92,25 @@ def check_launch(devices: Any, num_nodes: int) -> None:
             )
 
 
-class Preemption(Callback):
-    """On SIGUSR1 or SIGTERM: finish the step, save last.ckpt, and stop; after SLURM's warning, requeue the job.
+class MidEpoch(Checkpoint):
+    """last.ckpt within an epoch: by the clock; and on SIGUSR1 or SIGTERM, whereupon the run stops, and after SLURM's
+    warning is requeued.
 
-    A handler only sets a flag. Lightning's own save within the signal, perhaps in the middle of a step of the
-    optimizer, and speak to the other processes, who may be elsewhere.
+    A handler only sets a flag, and the step is finished. Lightning's own save within the signal, perhaps in the middle
+    of a step of the optimizer, and speak to the other processes, who may be elsewhere. An epoch's last step leaves the
+    saving to the epoch's end, since Lightning cannot go on from between the two, nor from between accumulated batches.
+    (A Checkpoint, as Lightning calls these after all others: a moving average has then taken the step in.)
 
     Args:
         run: the run folder.
+        every_minutes: how often to save.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run, self.received = run, 0
+    def __init__(self, run: RunFolder, every_minutes: float) -> None:
+        self.run, self.every_seconds = run, 60 * every_minutes
+        self.received, self.since = 0, 0.0  # the signal, and when it came
+        self.saved = time.monotonic()
+        self.begin()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.listen()
@@ -77,50 +118,81 @@ class Preemption(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.listen()  # again: since `setup` Lightning has set its own
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.listen()
-
     def listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler. A warning that was followed by the end stays a warning."""
-        self.received = self.received or number
+        if not self.received:
+            self.received, self.since = number, time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begin()
+        self.saved = time.monotonic()  # last.ckpt, at the end of the epoch before
+        if trainer.current_epoch and self.agreed(trainer, 0, stop=bool(self.received))[1]:
+            self.stop(trainer, f"stopped by a signal at step {trainer.global_step}")
+        self.begin()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # An epoch's last step leaves the saving to the epoch's end, and Lightning cannot go on from within a step.
-        if trainer.is_last_batch or trainer.fit_loop._should_accumulate() or not self.agreed(trainer, batch_idx):
+        if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
             return
-        trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
-        self.stop(trainer)
+        due = time.monotonic() - self.saved >= self.every_seconds
+        save, stop = self.agreed(trainer, batch_idx, save=due, stop=bool(self.received))
+        if save or stop:
+            trainer.loggers[0].log_ahead(trainer)
+            trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
+            self.saved = time.monotonic()
+        if stop:
+            self.stop(trainer, f"stopped by a signal at step {trainer.global_step}")
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch and self.agreed(trainer, 0):  # last.ckpt has just been saved
-            self.stop(trainer)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begin()
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *others: Any
-    ) -> None:
-        if trainer.world_size == 1 and self.received:  # shares of a test may differ in length, so no agreement there
-            self.stop(trainer)
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        late = bool(self.received) and time.monotonic() - self.since > GRACE
+        if self.agreed(trainer, batch[2], stop=late)[1]:
+            self.stop(trainer, "stopped by a signal in a validation that would not end in time")
 
-    def agreed(self, trainer: Trainer, step: int) -> bool:
-        """Whether any process has received a signal: asked every few steps, of all at the same one."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begin()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()
+        self.begin()
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        if self.agreed(trainer, batch[2], stop=bool(self.received))[1]:
+            self.stop(trainer, "stopped by a signal in the test")
+
+    def begin(self) -> None:
+        """Of a loop over batches, as many on each process: when they last agreed, after which batch, when they will."""
+        self.asked, self.at, self.next = time.monotonic(), -1, 0
+
+    def agreed(self, trainer: Trainer, batch_idx: int, save: bool = False, stop: bool = False) -> tuple[bool, bool]:
+        """Whether to save, and to stop: what any process wants, asked of all after the same batch."""
         if trainer.world_size == 1:
-            return bool(self.received)
-        if step % STEPS:
-            return False
-        return trainer.strategy.reduce_boolean_decision(bool(self.received), all=False)
+            return save, stop
+        if batch_idx < self.next:
+            return False, False
+        now = time.monotonic()
+        pace = (now - self.asked) / max(1, batch_idx - self.at)  # seconds a batch
+        wishes = torch.tensor([save, stop, pace], dtype=torch.float32, device=trainer.strategy.root_device)
+        save, stop, pace = trainer.strategy.reduce(wishes, reduce_op="max").tolist()
+        self.asked, self.at = now, batch_idx
+        self.next = batch_idx + max(1, min(STEPS, int(SECONDS / max(pace, 1e-3))))
+        return bool(save), bool(stop)
 
-    def stop(self, trainer: Trainer) -> None:
+    def stop(self, trainer: Trainer, why: str) -> None:
         """Raises Preempted, on every process."""
         last = None
         if trainer.is_global_zero:
             last = str if self.received == signal.SIGTERM else requeue
-        raise Preempted(f"stopped by a signal at step {trainer.global_step}, saved in {self.run.checkpoints}", last)
+        raise Preempted(f"{why}, saved in {self.run.checkpoints}", last)
 
 
 def requeue() -> str:

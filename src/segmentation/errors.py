@@ -108,6 +108,8 @@ def run_job(job: str | Callable[[], object]) -> None:
     except (MemoryError, RuntimeError) as error:
         if any(sign in str(error) for sign in LOST_PEER):
             _stop(1, "error: another process of this run has died; its message is above. Start again with --resume")
+        if "DataLoader timed out" in str(error):
+            _stop(1, f"error: no batch came for {str(error).split()[-2]} s: a worker hangs. Start again with --resume")
         if not is_out_of_memory(error):
             raise
         _stop(2, f"error: {OUT_OF_MEMORY}")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from segmentation.cluster import watch_processes
 from segmentation.errors import InputError
 from segmentation.memory import keep_freed_memory
 
@@ -49,6 +50,7 @@ def start_job() -> None:
     do nothing about, Lightning's small talk and warnings meant for its developers."""
     sys.path.append(os.getcwd())
     keep_freed_memory()
+    watch_processes()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in latin-1 has no box characters

@@ -2,21 +2,26 @@
 
 import csv
 import os
+import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from requests.utils import get_netrc_auth
 
 from segmentation.errors import InputError
-from segmentation.writing import write_text
+from segmentation.writing import write_csv, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
 
@@ -87,7 +92,10 @@ class RunFolder:
         self.skipped = self.path / "skipped_files.txt"
         self.pictures = self.path / "pictures"
         self.checkpoints = self.path / "checkpoints"
+        self.lock = RUNS / f".{name}.lock"
         last = self.checkpoints / "last.ckpt"
+        if rank_zero_only.rank == 0:
+            hold(self.lock)
         self.resuming = resume and self.config.is_file() and last.is_file()  # what failed before may begin anew
         #: The checkpoint to go on from, if there is one.
         self.last = last if self.resuming else None
@@ -103,6 +111,48 @@ class RunFolder:
         write_text(self._wandb_id, self.wandb_id + "\n")
         self.summary.unlink(missing_ok=True)  # of a run that is now lengthened: it is unfinished again
         write_text(self.config, config)
+
+    def release(self) -> None:
+        """Let another process write."""
+        file = _held.pop(self.lock.resolve(), None)
+        if file:
+            file.close()
+
+
+#: Lock files that this process holds, open: a lock lasts as long as they are.
+_held: dict[Path, IO[str]] = {}
+
+
+def hold(path: Path, patience: float = 30.0) -> None:
+    """Take a lock that goes with this process, however it ends: two writers would spoil a run.
+
+    Args:
+        path: the lock file.
+        patience: seconds to wait for another process, which may be about to end.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    path.parent.mkdir(exist_ok=True)
+    path, end = path.resolve(), time.monotonic() + patience
+    if path in _held or fcntl is None:
+        return
+    file = path.open("a+")
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.seek(0)
+                raise InputError(f"{path} is held by {file.read()}, which writes this run: end that first") from None
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            break
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _held[path] = file
 
 
 def new_name() -> str:
@@ -140,31 +190,57 @@ def _logged_in() -> bool:
     return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
-class KeptCSVLogger(CSVLogger):
-    """CSVLogger that writes `metrics.csv` into the run folder and, when a run is resumed, keeps the rows up to the
-    checkpoint's step (Lightning's own deletes the file).
+class MetricsFile(Logger):
+    """`metrics.csv`, a row a logged step or epoch. It is written whole each time, and a resumed run keeps the rows up
+    to the checkpoint's step: so it is exact however the run was stopped. (Lightning's CSVLogger deletes the old one.)
 
     Args:
         run: the run folder.
         step: step of the checkpoint that the run goes on from, or None.
     """
 
-    def __init__(self, run: RunFolder, step: int | None) -> None:
-        super().__init__(save_dir=str(run.path.parent), name=run.name, version="", flush_logs_every_n_steps=50)
-        self.kept: list[dict[str, Any]] = []
-        if step is not None and run.metrics.is_file() and rank_zero_only.rank == 0:
-            with run.metrics.open(newline="") as file:
-                rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-            self.kept = [row for row in rows if "step" in row and int(row["step"]) < step]
+    name, version = "metrics", ""
+    EVERY = 50  # rows
 
-    @property
+    def __init__(self, run: RunFolder, step: int | None) -> None:
+        super().__init__()
+        self.path, self.rows, self.written = run.metrics, [], 0
+        if step is not None and self.path.is_file() and rank_zero_only.rank == 0:
+            with self.path.open(newline="") as file:
+                rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if "step" in row and int(row["step"]) < step]
+
     @rank_zero_only
-    def experiment(self) -> Any:
-        fresh = self._experiment is None
-        writer = super().experiment
-        if fresh:
-            writer.metrics = self.kept
-        return writer
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {**metrics, "step": step}
+        for index in range(len(self.rows))[-4:]:
+            if self.rows[index]["step"] == step and self.rows[index].keys() == row.keys():  # logged ahead
+                self.rows[index] = row
+                return
+        self.rows.append(row)
+
+    def log_ahead(self, trainer: Trainer) -> None:
+        """Take what Lightning logs only after its callbacks, of the step or epoch just ended: a run that goes on from a
+        checkpoint saved by a callback would never log it."""
+        connector, stepped = trainer._logger_connector, trainer.fit_loop.epoch_loop._batches_that_stepped
+        epoch_ended = connector._first_loop_iter is None
+        if epoch_ended or connector.should_update_logs:
+            metrics = {key: float(value) for key, value in connector.metrics["log"].items()}
+            self.log_metrics({**metrics, "epoch": trainer.current_epoch}, stepped - epoch_ended)
+        self.write()
+
+    def save(self) -> None:
+        if len(self.rows) - self.written >= self.EVERY:
+            self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        if self.rows:
+            write_csv(self.path, self.rows)
+            self.written = len(self.rows)
+
+    def finalize(self, status: str) -> None:
+        self.write()
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""
@@ -181,12 +257,11 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """last.ckpt, at every epoch's end or by the clock. In mid-epoch it waits for the end of a step, and leaves an
-    epoch's last step to the epoch's end: Lightning cannot go on from between the two."""
+    """last.ckpt at every epoch's end. (Within an epoch: `cluster.MidEpoch`.)"""
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
-            super().on_train_batch_end(trainer, *args)
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.loggers[0].log_ahead(trainer)
+        super().on_train_epoch_end(trainer, *args)
 
 
 def checkpoint_callbacks(run: RunFolder, options: CheckpointOptions) -> list[Callback]:
@@ -199,18 +274,15 @@ def checkpoint_callbacks(run: RunFolder, options: CheckpointOptions) -> list[Cal
         save_on_train_epoch_end=False,
         enable_version_counter=False,
     )
-    last = {"dirpath": run.checkpoints, "filename": "last", "enable_version_counter": False}
-    interval = timedelta(minutes=options.every_minutes)
-    return [
-        best,
-        LastCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
-        LastCheckpoint(**last, train_time_interval=interval, save_on_train_epoch_end=False),
-    ]
+    last = LastCheckpoint(
+        dirpath=run.checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    return [best, last]
 
 
 def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> list[Logger]:
     """CSV always; W&B unless disabled."""
-    loggers: list[Logger] = [KeptCSVLogger(run, step)]
+    loggers: list[Logger] = [MetricsFile(run, step)]
     mode = options.resolved_mode()
     if mode != "disabled":
         os.environ.setdefault("WANDB_SILENT", "true")  # the run says itself where it is logged

@@ -18,6 +18,10 @@ from segmentation.data.splits import cross_validation, without
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
 
+#: Seconds to wait for a batch, after which a worker counts as hung and the run ends, to be resumed: before Python 3.12
+#: a fork beside other threads can hang, and so do files on a server that is gone.
+PATIENCE = 600.0
+
 
 class SegmentationDataModule(LightningDataModule):
     """Feeds a data set to the trainer: crops and augmentations to train, whole images to validate and test.
@@ -219,12 +223,16 @@ class SegmentationDataModule(LightningDataModule):
     def _workers(self) -> dict[str, Any]:
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        shared = min(8, max(1, cores // max(1, self.trainer.num_devices)))
+        own = os.environ.get(
+            "SLURM_CPUS_PER_TASK"
+        )  # a task's cores are its own, otherwise processes share the machine's
+        shared = min(8, max(1, int(own) if own else cores // max(1, self.trainer.num_devices)))
         workers = shared if self.num_workers is None else self.num_workers
         return {
             "collate_fn": collate,
             "worker_init_fn": ignore_preemption,
             "num_workers": workers,
             "persistent_workers": workers > 0,
+            "timeout": PATIENCE if workers else 0,
             "pin_memory": self.trainer.strategy.root_device.type == "cuda",
         }

@@ -1,0 +1,180 @@
+"""Real processes, real kills at seeded moments: nothing goes on alone, and the same command ends with the weights and
+the metrics.csv of an unbroken run."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import torch
+
+from conftest import ROOT, TINY, train
+from test_resume import table, weights
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks the kernel to end orphans"),
+]
+
+#: Steps for half a minute, a checkpoint every second: each kill hits another place, in the middle of an epoch too.
+RUN = [*TINY, "--data.dataset.train", "160", "--checkpoint.every_minutes", "0.02"]
+
+
+class Started:
+    """`python src/train.py` by a launcher, and all processes that come of it, known by a word in their environment."""
+
+    def __init__(self, launcher: list[str], *args: str, **env: str) -> None:
+        self.word = uuid4().hex
+        command = [sys.executable, *launcher, str(ROOT / "src/train.py"), *RUN, *args, "--resume"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAMILY": self.word, **env}
+        with open("out.txt", "w") as out, open("err.txt", "w") as err:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=err, text=True, env=environment, start_new_session=True
+            )
+
+    def family(self) -> dict[int, dict[str, str]]:
+        """Environment of each process alive, with its parent's id as PARENT."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                lines = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+                env = dict(line.partition("=")[::2] for line in lines)
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue  # gone meanwhile
+            if env.get("FAMILY") == self.word and state != "Z":
+                found[int(folder.name)] = {**env, "PARENT": parent}
+        return found
+
+    def rank(self, number: int) -> int:
+        """Process id of a rank that this launcher has started."""
+        started = {pid: env for pid, env in self.family().items() if int(env["PARENT"]) == self.process.pid}
+        return next(pid for pid, env in started.items() if env.get("LOCAL_RANK") == str(number))
+
+    def ends_within(self, seconds: float) -> str:
+        """Wait until no process is left, and return what they wrote to standard error."""
+        end = time.monotonic() + seconds
+        while self.family():
+            if time.monotonic() > end:
+                left, text = self.family(), Path("err.txt").read_text()
+                self.kill()
+                raise AssertionError(f"still alive after {seconds} s: {list(left)}\n{text}")
+            time.sleep(0.1)
+        self.process.wait(1)
+        return Path("err.txt").read_text()
+
+    def kill(self) -> None:
+        for pid in self.family():
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for_steps(name: str, than: float, started: Started) -> float:
+    """Until a checkpoint has come that is newer than `than`; returns its time."""
+    last, end = Path("runs") / name / "checkpoints/last.ckpt", time.monotonic() + 90
+    while not (last.exists() and last.stat().st_mtime > than):
+        assert started.process.poll() is None, Path("err.txt").read_text()
+        assert time.monotonic() < end, f"no new {last}\n{Path('out.txt').read_text()}"
+        time.sleep(0.05)
+    return last.stat().st_mtime
+
+
+def assert_same(name: str, other: str) -> None:
+    a, b = weights(name), weights(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    for row, expected in zip(table(name), table(other), strict=True):
+        loss, expected_loss = (float(each.pop("train/loss", 0)) for each in (row, expected))
+        assert loss == pytest.approx(expected_loss, rel=1e-6)  # a sum of floats, which processes share in another order
+        assert row == expected
+
+
+def test_sudden_deaths() -> None:
+    """SIGKILL of all processes, as a power cut would, each time at a seeded random moment: 15 times, or until the run
+    gets through all the same."""
+    rng, longer = random.Random(0), ["--name", "run", "--trainer.max_epochs", "16"]
+    deaths, begun = 0, time.monotonic()
+    while deaths < 15:
+        assert time.monotonic() - begun < 300
+        started = Started([], *longer)
+        try:
+            started.process.wait(rng.uniform(4.0, 6.0))
+            break
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.process.wait()
+            deaths += 1
+    Started([], *longer).ends_within(120)
+    train(*RUN, *longer[2:], "--name", "whole")
+    assert_same("run", "whole")
+    print(f"died {deaths} times")
+    assert deaths >= 5  # 15 here; a quicker machine gets through sooner
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+
+
+@pytest.mark.parametrize("launcher", ["plain", "torchrun"])
+def test_death_of_one_process_of_two(launcher: str) -> None:
+    """Whichever process dies, the others end within seconds, none is left behind, and somebody says so."""
+    rng, last = random.Random(launcher), 0.0
+    args = ["--trainer.devices", "2", "--data.num_workers", "1", "--trainer.max_epochs", "8"]
+
+    def start(name: str) -> Started:
+        port = [*TORCHRUN, str(rng.randint(20000, 30000))] if launcher == "torchrun" else []
+        return Started(port, *args, "--name", name)
+
+    for victim in ("rank 1", "rank 0", "launcher")[: 2 if launcher == "plain" else 3]:  # plain: rank 0 is the launcher
+        started = start("run")
+        last = wait_for_steps("run", last, started)
+        time.sleep(rng.uniform(0, 1.5))
+        mine = victim == "launcher" or (launcher == "plain" and victim == "rank 0")
+        os.kill(started.process.pid if mine else started.rank(int(victim[-1])), signal.SIGKILL)
+        said = started.ends_within(30)
+        if not mine:  # who is killed says nothing
+            assert "Start again with --resume" in said
+            assert started.process.returncode != 0
+    start("run").ends_within(120)
+    start("whole").ends_within(120)
+    assert_same("run", "whole")
+
+
+def test_death_of_a_node() -> None:
+    """Two torchrun agents, as on two nodes: one dies with all it started, the other ends too."""
+    port, args = str(random.randint(20000, 30000)), ["--trainer.num_nodes", "2", "--trainer.max_epochs", "8"]
+    node = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    node += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "two"]
+
+    def both(name: str) -> tuple[Started, Started]:
+        return tuple(Started(node, *args, "--name", name) for _ in range(2))
+
+    one, other = both("run")
+    wait_for_steps("run", 0, one)
+    other.kill()
+    other.process.wait()
+    one.ends_within(60)
+    assert one.process.returncode != 0
+    for name in ("run", "whole"):
+        for started in both(name):
+            started.ends_within(120)
+    assert_same("run", "whole")
+
+
+def test_two_writers_of_one_run() -> None:
+    """The second start of a run that still goes on is refused, and the first takes no harm."""
+    first = Started([], "--name", "run", "--trainer.max_epochs", "40")
+    wait_for_steps("run", 0, first)
+    second = subprocess.run(
+        [sys.executable, str(ROOT / "src/train.py"), *RUN, "--name", "run", "--trainer.max_epochs", "40", "--resume"],
+        capture_output=True,
+        text=True,
+    )
+    if first.process.poll() is None:  # it had not ended while the second waited
+        assert second.returncode == 2
+        assert f"process {first.process.pid} on " in second.stderr
+    first.ends_within(120)
+    assert first.process.returncode == 0
