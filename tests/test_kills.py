@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -161,6 +162,38 @@ def test_death_of_a_node() -> None:
     for name in ("run", "whole"):
         for started in both(name):
             started.ends_within(120)
+    assert_same("run", "whole")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """`runs/` on a file system of 8 MB, or a skip."""
+    runs = Path("runs")
+    runs.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", runs.resolve()], capture_output=True
+    ).returncode:
+        pytest.skip("may not mount a file system here")
+    yield runs.resolve()
+    subprocess.run(["umount", "-l", runs.resolve()], check=True)
+
+
+def test_full_disk(small_disk: Path) -> None:
+    """One line, and the last good checkpoint intact; with room again the same command goes on."""
+    args = ["--name", "run", "--trainer.max_epochs", "10"]
+    started = Started([], *args, WANDB_MODE="offline")
+    wait_for_steps("run", 0, started)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(8 * 2**20))
+    said = started.ends_within(60).strip().splitlines()
+    assert started.process.returncode == 2
+    assert said[-1].startswith("error: ")
+    assert "make room" in said[-1]
+    assert weights("run")  # it loads
+    filler.unlink()
+    for name in ("run", "whole"):
+        Started([], "--name", name, *args[2:]).ends_within(120)
     assert_same("run", "whole")
 
 

@@ -66,6 +66,15 @@ LOST_PEER = (
 )
 
 
+#: What uses the kernels that --trainer.deterministic refuses on a GPU, and what to take instead.
+NOT_DETERMINISTIC = {
+    "reflection_pad": "MS-SSIM, of MsSsim and Hybrid, uses it: take another loss, --config configs/model/dice.yaml",
+    "adaptive_": "a library's net pools by it: take another architecture or encoder, "
+    "--config configs/model/unet_resnet34.yaml",
+    "": "or go on with a warning where it is used: --trainer.deterministic warn",
+}
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device, or the machine, has no memory left. torch has no single class for it."""
     signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "killed by signal: killed")
@@ -108,6 +117,10 @@ def run_job(job: str | Callable[[], object]) -> None:
     except (MemoryError, RuntimeError) as error:
         if any(sign in str(error) for sign in LOST_PEER):
             _stop(1, "error: another process of this run has died; its message is above. Start again with --resume")
+        kernel, refused, _ = str(error).partition(" does not have a deterministic implementation")
+        if refused:
+            remedy = next(text for sign, text in NOT_DETERMINISTIC.items() if sign in kernel)
+            _stop(2, f"error: {kernel.split()[-1]} cannot be deterministic on this device; {remedy}")
         if "DataLoader timed out" in str(error):
             _stop(1, f"error: no batch came for {str(error).split()[-2]} s: a worker hangs. Start again with --resume")
         if not is_out_of_memory(error):
