@@ -9,6 +9,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 
@@ -129,10 +130,13 @@ def run_job(job: str | Callable[[], object]) -> None:
 
 
 def _close(status: int) -> None:
+    """End W&B's run, which has a process of its own: whoever kills a job may have killed that too, and then the record
+    on the disk is what there is."""
     sys.stdout.flush()
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=status)
+        with suppress(Exception):
+            wandb.finish(exit_code=status)
 
 
 def _stop(status: int, line: str) -> None:
