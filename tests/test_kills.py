@@ -144,6 +144,21 @@ def test_death_of_one_process_of_two(launcher: str) -> None:
     assert_same("run", "whole")
 
 
+def test_a_signal_to_one_process_of_two() -> None:
+    """Both finish the step, which takes four batches here, save, and stop; then they go on."""
+    args = ["--trainer.devices", "2", "--trainer.accumulate_grad_batches", "4", "--trainer.max_epochs", "8"]
+    started = Started([], *args, "--name", "run")
+    wait_for_steps("run", 0, started)
+    os.kill(started.rank(1), signal.SIGUSR1)
+    said = started.ends_within(60)
+    assert started.process.returncode == 143
+    assert said.strip().splitlines()[-1].startswith("preempted: stopped by a signal at step ")
+    assert "Traceback" not in said
+    for name in ("run", "whole"):
+        Started([], *args, "--name", name).ends_within(120)
+    assert_same("run", "whole")
+
+
 def test_death_of_a_node() -> None:
     """Two torchrun agents, as on two nodes: one dies with all it started, the other ends too."""
     port, args = str(random.randint(20000, 30000)), ["--trainer.num_nodes", "2", "--trainer.max_epochs", "8"]
