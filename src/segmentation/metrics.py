@@ -19,7 +19,9 @@ UNIT = 2.0**-40
 
 
 def confusion_counts(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Confusion matrices of the images of a batch, in one bincount.
+    """Confusion matrices of the images of a batch.
+
+    Not by `bincount`, which asks a GPU for the smallest and the largest value first: each answer holds up the step.
 
     Args:
         prediction: (N, H, W) class indices.
@@ -33,8 +35,9 @@ def confusion_counts(prediction: Tensor, mask: Tensor, num_classes: int) -> Tens
     image = torch.arange(images, device=mask.device).view(-1, 1, 1)
     cell = image * bins + mask * num_classes + prediction
     cell = torch.where(mask == IGNORE_INDEX, images * bins, cell)
-    counts = torch.bincount(cell.flatten(), minlength=images * bins + 1)
-    return counts[:-1].view(images, num_classes, num_classes)
+    one = torch.ones((), dtype=torch.int32, device=mask.device).expand(cell.numel())
+    counts = torch.zeros(images * bins + 1, dtype=torch.int32, device=mask.device).scatter_add_(0, cell.flatten(), one)
+    return counts[:-1].view(images, num_classes, num_classes).long()
 
 
 def true_false(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
