@@ -7,11 +7,12 @@ An epoch is train.py's own: loader, trainer, loggers, callbacks, last.ckpt at it
 from its start to the next one's, the first is left out. The step alone is forward, loss, backward, clipping and
 optimizer on one batch that already lies on the device, before the epochs and after them. Where the time of the epochs
 went is from Lightning's profiler: `step` is what the step alone does, `counting` the confusion matrices. On CUDA these
-are the host's times, and the device's work shows up where the host waits for it.
+are the host's times; the device's work shows up where the host waits for it, which should be in the finite check alone.
 """
 
 import argparse
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -31,17 +32,18 @@ from segmentation.machine import machine, seconds
 from segmentation.module import SegmentationModule
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
-#: Parts of an epoch, and the profiler's actions that each is made of. What lies within another is taken from it below.
+#: Parts of an epoch, each by the profiler's actions; an action belongs to the first part that it fits.
 PARTS = {
-    "data wait": ("[_TrainingEpochLoop].train_dataloader_next",),
-    "transfer": ("[Strategy]SingleDeviceStrategy.batch_to_device",),
-    "step": ("run_training_batch",),
-    "counting": ("counting",),
-    "logging": ("logging",),
-    "callbacks": ("on_train_batch_start", "on_train_batch_end"),
-    "last.ckpt": ("save_checkpoint",),
+    "data wait": r"train_dataloader_next",
+    "transfer": r"batch_to_device",
+    "step": r"run_training_batch",
+    "counting": r"counting",
+    "finite check": r"StopAtNonFinite.on_before_optimizer_step",
+    "logging": r"(SegmentationModule.on_train_batch_end|LearningRateMonitor.on_train_batch_start)",
+    "callbacks": r".*on_train_batch_(start|end)",
+    "last.ckpt": r"save_checkpoint",
 }
-WITHIN_STEP = ("counting", "logging")
+WITHIN_STEP = ("counting", "finite check")
 
 
 class Stopwatch(Callback):
@@ -57,8 +59,7 @@ class Stopwatch(Callback):
         self.durations: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: SegmentationModule) -> None:
-        for name, part in (("count", "counting"), ("log", "logging")):
-            setattr(pl_module, name, profiled(trainer, part, getattr(pl_module, name)))
+        pl_module.count = profiled(trainer, "counting", pl_module.count)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: SegmentationModule, batch: Any, i: int) -> None:
         if trainer.global_step == 0:
@@ -154,10 +155,11 @@ def print_tables(trainer: Trainer, stopwatch: Stopwatch, batch_size: int) -> Non
     rate, alone = steps * batch_size / statistics.median(epochs), batch_size / statistics.median(stopwatch.alone)
     print("| whole epoch | step alone | ratio |\n|---|---|---|")
     print(f"| {rate:,.1f} images/s | {alone:,.1f} images/s | {rate / alone:.1%} |\n")
-    found = {
-        part: sum(time for action, time in stopwatch.durations.items() if action.endswith(actions))
-        for part, actions in PARTS.items()
-    }
+    found = dict.fromkeys(PARTS, 0.0)
+    for action, total in stopwatch.durations.items():
+        part = next((part for part, pattern in PARTS.items() if re.fullmatch(rf"(\[.*\])?{pattern}", action)), None)
+        if part:
+            found[part] += total
     found["step"] -= sum(found[part] for part in WITHIN_STEP)
     found["rest"] = sum(epochs) - sum(found.values())
     print("| part of an epoch | ms a step | share |\n|---|---|---|")
