@@ -172,15 +172,17 @@ class SegmentationMetrics(MulticlassJaccardIndex):
 
     def compute(self) -> dict[str, Tensor]:
         """Figures of the split, float64, under their logged keys (without the split). `loss` is over all its pixels."""
-        found = {"loss": _float(self.loss_sum) / _float(self.loss_mass), **figures(self.confmat, self.labels)}
-        found["miou_per_image"] = _float(self.image_miou) * UNIT / _float(self.image_count)
+        state = {name: value.cpu() for name, value in self.metric_state.items()}  # a GPU would take longer to be asked
+        matrix = state["confmat"]
+        found = {"loss": _float(state["loss_sum"]) / _float(state["loss_mass"]), **figures(matrix, self.labels)}
+        found["miou_per_image"] = _float(state["image_miou"]) * UNIT / _float(state["image_count"])
         if self.boundary_dilation:
-            values = _float(self.boundary[0]) / _float(self.boundary[1])
+            values = _float(state["boundary"][0]) / _float(state["boundary"][1])
             found["mean_boundary_iou"] = values.nanmean()
             found |= {f"boundary_iou/{self.labels.names[index]}": values[index] for index in self.labels.reported}
-        for number, matrix in enumerate(self.heads, start=1):
-            found[f"head{number}/miou"] = mean_iou(matrix)
-        predicted, true = (int((self.confmat.sum(dim=dim) > 0).sum()) for dim in (0, 1))
+        for number, of_head in enumerate(state["heads"], start=1):
+            found[f"head{number}/miou"] = mean_iou(of_head)
+        predicted, true = (int((matrix.sum(dim=dim) > 0).sum()) for dim in (0, 1))
         self.collapsed = predicted == 1 and true > 1
         return found
 
