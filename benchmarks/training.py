@@ -40,7 +40,7 @@ PARTS = {
     "counting": r"counting",
     "finite check": r"StopAtNonFinite.on_before_optimizer_step",
     "logging": r"(SegmentationModule.on_train_batch_end|LearningRateMonitor.on_train_batch_start)",
-    "callbacks": r".*on_train_batch_(start|end)",
+    "callbacks": r"on_train_batch_(start|end)",
     "last.ckpt": r"save_checkpoint",
 }
 WITHIN_STEP = ("counting", "finite check")
@@ -157,7 +157,7 @@ def print_tables(trainer: Trainer, stopwatch: Stopwatch, batch_size: int) -> Non
     print(f"| {rate:,.1f} images/s | {alone:,.1f} images/s | {rate / alone:.1%} |\n")
     found = dict.fromkeys(PARTS, 0.0)
     for action, total in stopwatch.durations.items():
-        part = next((part for part, pattern in PARTS.items() if re.fullmatch(rf"(\[.*\])?{pattern}", action)), None)
+        part = next((part for part, pattern in PARTS.items() if re.search(rf"(^|[.\]]){pattern}$", action)), None)
         if part:
             found[part] += total
     found["step"] -= sum(found[part] for part in WITHIN_STEP)
