@@ -3,13 +3,21 @@
     python benchmarks/nets.py --size 64 --batch 1 --repeats 1 --modes eager          # does it work? a minute
     python benchmarks/nets.py --nets UNet3+ "UNet3+, plain form" --modes eager       # one question
 
-Every row takes one step in turn, as many rounds as `--repeats`, all in one process on the same images, so that what
-else the machine does hits all rows alike (but `kept`, which come last: eager, with freed memory kept between steps as
-train.py does; they cannot be mixed with the others). The table has medians. Ratios are to the first row of the same
-net: float32, contiguous, eager. For UNet3+ that is the plain form, which convolves after up-sampling as the paper
-writes it; for nets with resnet34 that of segmentation-models-pytorch's; for pruned nets that of the whole. A training
-step is forward, backward and SGD on `--batch` images; inference is `predict` of one image. Memory is the peak of a
-training step beyond what the process held before it: activations, gradients and workspace, not the weights.
+Every row takes a turn, as many rounds as `--repeats`, all in one process on the same images, so that what else the
+machine does hits all rows alike (but `kept`, which come last: eager, with freed memory kept between steps as train.py
+does; they cannot be mixed with the others). The table has medians. Ratios are to the first row of the same net: with
+the defaults on a CPU float32, contiguous, eager. For UNet3+ that is the plain form, which convolves after up-sampling
+as the paper writes it; for nets with resnet34 that of segmentation-models-pytorch's; for pruned nets that of the whole.
+
+A training step is forward, backward and SGD on `--batch` images; inference is `predict` of `--infer-batch`. On CUDA a
+turn is ten in a row, waited for at their end, as in training; cuDNN has tried its algorithms before. Mode `graphs`, on
+CUDA alone, is compiled and replayed as CUDA graphs (torch.compile's mode reduce-overhead). Memory is the peak of a
+training step beyond what the process held before it: activations, gradients and workspace, not the weights (nan with
+graphs, which hold theirs all the time).
+
+The machine's limits are measured in the same run. `of peak`: operations of the net's convolutions and matrix products,
+over time, over the rate of a large matrix product. `of limit`: the least time that these need, each by its operations
+or its bytes, with everything else for nothing, over the time taken.
 """
 
 import argparse
@@ -27,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from limits import Limits, Work, count_work, measure_limits
 from segmentation.machine import machine, peak_memory, seconds
 from segmentation.memory import keep_freed_memory
 from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
@@ -55,72 +64,124 @@ BASE = {
     "UNet, resnet34": "smp Unet, resnet34",
     "UNet++, resnet34": "smp UnetPlusPlus, resnet34",
 } | dict.fromkeys([name for name in NETS if name.startswith("UNet++ ") or name == "UNet++, checkpointing"], "UNet++")
+#: What is measured unless asked for: on CUDA the setting to train in, and no variants of one net.
+DEFAULTS = {
+    "cpu": {
+        "nets": list(NETS),
+        "modes": ["eager", "kept", "compiled"],
+        "layouts": ["contiguous", "channels_last"],
+        "dtypes": ["float32", "bf16"],
+        "size": 256,
+        "batch": 4,
+        "infer_batch": 1,
+        "repeats": 5,
+    },
+    "cuda": {
+        "nets": [name for name in NETS if "pruned" not in name and "checkpointing" not in name],
+        "modes": ["eager", "compiled", "graphs"],
+        "layouts": ["channels_last"],
+        "dtypes": ["bf16"],
+        "size": 512,
+        "batch": 8,
+        "infer_batch": 8,
+        "repeats": 10,
+    },
+}
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass
 class Row:
-    """One net in one setting, and what was measured: seconds, seconds, GiB."""
+    """One net in one setting, the work of its two passes, and what was measured: seconds, seconds, GiB."""
 
     name: str
     dtype: str
     layout: str
     mode: str
     net: SegmentationNet
+    works: dict[str, list[Work]]
     train: list[float] = field(default_factory=list)
     inference: list[float] = field(default_factory=list)
     memory: float = float("nan")
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-4)
 
 
 def main() -> None:
     args = arguments()
     torch.manual_seed(0)
-    images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+    torch.backends.cudnn.benchmark = True
+    limits = measure_limits([DTYPES[dtype] for dtype in args.dtypes], args.device)
+    images = torch.randn(max(args.batch, args.infer_batch), 3, args.size, args.size, device=args.device)
     rows = [
-        Row(name, dtype, layout, mode, build(name, layout, mode, args.device))
-        for name, mode, layout, dtype in itertools.product(args.nets, args.modes, FORMATS, DTYPES)
+        Row(name, dtype, layout, mode, build(name, layout, mode, args.device), works(name, dtype, args))
+        for name, mode, layout, dtype in itertools.product(args.nets, args.modes, args.layouts, args.dtypes)
     ]
     run_rows([row for row in rows if row.mode != "kept"], images, args)
     if "kept" in args.modes:  # last: it cannot be undone in a process
         keep_freed_memory()
         run_rows([row for row in rows if row.mode == "kept"], images, args)
-    print_table(rows, args)
+    print_table(rows, limits, args)
 
 
 def run_rows(rows: list[Row], images: Tensor, args: argparse.Namespace) -> None:
-    for row in rows:  # warm up, compile, and then measure memory
-        measure(row, images)
-        row.memory = peak_memory(lambda row=row: train_step(row, images), args.device)
+    for row in rows:  # warm up: compile, try algorithms, record graphs; and then measure memory
+        for _ in range(3 if args.device == "cuda" else 1):
+            measure(row, images, args)
+        if row.mode != "graphs":  # a graph holds its memory between steps too
+            row.memory = peak_memory(lambda row=row: train_step(row, images[: args.batch]), args.device)
         print(".", end="", file=sys.stderr, flush=True)
     for row in rows:
         row.train, row.inference = [], []
     for _ in range(args.repeats):
         for row in rows:
-            measure(row, images)
+            measure(row, images, args)
         print("+", end="", file=sys.stderr, flush=True)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument(
-        "--modes", nargs="+", choices=("eager", "kept", "compiled"), default=["eager", "kept", "compiled"]
-    )
-    parser.add_argument("--size", type=int, default=256, help="sides of the images in pixels")
-    parser.add_argument("--batch", type=int, default=4, help="images of a training step")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; the table has medians")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    parser.add_argument("--device", choices=DEFAULTS, default="cuda" if torch.cuda.is_available() else "cpu")
+    defaults = DEFAULTS[
+        parser.parse_known_args([word for word in sys.argv[1:] if word not in ("-h", "--help")])[0].device
+    ]
+    choices = {"nets": NETS, "modes": ["eager", "kept", "compiled", "graphs"], "layouts": FORMATS, "dtypes": DTYPES}
+    for name, options in choices.items():
+        parser.add_argument(f"--{name}", nargs="+", choices=options, default=defaults[name])
+    for name, what in {
+        "size": "sides of the images in pixels",
+        "batch": "images of a training step",
+        "infer_batch": "images of a prediction",
+        "repeats": "rounds; the table has medians",
+    }.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=defaults[name], help=f"{what} (%(default)s)"
+        )
+    args = parser.parse_args()
+    if "graphs" in args.modes and args.device != "cuda":
+        parser.exit(2, "nets.py: --modes graphs needs a GPU: on a CPU leave it out\n")
+    return args
+
+
+def works(name: str, dtype: str, args: argparse.Namespace) -> dict[str, list[Work]]:
+    """The work of a training step and of an inference."""
+    net, side = NETS[name](), args.size
+    with form(name):
+        return {
+            key: count_work(net, (batch, 3, side, side), DTYPES[dtype], train=key == "train")
+            for key, batch in (("train", args.batch), ("inference", args.infer_batch))
+        }
 
 
 def build(name: str, layout: str, mode: str, device: str) -> SegmentationNet:
     net = NETS[name]().to(device, memory_format=FORMATS[layout])
-    if mode == "compiled":
+    if mode in ("compiled", "graphs"):
         # All nets share `SegmentationNet.forward`: beyond eight compiled versions of it torch runs the rest eagerly.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        net.compile(dynamic=False)
+        net.compile(dynamic=False, mode="reduce-overhead" if mode == "graphs" else None)
     return net
 
 
@@ -136,26 +197,31 @@ def form(name: str) -> Iterator[None]:
         unet_3plus.conv_of_enlarged = fast
 
 
-def measure(row: Row, images: Tensor) -> None:
-    row.train.append(seconds(lambda: train_step(row, images), images.device.type))
-    row.inference.append(seconds(lambda: infer(row, images[:1]), images.device.type))
+def measure(row: Row, images: Tensor, args: argparse.Namespace) -> None:
+    many = 10 if args.device == "cuda" else 1
+    for job, count, times in ((train_step, args.batch, row.train), (infer, args.infer_batch, row.inference)):
+        turn = seconds(lambda job=job, count=count: [job(row, images[:count]) for _ in range(many)], args.device)
+        times.append(turn / many)
 
 
 def train_step(row: Row, images: Tensor) -> None:
     net = row.net.train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
+    if row.mode == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()  # what a graph wrote in the step before may go
     images = images.contiguous(memory_format=FORMATS[row.layout])
     with form(row.name), torch.autocast(images.device.type, torch.bfloat16, enabled=row.dtype == "bf16"):
         heads = net(images)
         targets = [torch.ones_like(logits, dtype=torch.float32) for logits in heads.logits]
         loss = sum(F.binary_cross_entropy_with_logits(*pair) for pair in zip(heads.logits, targets, strict=True))
         loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    row.optimizer.step()
+    row.optimizer.zero_grad()
 
 
 def infer(row: Row, images: Tensor) -> None:
     net = row.net.eval()
+    if row.mode == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()
     images = images.contiguous(memory_format=FORMATS[row.layout])
     with (
         form(row.name),
@@ -165,22 +231,23 @@ def infer(row: Row, images: Tensor) -> None:
         net.predict(images)
 
 
-def print_table(rows: list[Row], args: argparse.Namespace) -> None:
-    print(f"\n{machine(args.device)}; training steps of {args.batch}, inference of 1, at 3x{args.size}x{args.size}; ")
-    print(f"medians of {args.repeats}\n")
-    print("| net | precision | layout | mode | training step | | inference | | peak memory | |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+def print_table(rows: list[Row], limits: Limits, args: argparse.Namespace) -> None:
+    print(f"\n{machine(args.device)}; training steps of {args.batch}, inference of {args.infer_batch}, ", end="")
+    print(f"at 3x{args.size}x{args.size}; medians of {args.repeats}\nlimits: {limits}\n")
+    columns = "training step | | of peak | of limit | inference | | of peak | of limit | peak memory | |"
+    print(f"| net | precision | layout | mode | {columns}\n{'|---' * 14}|")
     first = {row.name: row for row in reversed(rows)}
     for row in rows:
-        base = first[BASE.get(row.name, row.name)] if BASE.get(row.name, row.name) in first else first[row.name]
-        train, train_base = statistics.median(row.train), statistics.median(base.train)
-        inference, inference_base = statistics.median(row.inference), statistics.median(base.inference)
-        print(
-            f"| {row.name} | {row.dtype} | {row.layout} | {row.mode} "
-            f"| {train * 1e3:.0f} ms | {train_base / train:.2f}x "
-            f"| {inference * 1e3:.0f} ms | {inference_base / inference:.2f}x "
-            f"| {row.memory:.2f} GiB | {row.memory / base.memory:.2f} |"
-        )
+        base, cells = first.get(BASE.get(row.name, row.name), first[row.name]), ""
+        for key in ("train", "inference"):
+            time, time_base = (statistics.median(getattr(each, key)) for each in (row, base))
+            dtype = DTYPES[row.dtype]
+            shares = (share(row.works[key], dtype, time) for share in (limits.of_peak, limits.of_limit))
+            cells += (
+                f"| {time * 1e3:,.1f} ms | {time_base / time:.2f}x | " + " | ".join(f"{x:.1%}" for x in shares) + " "
+            )
+        memory = f"| {row.memory:.2f} GiB | {row.memory / base.memory:.2f} |"
+        print(f"| {row.name} | {row.dtype} | {row.layout} | {row.mode} {cells}{memory}")
 
 
 if __name__ == "__main__":

@@ -273,23 +273,31 @@ class TestBadData:
         assert "data.crop: 32" in line
 
 
-def test_a_loss_that_becomes_nan_names_the_files_and_keeps_the_checkpoint() -> None:
+# After step 6, the last of the second epoch, there is no other one to look at it.
+@pytest.mark.parametrize(
+    ("what", "step", "expression"), [("loss", 5, "loss * nan"), ("gradient", 6, "loss + (loss * 0).sqrt()")]
+)
+def test_what_is_not_finite_names_the_files_and_keeps_the_checkpoint(what: str, step: int, expression: str) -> None:
     (Path("exploding.py")).write_text(
-        "import torch\nfrom segmentation.losses import CrossEntropy\n"
+        "from math import nan\nfrom segmentation.losses import CrossEntropy\n"
         "class Exploding(CrossEntropy):\n"
         "    calls = 0\n"
         "    def compute(self, logits, mask, weight):\n"
         "        Exploding.calls += logits.requires_grad\n"
-        "        return super().compute(logits, mask, weight) * (float('nan') if Exploding.calls > 4 else 1)\n"
+        "        loss = super().compute(logits, mask, weight)\n"
+        f"        return {expression} if logits.requires_grad and Exploding.calls == {step} else loss\n"
     )
     done = script("train", *TINY, "--name", "run", "--model.loss", "exploding.Exploding", PYTHONPATH=".")
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
-    assert "the loss is not finite in epoch 2" in lines[0]
+    assert f"the {what} is not finite in epoch 2, step {step - 1}," in lines[0]
     assert lines[0].count("train-") == 4  # the batch's four names
-    checkpoint = torch.load("runs/run/checkpoints/last.ckpt", weights_only=True)
-    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
+    assert done.stdout.count("images/s") == 1  # the first epoch's line
+    for name in ("last", "best"):
+        checkpoint = torch.load(f"runs/run/checkpoints/{name}.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 3
+        assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
 
 
 def test_collapse_to_one_class_warns_once_with_causes() -> None:

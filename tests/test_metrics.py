@@ -37,6 +37,19 @@ def compute(metrics: SegmentationMetrics) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.compute().items()}
 
 
+def test_counts_under_deterministic_algorithms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, mask = torch.randint(0, 3, (2, 4, 9, 7), generator=generator)
+    mask[:, :2] = IGNORE_INDEX
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = confusion_counts(prediction, mask, 3)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for counts, one, true in zip(found, prediction[:, 2:], mask[:, 2:], strict=True):
+        assert counts.tolist() == confusion_matrix(true.flatten(), one.flatten(), labels=[0, 1, 2]).tolist()
+
+
 def test_ten_classes_fed_as_pixels() -> None:
     """Every cell of the matrix as so many pixels, shuffled over images and batches, with some ignored ones between."""
     true, predicted = np.indices(MATRIX.shape)

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import TINY, train
+from segmentation.cli import SegmentationCLI
 from segmentation.data import Labels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
@@ -112,3 +115,36 @@ def test_evaluation_does_not_depend_on_the_batch() -> None:
         for i in range(4):
             subject.evaluate("val", {key: value[i : i + 1] for key, value in whole.items()})
     assert torch.equal(seen[0], torch.cat(seen[1:]))
+
+
+class Questions(TorchDispatchMode, Callback):
+    """Notes what a training step, up to the optimizer's, does that makes the host wait for a GPU."""
+
+    ASKING = {"_local_scalar_dense", "nonzero", "bincount", "equal", "masked_select", "is_nonzero"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.steps = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.ASKING:
+            self.asked.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+    def on_train_batch_start(self, *_) -> None:
+        self.__enter__()
+
+    def on_before_optimizer_step(self, *_) -> None:
+        self.__exit__(None, None, None)
+        self.steps += 1
+
+
+def test_a_training_step_asks_the_device_nothing() -> None:
+    """Each answer would hold up a GPU, which gets no work meanwhile."""
+    losses = "[{class_path: CrossEntropy, init_args: {class_weights: sqrt_inverse}}, {class_path: Dice}]"
+    cli = SegmentationCLI([*TINY, "--name", "run", "--model.loss", "WeightedSum", "--model.loss.losses", losses])
+    questions = Questions()
+    cli.trainer.callbacks.append(questions)
+    cli.run()
+    assert questions.steps == 6
+    assert questions.asked == []

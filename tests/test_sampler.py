@@ -162,3 +162,14 @@ def test_state_is_a_copy_and_limits_are_kept() -> None:
     other.load_state_dict(state)
     next(iter(other))
     assert state == {"epoch": 0, "batch": 0}
+
+
+def test_workers_read_the_next_epoch_while_one_ends() -> None:
+    source = loader(2)
+    for _ in source:
+        pass
+    assert source.state_dict() == {"epoch": 1, "batch": 0}
+    assert source.batch_sampler.batches.epoch == 1  # handed out already
+    workers = source._iterator
+    assert [epoch for batch in source for _, epoch in batch] == [1] * 10
+    assert source._iterator is workers

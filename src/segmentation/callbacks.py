@@ -27,11 +27,16 @@ PATIENCE = 5.0
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar, with the loss alone: a line of EpochLines has the rest."""
+    """Lightning's bar, with the loss alone, once a second: a GPU that is asked for it waits for work meanwhile. A line
+    of EpochLines has the rest."""
+
+    asked, loss = float("-inf"), None
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {"loss": metrics["train/loss_step"]} if "train/loss_step" in metrics else {}
+        now = time.monotonic()
+        if now - self.asked > 1 and hasattr(pl_module, "losses"):
+            self.asked, self.loss = now, pl_module.losses["loss_step"].item()
+        return {} if self.loss is None else {"loss": self.loss}
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"epoch {current_epoch + 1:>3}/{self.trainer.max_epochs}"

@@ -20,6 +20,7 @@ from segmentation.checkpoint import read_checkpoint
 from segmentation.cluster import MidEpoch, check_launch
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
+from segmentation.finite import StopAtNonFinite
 from segmentation.job import start_job
 from segmentation.machine import has_bf16
 from segmentation.metrics import SegmentationMetrics
@@ -150,6 +151,7 @@ class SegmentationCLI(LightningCLI):
         trainer["callbacks"] = [
             *checkpoint_callbacks(run, config.checkpoint),
             Introduction(run),
+            StopAtNonFinite(),
             self.throughput,
             Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
             LearningRateMonitor("step"),

@@ -19,7 +19,9 @@ UNIT = 2.0**-40
 
 
 def confusion_counts(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Confusion matrices of the images of a batch, in one bincount.
+    """Confusion matrices of the images of a batch.
+
+    Not by `bincount`, which asks a GPU for the smallest and the largest value first: each answer holds up the step.
 
     Args:
         prediction: (N, H, W) class indices.
@@ -33,8 +35,9 @@ def confusion_counts(prediction: Tensor, mask: Tensor, num_classes: int) -> Tens
     image = torch.arange(images, device=mask.device).view(-1, 1, 1)
     cell = image * bins + mask * num_classes + prediction
     cell = torch.where(mask == IGNORE_INDEX, images * bins, cell)
-    counts = torch.bincount(cell.flatten(), minlength=images * bins + 1)
-    return counts[:-1].view(images, num_classes, num_classes)
+    one = torch.ones((), dtype=torch.int32, device=mask.device).expand(cell.numel())
+    counts = torch.zeros(images * bins + 1, dtype=torch.int32, device=mask.device).scatter_add_(0, cell.flatten(), one)
+    return counts[:-1].view(images, num_classes, num_classes).long()
 
 
 def true_false(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,15 +172,17 @@ class SegmentationMetrics(MulticlassJaccardIndex):
 
     def compute(self) -> dict[str, Tensor]:
         """Figures of the split, float64, under their logged keys (without the split). `loss` is over all its pixels."""
-        found = {"loss": _float(self.loss_sum) / _float(self.loss_mass), **figures(self.confmat, self.labels)}
-        found["miou_per_image"] = _float(self.image_miou) * UNIT / _float(self.image_count)
+        state = {name: value.cpu() for name, value in self.metric_state.items()}  # a GPU would take longer to be asked
+        matrix = state["confmat"]
+        found = {"loss": _float(state["loss_sum"]) / _float(state["loss_mass"]), **figures(matrix, self.labels)}
+        found["miou_per_image"] = _float(state["image_miou"]) * UNIT / _float(state["image_count"])
         if self.boundary_dilation:
-            values = _float(self.boundary[0]) / _float(self.boundary[1])
+            values = _float(state["boundary"][0]) / _float(state["boundary"][1])
             found["mean_boundary_iou"] = values.nanmean()
             found |= {f"boundary_iou/{self.labels.names[index]}": values[index] for index in self.labels.reported}
-        for number, matrix in enumerate(self.heads, start=1):
-            found[f"head{number}/miou"] = mean_iou(matrix)
-        predicted, true = (int((self.confmat.sum(dim=dim) > 0).sum()) for dim in (0, 1))
+        for number, of_head in enumerate(state["heads"], start=1):
+            found[f"head{number}/miou"] = mean_iou(of_head)
+        predicted, true = (int((matrix.sum(dim=dim) > 0).sum()) for dim in (0, 1))
         self.collapsed = predicted == 1 and true > 1
         return found
 

@@ -89,7 +89,6 @@ class SegmentationModule(LightningModule):
         # Normalisation travels with the weights: prediction cannot drift from training.
         self.auto_normalize = mean is None or std is None
         self.warned = False  # of a collapse
-        self.since_step: list[tuple[Tensor, list[str]]] = []  # losses and names of the batches of a coming step
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
 
@@ -151,35 +150,19 @@ class SegmentationModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         heads = self.net(self.normalize(batch["image"]))
         loss, terms = self.criterion(heads, batch)
-        self.since_step.append((loss.detach(), batch["name"]))
-        self.log("train/loss_step", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{key}": term.detach() for key, term in terms.items()})
+        self.losses = {"loss_step": loss.detach(), **{key: term.detach() for key, term in terms.items()}}
         self.count("train", heads, batch, loss - self.presence_weight * terms.get("presence/loss", 0.0))
         return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop before a loss or a gradient that is not finite makes the weights so, and a checkpoint keeps them.
-
-        Gradients are the same on every process, so all of them stop together.
-        """
-        batches, self.since_step = self.since_step, []
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # it skips steps by itself
-        if norm.isfinite() or (scaled and all(loss.isfinite() for loss, _ in batches)):
-            return
-        bad = [names for loss, names in batches if not loss.isfinite()]
-        found = [name for names in bad for name in names]
-        if self.trainer.world_size > 1:
-            everywhere: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(everywhere, found)
-            found = [name for names in everywhere for name in names]
-        what = "loss" if found else "gradient"
-        found = found or [name for _, names in batches for name in names]
-        raise InputError(
-            f"the {what} is not finite in epoch {self.current_epoch + 1}, step {self.global_step}, on "
-            f"{', '.join(found)}. Look at these files, lower model.optimizer.lr, or use "
-            "--trainer.precision 32-true. Checkpoints of finished epochs are kept"
-        )
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log the losses of every so many steps. `self.log` would give the same rows, and take its time at every step
+        (`python benchmarks/training.py`)."""
+        trainer, every = self.trainer, self.trainer.log_every_n_steps
+        if every and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
+            found = {f"train/{key}": value.item() for key, value in self.losses.items()}
+            for logger in self.loggers:
+                logger.log_metrics({**found, "epoch": self.current_epoch}, trainer.global_step - 1)
+                logger.save()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.evaluate("val", batch)

@@ -119,12 +119,13 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def unpack(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch as the module gets it, on the device of its image.
+    """A batch as the module gets it.
 
     Returns:
         {"image": (N, C, H, W), "mask": (N, H, W) int64, "size": (N, 2) original H and W, "index": (N,) position in the
         split or -1 for a filler, "name": N names}, and "instance" and "weight", (N, H, W), where the data set has them.
+        All on the device, but size and index: what is not pinned holds up a step on its way there.
     """
     long = {key: batch[key].long() for key in ("mask", "instance") if key in batch}
-    tiny = {key: torch.as_tensor(batch[key], device=batch["image"].device) for key in ("size", "index")}
+    tiny = {key: torch.as_tensor(batch[key]) for key in ("size", "index")}
     return {**batch, **long, **tiny}

@@ -6,6 +6,7 @@ changes in the main process), so that what a sample looks like is a function of 
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,6 +99,31 @@ class EvalBatches(Sampler[list[Index]]):
         return iter(self.batches)
 
 
+class Onward(Sampler[list[Index]]):
+    """Batches of epoch after epoch, without end, so that workers read the next epoch's while this one ends.
+
+    Args:
+        batches: of one epoch.
+        length: how many of them count as a whole epoch.
+
+    Attributes:
+        place: epoch and batch from which the next iteration goes on.
+    """
+
+    def __init__(self, batches: TrainBatches, length: int) -> None:
+        self.batches, self.length, self.place = batches, length, (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        epoch, start = self.place
+        while True:
+            self.batches.epoch, self.batches.start = epoch, start
+            yield from islice(self.batches, self.length - start)
+            epoch, start = epoch + 1, 0
+
+
 class TrainLoader(DataLoader):
     """A DataLoader over `TrainBatches` that knows its place, so that a run resumed in mid-epoch goes on with the very
     next batch. The datamodule keeps its `state_dict()` in every checkpoint and gives it back to a new loader.
@@ -106,22 +132,27 @@ class TrainLoader(DataLoader):
         limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), or None for all.
     """
 
-    def __init__(self, *args: Any, limit: int | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.epoch_length = min(len(self), limit) if limit is not None else len(self)
-        self.place = {"epoch": 0, "batch": 0}
+    def __init__(self, *args: Any, batch_sampler: TrainBatches, limit: int | None = None, **kwargs: Any) -> None:
+        self.epoch_length = min(len(batch_sampler), len(batch_sampler) if limit is None else limit)
+        super().__init__(*args, batch_sampler=Onward(batch_sampler, self.epoch_length), **kwargs)
+        self.load_state_dict({"epoch": 0, "batch": 0})
 
     def __iter__(self) -> Iterator[Any]:
-        sampler = self.batch_sampler
-        sampler.epoch, sampler.start = self.place["epoch"], self.place["batch"]
-        for batch in super().__iter__():
+        if self.onward is None or self.onward is not self._iterator:  # the workers have ended, or there are none
+            self.batch_sampler.place = self.place["epoch"], self.place["batch"]
+            self.onward = super().__iter__()
+        while True:
+            batch = next(self.onward)
             self.place["batch"] += 1
-            if self.place["batch"] == self.epoch_length:
+            ends = self.place["batch"] == self.epoch_length
+            if ends:
                 self.place = {"epoch": self.place["epoch"] + 1, "batch": 0}
             yield batch
+            if ends:
+                return
 
     def state_dict(self) -> dict[str, int]:
         return dict(self.place)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.place = dict(state)
+        self.place, self.onward = dict(state), None
