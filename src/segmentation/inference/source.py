@@ -54,9 +54,12 @@ def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: 
         data.test_split = split or data.test_split
         if not data.dataset.names(data.test_split):
             raise InputError(f"there is no {data.test_split} split in this data set: choose another --split")
-        _check_labels(module.labels, data.labels, options.checkpoint)
-        if rank_zero_only.rank == 0:
-            data.check([data.test_split])
+        if not _alike(module.labels, data.labels):
+            raise InputError(
+                f"{options.checkpoint} was trained on {_described(module.labels)}, but this data has "
+                f"{_described(data.labels)}"
+            )
+        rank_zero_only(data.check)([data.test_split])
     except InputError as error:
         if options.data:
             raise
@@ -91,11 +94,11 @@ def _data_section(path: Path) -> dict[str, Any]:
     return section
 
 
-def _check_labels(trained: Labels, given: Labels, source: str) -> None:
-    for what in ("names", "channels", "dtype", "scale"):
-        if getattr(trained, what) != getattr(given, what) and (what != "dtype" or trained.dtype):
-            raise InputError(
-                f"{source} was trained on images of {trained.channels} bands ({trained.dtype or 'any type'}, "
-                f"scale {trained.scale}) and the classes {', '.join(trained.names)}, but this data has "
-                f"{given.channels} ({given.dtype}, scale {given.scale}) and {', '.join(given.names)}"
-            )
+def _alike(trained: Labels, given: Labels) -> bool:
+    same = ("names", "channels", "scale", *(["dtype"] if trained.dtype else []))
+    return all(getattr(trained, what) == getattr(given, what) for what in same)
+
+
+def _described(labels: Labels) -> str:
+    pixels = f"{labels.channels} bands ({labels.dtype or 'any type'}, scale {labels.scale})"
+    return f"images of {pixels} and the classes {', '.join(labels.names)}"
