@@ -57,11 +57,7 @@ class EpochLines(Checkpoint):
 
 
 class Introduction(Callback):
-    """Says, before the first step, what is about to run: data, net with parameters and FLOPs, device, W&B.
-
-    Args:
-        run: the run folder.
-    """
+    """Says, before the first step, what is about to run: data, net with parameters and FLOPs, device, W&B."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -98,12 +94,8 @@ def in_millions(parameters: int) -> str:
 
 
 def count_flops(net: SegmentationNet, shape: tuple[int, ...]) -> int:
-    """Floating-point operations (2 x multiply-adds) of one prediction, counted on torch's meta device: nothing is run.
-
-    Args:
-        net: any net.
-        shape: (N, C, H, W) of its input.
-    """
+    """Floating-point operations (2 x multiply-adds) of one prediction on an input of shape (N, C, H, W), counted on
+    torch's meta device: nothing is run."""
     with torch.device("meta"):
         twin = deepcopy(net).to("meta").eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -182,14 +174,7 @@ class PictureOptions:
 
 
 class Pictures(Callback):
-    """Every few epochs the same validation images: image, truth, prediction and errors, as a PNG contact sheet in the
-    run folder's `pictures/` and as mask overlays in W&B.
-
-    Args:
-        run: the run folder.
-        images: how many images to show; 0 for none.
-        every_n_epochs: how often.
-    """
+    """The same images every few epochs, as PictureOptions has it: image, truth, prediction and errors."""
 
     def __init__(self, run: RunFolder, images: int, every_n_epochs: int) -> None:
         self.run, self.images, self.every_n_epochs = run, images, every_n_epochs

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it 
 
 Mask = np.ndarray | Tensor
 CELL, GAP, MARGIN = 300, 10, 28  # pixels of a contact sheet: longest side of a panel, between panels, around them
-INK, SOFT, LINE, PALE = "#1C1E22", "#6E7278", "#D6D8DC", "#A4A8AE"
+INK, SOFT, LINE = "#1C1E22", "#6E7278", "#D6D8DC"
 WRONG, MISSED = (255, 64, 72), (64, 184, 255)  # errors; in a binary task false positives and false negatives
 HATCH = np.where(np.add.outer(np.arange(CELL), np.arange(CELL))[..., None] % 8 < 2, np.uint8(168), np.uint8(226))
 LEGEND_LIMIT = 30  # of more classes, the legend lists only those that the sheet shows
@@ -54,13 +54,13 @@ def panels(image: Tensor, truth: Mask, prediction: Mask, labels: Labels) -> list
     `image` is (C, H, W), `truth` and `prediction` are (H, W) class indices; IGNORE_INDEX in the truth is hatched gray,
     and never an error. Raises ValueError when the three differ in size.
     """
-    photo, truth, prediction = _fit(image, truth, prediction)
+    photo, (truth, prediction) = _fit(image, truth, prediction)
     counted = truth != IGNORE_INDEX
     # Stretched before it is dimmed, or a faint micrograph would be black. Errors are not in the predicted class's
     # colour: that one stands right beside, and a dull class colour would not show.
     errors = (_gray(photo) * 0.4 + 16).astype(np.uint8)
     wrong = counted & (truth != prediction)
-    errors = np.where(wrong[..., None], np.uint8(WRONG), errors)
+    errors = np.where(wrong[..., None], np.array(WRONG, np.uint8), errors)
     if labels.task == "binary":
         errors[wrong & (prediction == 0)] = MISSED
     return [photo, *(Image.fromarray(rgb) for rgb in (_colored(truth, labels), labels.palette[prediction], errors))]
@@ -68,7 +68,7 @@ def panels(image: Tensor, truth: Mask, prediction: Mask, labels: Labels) -> list
 
 def truth_panels(image: Tensor, truth: Mask, labels: Labels) -> list[Image.Image]:
     """One sample as three pictures: image, truth, and the truth laid over the gray image, where it should fit."""
-    photo, truth = _fit(image, truth)
+    photo, (truth,) = _fit(image, truth)
     colored = _colored(truth, labels)
     return [photo, Image.fromarray(colored), Image.fromarray((0.5 * _gray(photo) + 0.5 * colored).astype(np.uint8))]
 
@@ -81,7 +81,7 @@ def overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
     return (rgb * (1 - share) + labels.palette[index] * share).astype(np.uint8)
 
 
-def _fit(image: Tensor, *masks: Mask) -> tuple[Image.Image, *tuple[np.ndarray, ...]]:
+def _fit(image: Tensor, *masks: Mask) -> tuple[Image.Image, list[np.ndarray]]:
     """An image and its masks at one size, the longest side CELL."""
     height, width = image.shape[-2:]
     if any(mask.shape != (height, width) for mask in masks):
@@ -91,7 +91,8 @@ def _fit(image: Tensor, *masks: Mask) -> tuple[Image.Image, *tuple[np.ndarray, .
     nearest = Image.Resampling.NEAREST  # masks must never blend two classes
     # Of a tiny image one wants to see every pixel; others look better smooth.
     photo = Image.fromarray(to_rgb(image)).resize(size, nearest if scale > 4 else None)
-    return photo, *(np.asarray(Image.fromarray(_array(mask).astype(np.int32)).resize(size, nearest)) for mask in masks)
+    pictures = [Image.fromarray(_array(mask).astype(np.int32)) for mask in masks]
+    return photo, [np.asarray(picture.resize(size, nearest)) for picture in pictures]
 
 
 def _gray(photo: Image.Image) -> np.ndarray:
@@ -115,23 +116,22 @@ def contact_sheet(
     scores: Sequence[float] | None = None,
 ) -> Image.Image:
     """Samples as rows of image, truth, prediction and errors, with a legend; without predictions, as rows of image,
-    truth and truth laid over the image.
-
-    Each list has one entry a sample, as `panels` takes them; samples may differ in size. `scores` are their mIoU, NaN
-    is shown as "-". Raises ValueError for no samples, lists of different lengths, a mask that does not fit its image.
+    truth and truth laid over the image. Each list has one entry a sample, as `panels` takes them; samples may differ in
+    size. `scores` are their mIoU, NaN is shown as "-". Raises ValueError for no samples, lists of different lengths, a
+    mask that does not fit its image.
     """
     if not images:
         raise ValueError("a contact sheet needs at least one sample")
     if predictions is None:
         rows = [truth_panels(*sample, labels) for sample in zip(images, truths, strict=True)]
-        headings, legend_masks = ["Image", "Truth", "Truth over image"], [*truths]
+        headings = ["Image", "Truth", "Truth over image"]
     else:
         rows = [panels(*sample, labels) for sample in zip(images, truths, predictions, strict=True)]
-        headings, legend_masks = ["Image", "Truth", "Prediction", "Errors"], [*truths, *predictions]
+        headings = ["Image", "Truth", "Prediction", "Errors"]
     column = max(160, *(row[0].width for row in rows))  # narrow columns would have no room for headings and names
     lefts = [MARGIN + index * (column + GAP) for index in range(len(headings))]
     width, top = lefts[-1] + column + MARGIN, MARGIN + (44 if title else 0)
-    legend = _legend(legend_masks, labels, width - 2 * MARGIN, errors=predictions is not None)
+    legend = _legend([*truths, *(predictions or [])], labels, width - 2 * MARGIN, errors=predictions is not None)
     height = top + 24 + sum(row[0].height + 40 for row in rows) + 18 + legend.height + MARGIN
 
     sheet = Image.new("RGB", (width, height), "white")
@@ -140,10 +140,10 @@ def contact_sheet(
     for left, heading in zip(lefts, headings, strict=True):
         draw.text((left, top + 16), heading, INK, bold, anchor="ls")
     y = top + 52  # of the panels
-    for row, name, score in zip(rows, names, scores or [None] * len(rows), strict=True):
+    shown = [f"mIoU {score:.2f}".replace("nan", "-") for score in scores or ()] or [""] * len(rows)
+    for row, name, score in zip(rows, names, shown, strict=True):
         draw.text((MARGIN, y - 8), _shorten(name, small, lefts[-1] - MARGIN - 2 * GAP), SOFT, small, anchor="ls")
-        text = "" if score is None else "mIoU -" if math.isnan(score) else f"mIoU {score:.2f}"
-        draw.text((lefts[-1], y - 8), text, INK, small, anchor="ls")
+        draw.text((lefts[-1], y - 8), score, INK, small, anchor="ls")
         for left, panel in zip(lefts, row, strict=True):
             draw.rectangle((left - 1, y - 1, left + panel.width, y + panel.height), outline=LINE)
             sheet.paste(panel, (left, y))
@@ -153,11 +153,9 @@ def contact_sheet(
 
 
 def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
-    """A confusion matrix: what share of each true class was predicted as what, and the IoU of each class.
-
-    `matrix` is (K, K) counts, rows true, columns predicted. A class with neither is grayed out and named absent. Up to
-    20 classes have percentages in their cells. Raises ValueError when the matrix does not fit the labels.
-    """
+    """A confusion matrix, (K, K) counts, rows true, columns predicted: what share of each true class was predicted as
+    what, and the IoU of each class. A class with neither is grayed out and named absent. Up to 20 classes have
+    percentages in their cells. Raises ValueError when the matrix does not fit the labels."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -185,14 +183,18 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     axes.set_yticks(range(count), names, fontsize=font, parse_math=False)
     axes.set_xlabel("predicted", fontsize=font + 1, color=SOFT)
     axes.set_ylabel("true", fontsize=font + 1, color=SOFT)
-    for tick, total in zip(axes.get_xticklabels() + axes.get_yticklabels(), [*union, *union], strict=True):
-        tick.set_color(INK if total else PALE)
     for (row, column), share in np.ndenumerate(shares if count <= 20 else np.empty((0, 0))):
         text = f"{share:.{1 if count <= 4 else 0}f}"
         if float(text) > 0:  # NaN and what rounds to nothing stay empty
             axes.text(column, row, text, ha="center", va="center", fontsize=font, color="w" if share > 35 else INK)
-    _draw_iou(bars, iou, font)
-    axes.tick_params(length=0)
+    bars.barh(range(count), np.nan_to_num(iou), height=0.7, color="#3B7DBD")
+    bars.set(xlim=(0, 1), ylim=(count - 0.5, -0.5))
+    bars.axis("off")
+    bars.set_title("IoU", fontsize=font + 1, loc="left", color=SOFT, pad=4)
+    for index, value in enumerate(iou):
+        text, x = ("absent", 0) if np.isnan(value) else (f"{value:.2f}", value + 0.06)
+        bars.text(x, index, text, va="center", fontsize=font, color=INK)
+    axes.tick_params(length=0, labelcolor=INK)
     axes.spines[:].set_visible(False)
     title = f"mIoU {iou[union > 0].mean():.3f}  ·  % of the true class" if union.any() else "No pixels counted"
     figure.text(0.16 / width, 1 - 0.28 / height, title, fontsize=font + 2, weight="bold", color=INK, va="center")
@@ -283,16 +285,6 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """Cut in the middle: file names differ at their ends."""
     cuts = (f"{text[: keep // 2]}…{text[len(text) - (keep + 1) // 2 :]}" for keep in range(len(text) - 1, 1, -1))
     return next((short for short in (text, *cuts) if font.getlength(short) <= width), "…")
-
-
-def _draw_iou(bars, iou: np.ndarray, font: int) -> None:
-    bars.barh(range(len(iou)), np.nan_to_num(iou), height=0.7, color="#3B7DBD")
-    bars.set(xlim=(0, 1), ylim=(len(iou) - 0.5, -0.5))
-    bars.axis("off")
-    bars.set_title("IoU", fontsize=font + 1, loc="left", color=SOFT, pad=4)
-    for index, value in enumerate(iou):
-        text, x, color = ("absent", 0, PALE) if np.isnan(value) else (f"{value:.2f}", value + 0.06, INK)
-        bars.text(x, index, text, va="center", fontsize=font, color=color)
 
 
 def _number(value: float | None, undefined: str) -> str:

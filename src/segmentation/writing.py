@@ -1,7 +1,6 @@
 """Results are written whole or not at all: nothing half-written is ever left under a final name."""
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -62,9 +61,8 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A table with a heading, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    """A table with a heading."""
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -50,15 +50,8 @@ class Averaged(SegmentationNet):
         return Heads((torch.stack([torch.cat([part for _, part in self.strips(one)], dim=1) for one in image]),))
 
     def strips(self, image: Tensor, prepare: Callable[[Tensor], Tensor] = lambda x: x) -> Iterator[tuple[int, Tensor]]:
-        """Logits of an image from top to bottom. Of a large one no more is kept than a row of tiles.
-
-        Args:
-            image: (C, H, W), on any device.
-            prepare: what makes (N, C, h, w) of it the net's input.
-
-        Yields:
-            The first row of a strip, and its logits (K, h, W).
-        """
+        """Logits of an image (C, H, W) on any device, from top to bottom: the first row of a strip, and (K, h, W). Of a
+        large one no more is kept than a row of tiles. `prepare` makes (N, C, h, w) of it the net's input."""
         height, width = image.shape[-2:]
         if max(height, width) <= self.tile:
             x = prepare(image[None])

@@ -34,39 +34,25 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "minutes": ("minutes", "{:.1f}".format),
     "epoch": ("best epoch", lambda value: f"{value + 1}"),  # the tested checkpoint's
 }
-
-
 Intervals = dict[str, dict[str, Estimate]]  # run -> class -> its IoU, or a difference of it
 
 
 @dataclass
 class Run:
-    """What a run's folder says: its place and name, summary.json, config.yaml (flat), and counts of its tested images.
-
-    Attributes:
-        images: names of the images.
-        classes: names of the classes.
-        counts: (images, 3, K) true positives, false positives, false negatives.
-    """
+    """What a run's folder says."""
 
     folder: Path
     name: str
     summary: dict[str, Any]
-    config: dict[str, Any]
+    config: dict[str, Any]  # flat
     images: list[str]
     classes: list[str]
-    counts: np.ndarray
+    counts: np.ndarray  # (images, 3, K) true positives, false positives, false negatives
 
 
 def compare(args: list[str] | None = None) -> dict[str, Any]:
-    """Tables, a plot and a JSON file of two runs or more.
-
-    Returns:
-        What the JSON file holds.
-
-    Raises:
-        InputError: a run is unfinished, or the runs were not tested on the same images and classes.
-    """
+    """Tables, a plot and a JSON file, whose contents are returned, of two runs or more. Raises InputError if one is
+    unfinished, or if they were not tested on the same images and classes."""
     start_job()
     options = _parser().parse_args(args)
     base = options.output
@@ -110,11 +96,7 @@ def _parser() -> JobParser:
 
 
 def read_run(text: str) -> Run:
-    """A run from its folder.
-
-    Raises:
-        InputError: it is no run's folder, or the run is not finished.
-    """
+    """A run from its folder. Raises InputError if it is none, or the run is not finished."""
     folder = next((path for path in (Path(text), RUNS / text) if (path / "config.yaml").is_file()), None)
     if folder is None:
         raise InputError(f"{text}: is no run's folder (it would hold a config.yaml). Runs are in {RUNS}/")
@@ -136,11 +118,7 @@ def read_run(text: str) -> Run:
 
 
 def _named(runs: list[Run]) -> list[Run]:
-    """The runs, named by as much of their paths as tells them apart.
-
-    Raises:
-        InputError: one is given twice.
-    """
+    """The runs, named by as much of their paths as tells them apart."""
     if len({run.folder for run in runs}) < len(runs):
         raise InputError(f"give each run once: {', '.join(str(run.folder) for run in runs)}")
     depth = 1
@@ -192,9 +170,9 @@ def _tables(runs: list[Run], values: Intervals, differences: Intervals, changed:
     ious = table(f"IoU and its 95 % interval ({split})", "class", *names)
     paired = table(f"difference to {first.name}, bold where sure", "class", *differences)
     for row in (*first.classes, "mIoU"):
-        ious.add_row(row, *(str(each[row]) for each in values.values()))
+        ious.add_row(row, *(f"{each[row]}" for each in values.values()))
         cells = (each[row] for each in differences.values())
-        paired.add_row(row, *(Text(one.signed(), "bold" if one.sure else "dim") for one in cells))
+        paired.add_row(row, *(Text(f"{one:+}", "bold" if one.sure else "dim") for one in cells))
         if row == first.classes[-1]:
             ious.add_section()
             paired.add_section()

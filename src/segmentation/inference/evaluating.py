@@ -24,18 +24,14 @@ from segmentation.writing import write_csv, write_json, written_together
 
 
 def evaluate(args: list[str] | None = None) -> dict[str, float]:
-    """Test a checkpoint on its own data or on an overlay's, and print the table of IoU per class.
-
-    Returns:
-        The figures, under their logged keys without the split.
-    """
+    """Test a checkpoint on its own data or on an overlay's: the figures, under their logged keys without the split."""
     start_job()
     options, rest = _arguments(args)
     figures = options.output or Path("unwritten.json")
     per_image, sheet = (figures.with_name(f"{figures.stem}_{end}") for end in ("per_image.csv", "worst_and_best.png"))
     if options.output:
         rank_zero_only(refuse_existing)([figures, per_image, sheet], options.overwrite)
-    _, module, data, config = open_trained("eval", options, rest, options.split)
+    module, data, config = open_trained("eval", options, rest, options.split)
     if options.tile or options.tta != "none":  # the loss is then that of the mean probabilities
         module.net, module.head_weights = Averaged(module.net, options.tile, options.tta), [1.0]
     scores = InstanceScores(module.labels, options.instances) if options.instances else None

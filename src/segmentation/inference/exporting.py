@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from segmentation.errors import InputError
@@ -19,22 +18,17 @@ from segmentation.inference.source import open_trained
 from segmentation.job import JobParser, file_name, number, refuse_existing, start_job
 from segmentation.module import SegmentationModule
 from segmentation.nets.base import CLOSED
-from segmentation.pictures import evenly, table
+from segmentation.pictures import evenly
 from segmentation.writing import written_whole
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
 LARGEST_DIFFERENCE = 1e-2  # of logits, as a share of their largest
 FEWEST_EQUAL = 0.9999  # share of pixels of equal class
-REPORT = ("size", "largest logit difference", "of the largest logit", "equal pixels")
 DYNAMIC = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # any number of images, any height and width
 
 
 class Deployed(nn.Module):
-    """What is exported: normalisation, padding, net, inference rule and threshold, from pixels to classes.
-
-    Args:
-        module: the trained module.
-    """
+    """What is exported: normalisation, padding, net, inference rule and threshold, from pixels to classes."""
 
     def __init__(self, module: SegmentationModule) -> None:
         super().__init__()
@@ -47,11 +41,7 @@ class Deployed(nn.Module):
 
 
 def export(args: list[str] | None = None) -> Path:
-    """Write the file, if it predicts what the net predicts.
-
-    Raises:
-        InputError: the net cannot be exported, or the file does not predict the same; then none is written.
-    """
+    """Write the file. Raises InputError where it does not predict what the net predicts; then none is left."""
     start_job()
     options, rest = _parser().parse_with_others(args)
     path = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX[options.format]))
@@ -59,25 +49,20 @@ def export(args: list[str] | None = None) -> Path:
         raise InputError(f"--output {path}: a file of --format {options.format} ends in {SUFFIX[options.format]}")
     refuse_existing([path], options.overwrite)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx|torch\.export")
-    _, module, data, _ = open_trained("export", options, rest)
+    module, data, _ = open_trained("export", options, rest)
     module.channels_last = False
     model = Deployed(module.requires_grad_(False)).eval()
-    names = data.dataset.names(data.test_split)
-    chosen = evenly(len(names), options.images)
-    images = {names[i]: data.dataset.load(data.test_split, i)["image"][None] for i in chosen}
-    shown = table(f"{path.name} against the net, in float32", "image", *REPORT)
+    chosen = evenly(len(data.dataset.names(data.test_split)), options.images)
+    images = [data.dataset.load(data.test_split, i)["image"][None] for i in chosen]
     with written_whole(path) as aside:
-        run = FORMATS[options.format](model, next(iter(images.values())), aside, metadata(module, options))
-        report = {name: compare(model, run, image) for name, image in images.items()}
-        for name, (size, difference, share, equal) in report.items():
-            shown.add_row(name, size, f"{difference:.2g}", f"{share:.1e}", f"{equal:.4%}")
-        Console().print(shown)
-        _, _, shares, equals = zip(*report.values(), strict=True)
+        run = FORMATS[options.format](model, images[0], aside, metadata(module, options))
+        _, _, shares, equals = zip(*(compare(model, run, image) for image in images), strict=True)
         if max(shares) > LARGEST_DIFFERENCE or min(equals) < FEWEST_EQUAL:
             raise InputError(
                 f"the exported file does not predict what the net does: logits differ by {max(shares):.1%} of the "
                 f"largest, {min(equals):.3%} of the pixels are equal. It was not kept; try another --format"
             )
+    print(f"checked    on {len(images)} images: logits differ by {max(shares):.1e} of the largest at most, in float32")
     print(f"exported   {path}: {path.stat().st_size / 2**20:.1f} MiB")
     return path
 

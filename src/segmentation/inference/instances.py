@@ -26,15 +26,10 @@ SADDLE = 0.75  # pixels by which two maxima of the distance must stand out from 
 def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.ndarray:
     """Individuals of an image's classes, by marker-controlled watershed (Meyer and Beucher 1990): markers are the
     maxima of the distance to the edge of the class, smoothed, and grow downhill until they meet, where the class is
-    narrowest. A net that has learnt the gaps (`BorderWeight`) leaves little to part.
+    narrowest. A net that has learnt the gaps (`BorderWeight`) leaves little to part. By `components`, what is to be
+    beaten, connected pixels of a class are one individual.
 
-    Args:
-        index: (H, W) class indices.
-        labels: the classes.
-        by: `watershed`, or `components`: connected pixels of a class are one individual (what is to be beaten).
-
-    Returns:
-        (H, W) int32, 0 for none, 1, 2, ... an individual.
+    (H, W) class indices -> (H, W) int32, 0 for none, 1, 2, ... an individual.
     """
     ids = np.zeros(index.shape, np.int32)
     for k in _things(labels):
@@ -66,11 +61,7 @@ class InstanceMetrics(Metric):
 
     AP at a threshold t is tp / (tp + fp + fn), an individual found if its IoU with one of the truth, of its class, is
     above t (Caicedo et al. 2019, Data Science Bowl; our individuals have no scores to rank). `ap` is its mean over
-    THRESHOLDS. Panoptic quality is the sum of the IoUs above 0.5 / (tp + fp / 2 + fn / 2) (Kirillov
-    et al. 2019, eq. 1).
-
-    Args:
-        labels: the classes.
+    THRESHOLDS. Panoptic quality: the sum of the IoUs above 0.5 / (tp + fp / 2 + fn / 2) (Kirillov et al. 2019, eq. 1).
     """
 
     full_state_update = False
@@ -88,14 +79,8 @@ class InstanceMetrics(Metric):
         self.add_state("matched", zeros.repeat(len(THRESHOLDS), 1), dist_reduce_fx="sum")
 
     def update(self, found: np.ndarray, index: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> None:
-        """Count an image; all are (H, W).
-
-        Args:
-            found: ids of the individuals predicted.
-            index: class indices predicted.
-            truth: ids of the individuals of the truth.
-            mask: its class indices; where they are IGNORE_INDEX, nothing counts.
-        """
+        """Count an image, (H, W): ids and class indices predicted, ids and class indices of the truth, whose pixels of
+        IGNORE_INDEX do not count."""
         # Numbered without gaps: the table of their overlaps has a row and a column for each.
         found, truth = (relabel_sequential(np.where(mask == IGNORE_INDEX, 0, ids))[0] for ids in (found, truth))
         kinds, true_kinds = _class_of(found, index, self.labels), _class_of(truth, mask, self.labels)
@@ -134,12 +119,7 @@ class InstanceMetrics(Metric):
 
 
 class InstanceScores(Callback):
-    """Tells individuals apart in every tested image, and counts.
-
-    Args:
-        labels: the classes.
-        by: as `separate` has it.
-    """
+    """Tells individuals apart in every tested image, `by` watershed or components, and counts."""
 
     def __init__(self, labels: Labels, by: str) -> None:
         self.labels, self.by = labels, by

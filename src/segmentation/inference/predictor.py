@@ -29,7 +29,7 @@ def add_options(parser: JobParser) -> None:
 
 
 class Predictor:
-    """The net of a checkpoint, with its normalisation, on a device.
+    """The module of a checkpoint, in eval mode, with its normalisation, on a device.
 
     Args:
         path: the checkpoint.
@@ -38,11 +38,6 @@ class Predictor:
         tile: side of tiles; None: images of more than 4 megapixels are cut into tiles of 512.
         tta: symmetries to average over.
         batch_size: tiles of one forward pass.
-
-    Attributes:
-        module: the trained SegmentationModule, in eval mode.
-        labels: its classes.
-        device: where it is.
     """
 
     def __init__(
@@ -73,11 +68,7 @@ class Predictor:
         self.as_rgb = bool((dataset.get("init_args") or {}).get("as_rgb"))
 
     def read(self, path: Path) -> np.ndarray:
-        """Pixels (C, H, W) of an image like those that the net was trained on.
-
-        Raises:
-            InputError: it cannot be read, or is of another number of bands or another type.
-        """
+        """Pixels (C, H, W). Raises InputError unless the image is like those that the net was trained on."""
         try:
             image = open_image(path, self.labels.channels, self.as_rgb)
         except WrongBands as error:

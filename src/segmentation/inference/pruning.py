@@ -54,11 +54,8 @@ class Level:
 
 
 def prune(args: list[str] | None = None) -> list[Level]:
-    """A table and a plot of the levels; by option the checkpoint of one.
-
-    Returns:
-        The levels, those of the table; none with `--level`, which needs no measuring.
-    """
+    """A table and a plot of the levels, which are returned (none with `--level`, which needs no measuring); by option
+    the checkpoint of one."""
     start_job()
     options, rest = _parser().parse_with_others(args)
     base = options.output or Path(options.checkpoint).with_suffix("")
@@ -105,14 +102,9 @@ def _parser() -> JobParser:
 
 
 def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[Level], tuple[int, int]]:
-    """mIoU of every level from one pass over the validation split, then time and memory of one image.
-
-    Levels take turns, so that what else the machine does hits all alike.
-
-    Returns:
-        The levels, and (H, W) of the image.
-    """
-    _, module, data, config = trained
+    """mIoU of every level from one pass over the validation split, then time and memory of one image, whose (H, W) is
+    returned too. Levels take turns, so that what else the machine does hits all alike."""
+    module, data, config = trained
     trainer = Trainer(**config, callbacks=[Progress()])
     trainer.validate(module, datamodule=data, verbose=False)
     image = data.dataset.load("val", 0)["image"][None]
@@ -145,11 +137,7 @@ def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[
 
 
 def choose(levels: list[Level], max_ms: float | None, max_drop: float | None) -> int | None:
-    """The level that the options ask for; None where they ask for none.
-
-    Raises:
-        InputError: no level is as fast.
-    """
+    """The level that the options ask for; None where they ask for none. Raises InputError if no level is as fast."""
     if max_ms is not None:
         fast = [level for level in levels if level.ms <= max_ms]
         if not fast:
@@ -163,11 +151,7 @@ def choose(levels: list[Level], max_ms: float | None, max_drop: float | None) ->
 
 
 def pruned_checkpoint(checkpoint: dict[str, Any], module: SegmentationModule, level: int) -> dict[str, Any]:
-    """An ordinary checkpoint of the net cut to a level.
-
-    Raises:
-        InputError: the net has no such level.
-    """
+    """An ordinary checkpoint of the net cut to a level. Raises InputError if it has no such level."""
     net, hparams = module.net, checkpoint["hyper_parameters"]
     state = {f"net.{key}": value for key, value in net.prune(level).state_dict().items()}
     assert isinstance(net, UNetPlusPlus)  # no other can be pruned

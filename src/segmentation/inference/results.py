@@ -31,14 +31,8 @@ SHOWN = 2048  # pixels of an overlay's longest side at most
 
 
 class Results:
-    """The output folder: where each image's results go, which of them are there, and what made them.
-
-    Args:
-        output: the folder.
-        images: name -> file of every image.
-        options: of the command line.
-        labels: the classes.
-    """
+    """The output folder: where each image's results go, which of them are there, and what made them. `images` are the
+    files by name, `options` those of the command line."""
 
     def __init__(self, output: Path, images: dict[str, Path], options: Namespace, labels: Labels) -> None:
         self.output, self.images, self.options, self.labels = output, images, options, labels
@@ -60,17 +54,14 @@ class Results:
         }
 
     def begin(self) -> dict[str, Path]:
-        """Images still to be predicted; the record of them is written, what they replace is removed.
-
-        Raises:
-            InputError: results would lie among the images or on one another, or the folder holds results of another
-                checkpoint, option or image.
-        """
+        """Images still to be predicted; the record of them is written, what they replace is removed. Raises InputError
+        if results would lie among the images or on one another, or others are there already."""
         self._check_places()
-        made_by, known = self._made_by(), self._known()
-        before, sources = known.get("images", {}), {name: _source(file) for name, file in self.images.items()}
-        if known:
+        made_by, known = self._made_by(), {}
+        if self.record.is_file():
+            known = json.loads(self.record.read_text(encoding="utf-8"))
             self._check_makers(known, made_by)
+        before, sources = known.get("images", {}), {name: _source(file) for name, file in self.images.items()}
         if not self.options.overwrite:
             self._check_owners(before)
         todo = {}
@@ -120,14 +111,6 @@ class Results:
             "classes": {name: {"value": values[0], "color": color} for name, values, color in classes},
         }
 
-    def _known(self) -> dict[str, Any]:
-        """The record of an earlier run."""
-        try:
-            known = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
-
     def _check_makers(self, known: dict[str, Any], made_by: dict[str, Any]) -> None:
         """Refuse to mix results of another checkpoint or option with those of this run."""
         differ = [key for key in ("sha256", "format", "tta", "tile") if known.get(key) != made_by[key]]
@@ -176,16 +159,8 @@ class Writer:
             self.pending.popleft().result()
 
     def write(self, name: str, image: np.ndarray, strips: Iterator[tuple[int, Tensor]]) -> None:
-        """Take the logits of an image, strip by strip, and write its results; of a large one before it returns.
-
-        Args:
-            name: the image's.
-            image: (C, H, W), as the file has it.
-            strips: first row and logits (K, h, W), from top to bottom.
-
-        Raises:
-            InputError: instances are asked for, which need the whole image in memory, and it is too large.
-        """
+        """Take the logits of an image (C, H, W) by strips: first row, and (K, h, W). Write its results, of a large one
+        before this returns. Raises InputError if it is too large for instances, which need all of it in memory."""
         height, width = image.shape[-2:]
         paths, large = self.results.paths(name), height * width > LARGE
         if "instances" in paths and large:
@@ -234,11 +209,8 @@ def _table(path: Path, shape: tuple[int, int, int]) -> Iterator[Callable[[int, n
 
 
 def mask_picture(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
-    """A mask for saving, of class indices (H, W).
-
-    `index`: the data set's own values, 8 or 16 bits, or its colours. `palette`: the same values (class indices, where
-    values are colours or of 16 bits) with the classes' display colours as a palette.
-    """
+    """A mask for saving, of class indices (H, W). `index`: the data set's own values, 8 or 16 bits, or its colours.
+    `palette`: the same values (class indices, where those are colours or of 16 bits), shown in the classes' colours."""
     values = labels.decode(index)
     if form == "index":
         return Image.fromarray(values)

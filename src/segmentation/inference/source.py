@@ -19,33 +19,17 @@ from segmentation.parser import Parser
 
 
 class Trained(NamedTuple):
-    """What a job measures with.
+    """What a job measures with."""
 
-    Attributes:
-        checkpoint: contents of the file.
-        module: the trained module, in eval mode.
-        data: the data set, its `test_split` the one to be tested; checked.
-        trainer: options of the trainer.
-    """
-
-    checkpoint: dict[str, Any]
-    module: SegmentationModule
-    data: SegmentationDataModule
-    trainer: dict[str, Any]
+    module: SegmentationModule  # in eval mode
+    data: SegmentationDataModule  # checked; its `test_split` is the one to be tested
+    trainer: dict[str, Any]  # options of the trainer
 
 
 def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: str | None = None) -> Trained:
-    """A checkpoint with its data.
-
-    Args:
-        job: the script's name.
-        options: `checkpoint`, a file, and `data`, an overlay or None.
-        rest: options of data and trainer from the command line.
-        split: the one to be tested; None: the data set's own.
-
-    Raises:
-        InputError: no such split, or the data set is not like the one that was trained on.
-    """
+    """A checkpoint with its data, or that of an overlay (`options.data`), on which options of data and trainer from the
+    command line (`rest`) count. `split` is the one to be tested; None: the data set's own. Raises InputError if there
+    is no such split, or the data set is not like the one that was trained on."""
     checkpoint = read_checkpoint(options.checkpoint)
     module = load_module(checkpoint, options.checkpoint)
     parser, config = _configure(job, checkpoint, options.data, rest)
@@ -65,7 +49,7 @@ def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: 
             raise
         raise InputError(f"{error} (the data is as in training; --data OVERLAY gives another)") from error
     fixed = {"use_distributed_sampler": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trained(checkpoint, module, data, {**config.trainer, **fixed, "logger": False})
+    return Trained(module, data, {**config.trainer, **fixed, "logger": False})
 
 
 def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: list[str]) -> tuple[Parser, Namespace]:
