@@ -118,17 +118,16 @@ class Throughput(Callback):
         self.epoch_images, self.epoch_seconds, self.waited, self.since = 0, 0.0, 0.0, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images, "seconds": self.seconds, "minutes": self.total_minutes()}
+        return {"images": self.images, "seconds": self.seconds, **self.figures()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self.images:  # else it is the best checkpoint, loaded to be tested: this run knows better
             self.images, self.seconds, self.minutes = (state_dict[key] for key in ("images", "seconds", "minutes"))
 
-    def total_minutes(self) -> float:
-        return self.minutes + (time.perf_counter() - self.started) / 60
-
-    def images_per_second(self) -> float | None:
-        return self.images / self.seconds if self.seconds else None
+    def figures(self) -> dict[str, Any]:
+        """Of the whole run."""
+        minutes = self.minutes + (time.perf_counter() - self.started) / 60
+        return {"minutes": minutes, "images_per_second": self.images / self.seconds if self.seconds else None}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.since = time.perf_counter()

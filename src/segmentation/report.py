@@ -35,8 +35,7 @@ def report(
         "split": data.test_split,
         "epoch": epoch,
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
-        "minutes": throughput.total_minutes(),
-        "images_per_second": throughput.images_per_second(),
+        **throughput.figures(),
     }
     write_json(run.summary, summary)
     print_table(found, labels, data.test_split, matrix)  # when all is written: a terminal may fail

@@ -60,10 +60,9 @@ class Results:
         made_by, known = self._made_by(), {}
         if self.record.is_file():
             known = json.loads(self.record.read_text(encoding="utf-8"))
-            self._check_makers(known, made_by)
-        before, sources = known.get("images", {}), {name: _source(file) for name, file in self.images.items()}
-        if not self.options.overwrite:
-            self._check_owners(before)
+        before = known.get("images", {})
+        self._check_makers(known, made_by, before)
+        sources = {name: _source(file) for name, file in self.images.items()}
         todo = {}
         for name, file in self.images.items():
             done = before.get(name) == sources[name] and all(path.exists() for path in self.paths(name).values())
@@ -111,23 +110,21 @@ class Results:
             "classes": {name: {"value": values[0], "color": color} for name, values, color in classes},
         }
 
-    def _check_makers(self, known: dict[str, Any], made_by: dict[str, Any]) -> None:
-        """Refuse to mix results of another checkpoint or option with those of this run."""
-        differ = [key for key in ("sha256", "format", "tta", "tile") if known.get(key) != made_by[key]]
-        if not differ:
-            return
+    def _check_makers(self, known: dict[str, Any], made_by: dict[str, Any], before: dict[str, Any]) -> None:
+        """Refuse to mix results of another checkpoint or option with those of this run, and to replace, unless told to,
+        those of another image of the same name or of unknown make."""
+        differ = [key for key in ("sha256", "format", "tta", "tile") if known and known.get(key) != made_by[key]]
         what = "another checkpoint" if "sha256" in differ else " and ".join(f"another --{key}" for key in differ)
-        others = sorted(known.get("images", {}).keys() - self.images.keys())
-        if not self.options.overwrite:
+        if self.options.overwrite:
+            others = sorted(before.keys() - self.images.keys())
+            if differ and others:
+                raise InputError(
+                    f"{self.output} holds masks of {what} for {len(others)} images that are not among these "
+                    f"({', '.join(others[:3])}): choose another OUTPUT, or predict all of them"
+                )
+            return
+        if differ:
             raise InputError(f"{self.output} holds masks of {what}: choose another OUTPUT, or add --overwrite")
-        if others:
-            raise InputError(
-                f"{self.output} holds masks of {what} for {len(others)} images that are not among these "
-                f"({', '.join(others[:3])}): choose another OUTPUT, or predict all of them"
-            )
-
-    def _check_owners(self, before: dict[str, Any]) -> None:
-        """Refuse to replace results of another image of the same name, and those of unknown make."""
         for name, file in self.images.items():
             there = next((path for path in self.paths(name).values() if path.exists()), None)
             whose = before[name]["file"] if name in before else None

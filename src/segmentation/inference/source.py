@@ -60,22 +60,19 @@ def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: 
     skip = OURS | {"callbacks", "enable_checkpointing"}
     parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip)
     saved = {key: value for key, value in checkpoint["datamodule_hyper_parameters"].items() if key != "_instantiator"}
-    section = _data_section(Path(overlay)) if overlay else {}
+    section = {}
+    if overlay:
+        try:
+            section = dict(yaml.safe_load(Path(overlay).read_text(encoding="utf-8"))["data"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{overlay}: is no overlay with a data section, like configs/data/*.yaml: {error}"
+            ) from error
     if "dataset" in section:  # another data set, not the options of this one under it
         del saved["dataset"]
     layers = ({"data": saved, "trainer": {"devices": 1, "precision": checkpoint["precision"]}}, {"data": section})
     args = [word for layer in layers for word in ("--config", json.dumps(layer))]
     return parser, parser.parse_args([*args, *rest])
-
-
-def _data_section(path: Path) -> dict[str, Any]:
-    try:
-        section = yaml.safe_load(path.read_text(encoding="utf-8")).get("data")
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read as an overlay ({error})") from error
-    if not section:
-        raise InputError(f"{path}: has no data section; give an overlay like those in configs/data")
-    return section
 
 
 def _alike(trained: Labels, given: Labels) -> bool:
