@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +42,16 @@ class Run:
     """What a run's folder says."""
 
     folder: Path
-    name: str
     summary: dict[str, Any]
     config: dict[str, Any]  # flat
     images: list[str]
     classes: list[str]
     counts: np.ndarray  # (images, 3, K) true positives, false positives, false negatives
+
+    @property
+    def true_pixels(self) -> np.ndarray:
+        """(images, K)."""
+        return self.counts[:, 0] + self.counts[:, 2]
 
 
 def compare(args: list[str] | None = None) -> dict[str, Any]:
@@ -60,24 +64,24 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     refuse_existing([plot, figures], options.overwrite)
     runs = _named([read_run(text) for text in options.runs])
     _check_same(runs)
-    rows = [*runs[0].classes, "mIoU"]
-    samples = dict(zip((run.name for run in runs), bootstrap([run.counts for run in runs]), strict=True))
-    whole = {run.name: iou(run.counts.sum(axis=0)) for run in runs}
-    values = {name: intervals(rows, whole[name], drawn) for name, drawn in samples.items()}
-    first, *others = samples
-    differences = {name: intervals(rows, whole[name] - whole[first], samples[name] - samples[first]) for name in others}
+    first, *others = runs
+    rows = [*runs[first].classes, "mIoU"]
+    drawn = dict(zip(runs, bootstrap([run.counts for run in runs.values()]), strict=True))
+    whole = {name: iou(run.counts.sum(axis=0)) for name, run in runs.items()}
+    values = {name: intervals(rows, whole[name], drawn[name]) for name in runs}
+    differences = {name: intervals(rows, whole[name] - whole[first], drawn[name] - drawn[first]) for name in others}
     changed = config_differences(runs)
+    for shown in _tables(runs, values, differences, changed):
+        Console().print(shown, end="\n\n")
     plain = lambda found: {name: {row: vars(x) for row, x in each.items()} for name, each in found.items()}  # noqa: E731
     found = {
-        "split": runs[0].summary.get("split"),
-        "images": len(runs[0].images),
+        "split": runs[first].summary.get("split"),
+        "images": len(runs[first].images),
         "iou": plain(values),
         "difference": plain(differences),
         "config": changed,
-        "runs": {run.name: {key: run.summary.get(key) for key in COSTS} for run in runs},
+        "runs": {name: {key: run.summary.get(key) for key in COSTS} for name, run in runs.items()},
     }
-    for shown in _tables(runs, values, differences, changed):
-        Console().print(shown, end="\n\n")
     with written_together(plot, figures) as (plot_aside, figures_aside):
         save_png(comparison_figure(values), plot_aside)
         write_json(figures_aside, found)
@@ -114,17 +118,17 @@ def read_run(text: str) -> Run:
         raise InputError(f"{error.filename}: is missing, so the run is not finished: train.py --resume") from error
     except (ValueError, KeyError, yaml.YAMLError) as error:
         raise InputError(f"{folder}: its summary.json, per_image.csv or config.yaml is damaged ({error})") from error
-    return Run(folder.resolve(), folder.resolve().name, summary, _flat(config), images, classes, counts)
+    return Run(folder.resolve(), summary, _flat(config), images, classes, counts)
 
 
-def _named(runs: list[Run]) -> list[Run]:
+def _named(runs: list[Run]) -> dict[str, Run]:
     """The runs, named by as much of their paths as tells them apart."""
     if len({run.folder for run in runs}) < len(runs):
         raise InputError(f"give each run once: {', '.join(str(run.folder) for run in runs)}")
     depth = 1
     while len({run.folder.parts[-depth:] for run in runs}) < len(runs):
         depth += 1
-    return [replace(run, name="/".join(run.folder.parts[-depth:])) for run in runs]
+    return {"/".join(run.folder.parts[-depth:]): run for run in runs}
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -133,56 +137,47 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in config.items() for k, v in _flat(value, f"{prefix}.{key}".strip(".")).items()}
 
 
-def _check_same(runs: list[Run]) -> None:
-    first = runs[0]
-    for run in runs[1:]:
-        for what, own, other in (("classes", first.classes, run.classes), ("images", first.images, run.images)):
-            if own != other:
-                odd = next(iter(set(own) ^ set(other)), "their order")
+def _check_same(runs: dict[str, Run]) -> None:
+    (first, one), *others = runs.items()
+    for name, other in others:
+        for what, own, theirs in (("classes", one.classes, other.classes), ("images", one.images, other.images)):
+            if own != theirs:
+                odd = next(iter(set(own) ^ set(theirs)), "their order")
                 raise InputError(
-                    f"{first.name} and {run.name} were not tested on the same {what} ({len(own)} and {len(other)}; "
+                    f"{first} and {name} were not tested on the same {what} ({len(own)} and {len(theirs)}; "
                     f"{odd} is not in both), so their figures cannot be compared"
                 )
-        differ = (_true_pixels(run) != _true_pixels(first)).any(axis=1)
+        differ = (one.true_pixels != other.true_pixels).any(axis=1)
         if differ.any():
-            name = first.images[int(differ.argmax())]
-            raise InputError(f"{first.name} and {run.name} were tested on other masks of {name}, or of another size")
+            image = one.images[int(differ.argmax())]
+            raise InputError(f"{first} and {name} were tested on other masks of {image}, or of another size")
 
 
-def _true_pixels(run: Run) -> np.ndarray:
-    """(images, K)."""
-    return run.counts[:, 0] + run.counts[:, 2]
-
-
-def config_differences(runs: list[Run]) -> dict[str, dict[str, Any]]:
+def config_differences(runs: dict[str, Run]) -> dict[str, dict[str, Any]]:
     """Options that the runs do not share: option -> run -> value."""
-    keys = [key for run in runs for key in run.config if key.split(".")[0] not in SILENT]
-    return {
-        key: {run.name: run.config.get(key) for run in runs}
-        for key in dict.fromkeys(keys)
-        if len({repr(run.config.get(key)) for run in runs}) > 1
-    }
+    keys = dict.fromkeys(key for run in runs.values() for key in run.config if key.split(".")[0] not in SILENT)
+    given = {key: {name: run.config.get(key) for name, run in runs.items()} for key in keys}
+    return {key: each for key, each in given.items() if len(set(map(repr, each.values()))) > 1}
 
 
-def _tables(runs: list[Run], values: Intervals, differences: Intervals, changed: dict[str, Any]) -> list[Table]:
-    first, names = runs[0], [run.name for run in runs]
-    split = f"{first.summary.get('split', 'test')}, {len(first.images):,} images"
-    ious = table(f"IoU and its 95 % interval ({split})", "class", *names)
-    paired = table(f"difference to {first.name}, bold where sure", "class", *differences)
-    for row in (*first.classes, "mIoU"):
-        ious.add_row(row, *(f"{each[row]}" for each in values.values()))
-        cells = (each[row] for each in differences.values())
-        paired.add_row(row, *(Text(f"{one:+}", "bold" if one.sure else "dim") for one in cells))
-        if row == first.classes[-1]:
-            ious.add_section()
-            paired.add_section()
-    costs = table("cost", "", *names)
+def _tables(
+    runs: dict[str, Run], values: Intervals, differences: Intervals, changed: dict[str, dict[str, Any]]
+) -> list[Table]:
+    first, one = next(iter(runs.items()))
+    split = f"{one.summary.get('split', 'test')}, {len(one.images):,} images"
+    ious = table(f"IoU and its 95 % interval ({split})", "class", *runs)
+    paired = table(f"difference to {first}, bold where sure", "class", *differences)
+    for row in (*one.classes, "mIoU"):
+        ious.add_row(row, *(f"{each[row]}" for each in values.values()), end_section=row == one.classes[-1])
+        cells = [Text(f"{each[row]:+}", "bold" if each[row].sure else "dim") for each in differences.values()]
+        paired.add_row(row, *cells, end_section=row == one.classes[-1])
+    costs = table("cost", "", *runs)
     for key, (name, show) in COSTS.items():
-        found = (run.summary.get(key) for run in runs)
-        costs.add_row(name, *("-" if value is None else show(value) for value in found))
-    options = table("config, where it differs", "option", *names)
-    for key, each in changed.items():
-        options.add_row(key.replace("init_args.", ""), *(_short(key, value) for value in each.values()))
+        figures = (run.summary.get(key) for run in runs.values())
+        costs.add_row(name, *("-" if value is None else show(value) for value in figures))
+    options = table("config, where it differs", "option", *runs)
+    for key, given in changed.items():
+        options.add_row(key.replace("init_args.", ""), *(_short(key, value) for value in given.values()))
     return [ious, *([paired] if differences else []), costs, *([options] if changed else [])]
 
 

@@ -72,8 +72,8 @@ def prune(args: list[str] | None = None) -> list[Level]:
     where = f"one image of {size[1]}x{size[0]}, {machine(predictor.device.type)}"
     shown = table(f"levels, {where}", "level", "val mIoU", "parameters", "GFLOPs", "ms", "times faster", "MiB")
     for one in levels:
-        figs = f"{one.gflops:.1f}", f"{one.ms:.1f}", f"{levels[-1].ms / one.ms:.1f}", f"{one.mib:.0f}"
-        shown.add_row(f"L{one.level}", f"{one.miou:.4f}", in_millions(one.parameters), *figs)
+        costs = f"{one.gflops:.1f}", f"{one.ms:.1f}", f"{levels[-1].ms / one.ms:.1f}", f"{one.mib:.0f}"
+        shown.add_row(f"L{one.level}", f"{one.miou:.4f}", in_millions(one.parameters), *costs)
     Console().print(shown)
     with written_together(plot, figures) as (plot_aside, figures_aside):
         save_png(levels_figure(levels, chosen, where), plot_aside)
