@@ -1,4 +1,7 @@
-"""What a run shows on its way: its beginning, a line an epoch, throughput, pictures."""
+"""What a run shows on its way: its beginning, a line an epoch, throughput, pictures.
+
+Hooks take Any: Lightning's classes declare neither the trainer's datamodule nor what is our module's own.
+"""
 
 import os
 import time
