@@ -111,8 +111,9 @@ def to_onnx(model: Deployed, image: Tensor, path: Path, about: dict[str, Any]) -
     )
     assert program is not None  # with dynamo there is one
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    onnx.helper.set_model_props(program.model_proto, texts)
-    onnx.save(program.model_proto, path)
+    proto = program.model_proto  # made anew whenever it is asked for
+    onnx.helper.set_model_props(proto, texts)
+    onnx.save(proto, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: [torch.from_numpy(found) for found in session.run(["logits", "mask"], {"image": x.numpy()})]
 
