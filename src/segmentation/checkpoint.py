@@ -35,7 +35,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a damaged zip, a missing key, an end too soon: many types, one remedy
         reason = f"{type(error).__name__} {' '.join(str(error).split())[:160]}"
         raise InputError(f"{path}: cannot be loaded ({reason}). It is cut off, or no checkpoint") from error
-    try:
+    try:  # what the jobs need of it
         hparams, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
         _ = hparams["labels"]["names"], hparams["net"]["class_path"], data["dataset"]["class_path"]
         _ = checkpoint["state_dict"], checkpoint["precision"]

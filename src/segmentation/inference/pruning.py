@@ -69,7 +69,8 @@ def prune(args: list[str] | None = None) -> list[Level]:
     predictor = Predictor(options.checkpoint, trained.trainer["accelerator"])
     levels, size = measure(trained, predictor, options.repeats)
     chosen = choose(levels, options.max_ms, options.max_drop)
-    where = f"one image of {size[1]}x{size[0]}, {machine(predictor.device.type)}"
+    computer = machine(predictor.device.type)
+    where = f"one image of {size[1]}x{size[0]}, {computer}"
     shown = table(f"levels, {where}", "level", "val mIoU", "parameters", "GFLOPs", "ms", "times faster", "MiB")
     for one in levels:
         costs = f"{one.gflops:.1f}", f"{one.ms:.1f}", f"{levels[-1].ms / one.ms:.1f}", f"{one.mib:.0f}"
@@ -77,8 +78,7 @@ def prune(args: list[str] | None = None) -> list[Level]:
     Console().print(shown)
     with written_together(plot, figures) as (plot_aside, figures_aside):
         save_png(levels_figure(levels, chosen, where), plot_aside)
-        found = {"size": size, "machine": machine(predictor.device.type), "levels": list(map(asdict, levels))}
-        write_json(figures_aside, found)
+        write_json(figures_aside, {"size": size, "machine": computer, "levels": list(map(asdict, levels))})
     print(f"plot       {plot}\nfigures    {figures}")
     if chosen:
         _write(options, base, chosen)
