@@ -103,7 +103,7 @@ class InstanceMetrics(Metric):
         tp, half, iou = self.matched[0], (predicted + true) / 2, self.iou * UNIT
         of_class = {
             "ap50": ap[0],
-            "ap75": ap[5],
+            "ap75": ap[THRESHOLDS.index(0.75)],
             "ap": ap.mean(dim=0),
             "pq": iou / half,
             "sq": iou / tp,
