@@ -3,6 +3,8 @@
 python src/eval.py runs/NAME/checkpoints/best.ckpt
 python src/eval.py runs/NAME/checkpoints/best.ckpt --split val --output val.json
 python src/eval.py runs/NAME/checkpoints/best.ckpt --data configs/data/camvid.yaml --trainer.devices 2
+
+Any option of data and trainer, as in train.py: --data.eval_batch_size 1 --trainer.devices 2
 """
 
 from segmentation.errors import run_job

@@ -2,6 +2,9 @@
 
 python src/predict.py runs/NAME/checkpoints/best.ckpt photos/ predicted/
 python src/predict.py runs/NAME/checkpoints/best.ckpt "scans/**/*.tif" predicted/ --format palette --overlay --tta
+python src/predict.py runs/NAME/checkpoints/best.ckpt slide.tif predicted/ --tile 1024
+
+The same command goes on where it was stopped: images that have their mask are left out.
 """
 
 from segmentation.errors import run_job

@@ -1,4 +1,7 @@
-"""What a run shows on its way: its beginning, a line an epoch, throughput, pictures."""
+"""What a run shows on its way: its beginning, a line an epoch, throughput, pictures.
+
+Hooks take Any: Lightning's classes declare neither the trainer's datamodule nor what is our module's own.
+"""
 
 import os
 import time
@@ -8,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL.Image import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation.data.base import SPLITS
 from segmentation.data.labels import IGNORE_INDEX
-from segmentation.data.loading import SplitDataset
-from segmentation.data.sampler import Index
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet
-from segmentation.pictures import contact_sheet, save_png, to_rgb
+from segmentation.pictures import contact_sheet, evenly, save_png, to_rgb
 from segmentation.run import RunFolder, wandb_runs
 
 #: Seconds that an epoch must have waited for data before it is said: a run of a moment need not be told.
@@ -32,7 +34,7 @@ class Progress(RichProgressBar):
 
     asked, loss = float("-inf"), None
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         now = time.monotonic()
         if now - self.asked > 1 and hasattr(pl_module, "losses"):
             self.asked, self.loss = now, pl_module.losses["loss_step"].item()
@@ -48,14 +50,14 @@ class EpochLines(Checkpoint):
 
     validated = False
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self.validated = not trainer.sanity_checking
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        validated, self.validated = self.validated, False
-        found = trainer.callback_metrics
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        shown = {"train/loss": "loss"} | ({"val/loss": "val loss", "val/miou": "val mIoU"} if self.validated else {})
+        self.validated = False
         if trainer.is_global_zero:
-            shown = {"train/loss": "loss"} | ({"val/loss": "val loss", "val/miou": "val mIoU"} if validated else {})
+            found = trainer.callback_metrics
             figures = "  ".join(f"{label} {found[key]:.4f}" for key, label in shown.items())
             of = f"/{trainer.max_epochs}" if trainer.max_epochs > 0 else ""
             rate = found["train/images_per_second"]
@@ -63,44 +65,35 @@ class EpochLines(Checkpoint):
 
 
 class Introduction(Callback):
-    """Says, before the first step, what is about to run: data, net with parameters and FLOPs, device, W&B.
-
-    Args:
-        run: the run folder.
-    """
+    """Says, before the first step, what is about to run: data, net with parameters and FLOPs, device, W&B."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         data, labels, net = trainer.datamodule, pl_module.labels, pl_module.net
         height, width = data.train_size
-        counts = ", ".join(
-            f"{len(data.dataset.names(split)):,} {split}" for split in SPLITS if data.dataset.names(split)
-        )
+        images = {split: len(data.dataset.names(split)) for split in SPLITS}
+        counts = ", ".join(f"{count:,} {split}" for split, count in images.items() if count)
         parameters = sum(parameter.numel() for parameter in net.parameters())
         try:
             flops = f"{count_flops(net, (1, labels.channels, height, width)) / 1e9:.1f}"
         except (RuntimeError, NotImplementedError):
             # A net that looks at its data cannot run on the meta device; on images it has, in the sanity check.
             flops = "? "
-        size = f"{labels.channels}x{height}x{width}"
         steps = trainer.estimated_stepping_batches
         length = f"{trainer.max_epochs} epochs, {int(steps):,} steps" if steps < float("inf") else "steps without end,"
         batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         where = f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}"
-        lines = {
-            "run": f"{self.run.path}",
-            "data": f"{type(data.source).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes",
-            "net": f"{type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {size}",
-            "training": f"{length} of {batch} images {where}",
-        }
+        size = f"{labels.channels}x{height}x{width}"
+        print(f"run       {self.run.path}")
+        print(f"data      {type(data.source).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes")
+        print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {size}")
+        print(f"training  {length} of {batch} images {where}", flush=True)
         for logged in wandb_runs(trainer):
-            lines["W&B"] = logged.url or f"offline; upload by: wandb sync {self.run.path}/wandb/offline-run-*"
-        for key, line in lines.items():
-            print(f"{key:<9} {line}", flush=True)
+            print(f"W&B       {logged.url or f'offline; upload by: wandb sync {self.run.path}/wandb/offline-run-*'}")
 
 
 def in_millions(parameters: int) -> str:
@@ -109,12 +102,8 @@ def in_millions(parameters: int) -> str:
 
 
 def count_flops(net: SegmentationNet, shape: tuple[int, ...]) -> int:
-    """Floating-point operations (2 x multiply-adds) of one prediction, counted on torch's meta device: nothing is run.
-
-    Args:
-        net: any net.
-        shape: (N, C, H, W) of its input.
-    """
+    """Floating-point operations (2 x multiply-adds) of one prediction on an input of shape (N, C, H, W), counted on
+    torch's meta device: nothing is run."""
     with torch.device("meta"):
         twin = deepcopy(net).to("meta").eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -128,47 +117,46 @@ class Throughput(Callback):
     and the minutes of the run, go into the checkpoints, so that a resumed run reports the whole."""
 
     def __init__(self) -> None:
-        self.images = self.seconds = self.minutes = 0.0
-        self.epoch_images, self.epoch_seconds, self.waited = 0, 0.0, 0.0
+        self.images, self.seconds, self.minutes = 0, 0.0, 0.0  # of the epochs, and of the run's earlier processes
         self.warned = False
-        self.started = self.since = time.perf_counter()
+        self.started = time.perf_counter()
+        self.begin_epoch()
 
-    def state_dict(self) -> dict[str, float]:
-        return {"images": self.images, "seconds": self.seconds, "minutes": self.total_minutes()}
+    def begin_epoch(self) -> None:
+        self.epoch_images, self.epoch_seconds, self.waited, self.since = 0, 0.0, 0.0, time.perf_counter()
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        if self.images:  # the best checkpoint, loaded to be tested: this run knows better
-            return
-        self.images, self.seconds, self.minutes = state["images"], state["seconds"], state["minutes"]
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "seconds": self.seconds, **self.figures()}
 
-    def total_minutes(self) -> float:
-        return self.minutes + (time.perf_counter() - self.started) / 60
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self.images:  # else it is the best checkpoint, loaded to be tested: this run knows better
+            self.images, self.seconds, self.minutes = (state_dict[key] for key in ("images", "seconds", "minutes"))
 
-    def images_per_second(self) -> float | None:
-        return self.images / self.seconds if self.seconds else None
+    def figures(self) -> dict[str, Any]:
+        """Of the whole run."""
+        minutes = self.minutes + (time.perf_counter() - self.started) / 60
+        return {"minutes": minutes, "images_per_second": self.images / self.seconds if self.seconds else None}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.since = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, i: int) -> None:
-        if i:  # an epoch's first batch waits for the workers to start
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx:  # an epoch's first batch waits for the workers to start
             self.waited += time.perf_counter() - self.since
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
         self.epoch_images += len(batch["image"]) * trainer.world_size
         self.epoch_seconds, self.since = self.epoch_seconds + now - self.since, now
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self.since = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self.images, self.seconds = self.images + self.epoch_images, self.seconds + self.epoch_seconds
-        rate = self.epoch_images / self.epoch_seconds if self.epoch_seconds else 0.0
-        pl_module.log("train/images_per_second", rate, rank_zero_only=True)
-        wait = self.waited / self.epoch_seconds if self.epoch_seconds else 0.0
+        seconds = self.epoch_seconds or float("inf")
+        wait = self.waited / seconds
+        pl_module.log("train/images_per_second", self.epoch_images / seconds, rank_zero_only=True)
         pl_module.log("train/data_wait", wait, rank_zero_only=True)
         if wait > 0.1 and self.waited > PATIENCE and not self.warned:
             self.warned = True
@@ -176,7 +164,7 @@ class Throughput(Callback):
                 f"{wait:.0%} of the training time went into waiting for data. Remedies: data.num_workers (the machine "
                 f"has {os.cpu_count()} cores), data.cache: true for data that fits into memory, fewer transforms"
             )
-        self.epoch_images, self.epoch_seconds, self.waited, self.since = 0, 0.0, 0.0, time.perf_counter()
+        self.begin_epoch()
 
 
 @dataclass
@@ -193,72 +181,60 @@ class PictureOptions:
 
 
 class Pictures(Callback):
-    """Every few epochs the same validation images: image, truth, prediction and errors, as a PNG contact sheet in the
-    run folder's `pictures/` and as mask overlays in W&B.
-
-    Args:
-        run: the run folder.
-        images: how many images to show; 0 for none.
-        every_n_epochs: how often.
-    """
+    """The same images every few epochs, as PictureOptions has it: image, truth, prediction and errors."""
 
     def __init__(self, run: RunFolder, images: int, every_n_epochs: int) -> None:
         self.run, self.images, self.every_n_epochs = run, images, every_n_epochs
         self.shown: int | None = None  # epoch of the last sheet
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch
-        final = trainer.max_epochs is not None and epoch == trainer.max_epochs - 1
-        wanted = self.shown is None or epoch - self.shown >= self.every_n_epochs or final
-        if trainer.sanity_checking or not self.images or not wanted or not trainer.is_global_zero:
+        due = self.shown is None or epoch - self.shown >= self.every_n_epochs or epoch + 1 == trainer.max_epochs
+        if due and not trainer.sanity_checking:
+            self.shown = epoch
+            title = f"Validation images after epoch {epoch + 1}"
+            self.show(trainer, pl_module, "val", "val", f"epoch-{epoch:04d}", title)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        self.show(trainer, pl_module, trainer.datamodule.test_split, "test", "test", "Test images, best checkpoint")
+
+    def show(self, trainer: Any, module: Any, split: str, key: str, file: str, title: str) -> None:
+        """Evenly spaced images of a split, in rank 0 alone."""
+        if not self.images or not trainer.is_global_zero:
             return
-        self.shown = epoch
-        self.show(trainer, pl_module, "val", "val", f"epoch-{epoch:04d}", f"Validation images after epoch {epoch + 1}")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.images and trainer.is_global_zero:
-            split = trainer.datamodule.test_split
-            self.show(trainer, pl_module, split, "test", "test", "Test images, best checkpoint")
-
-    def show(self, trainer: Trainer, pl_module: LightningModule, split: str, key: str, file: str, title: str) -> None:
-        """Predict evenly spaced images of a split, in rank 0 alone, one by one, and show them."""
-        dataset = SplitDataset(trainer.datamodule.dataset, split)
-        indices = np.linspace(0, len(dataset) - 1, min(self.images, len(dataset))).round().astype(int).tolist()
-        items = [dataset[Index(index)] for index in indices]
-        images, masks, names = ([item[key] for item in items] for key in ("image", "mask", "name"))
-        predictions = [predict_one(trainer, pl_module, image) for image in images]
-        classes = pl_module.labels.num_classes
-        scores = [
-            float(mean_iou(confusion_counts(predicted[None], mask[None], classes)))
-            for predicted, mask in zip(predictions, masks, strict=True)
-        ]
-        sheet = contact_sheet(images, masks, predictions, pl_module.labels, names, title, scores)
+        indices = evenly(len(trainer.datamodule.dataset.names(split)), self.images)
+        sheet, samples = predicted_sheet(trainer, module, split, indices, title)
         save_png(sheet, self.run.pictures / f"{file}.png")
         for logged in wandb_runs(trainer):
-            overlays = _overlays(images, masks, predictions, names, pl_module.labels.names)
+            overlays = [_overlay(sample, module.labels.names) for sample in samples]
             logged.log({f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
 
 
-def predict_one(trainer: Trainer, module: LightningModule, image: torch.Tensor) -> torch.Tensor:
-    """Class indices (H, W), on the CPU, of an image (C, H, W) as a file has it, in the trainer's precision."""
+def predicted_sheet(
+    trainer: Any, module: Any, split: str, indices: list[int], title: str
+) -> tuple[Image, list[dict[str, Any]]]:
+    """A contact sheet of images of a split, predicted one by one in this process alone; and the samples, to which
+    `name` and `prediction`, (H, W) class indices on the CPU, are added."""
+    dataset, labels = trainer.datamodule.dataset, module.labels
+    samples, scores = [], []
     module.eval()
-    with torch.inference_mode(), trainer.precision_plugin.forward_context():
-        return module.classify(module(image[None].to(module.device)))[0].cpu()
+    for index in indices:
+        sample = dataset.load(split, index)
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            found = module.classify(module(sample["image"][None].to(module.device))).cpu()
+        samples.append({**sample, "name": dataset.names(split)[index], "prediction": found[0]})
+        scores.append(float(mean_iou(confusion_counts(found, sample["mask"][None], labels.num_classes))))
+    images, masks, found, names = ([s[key] for s in samples] for key in ("image", "mask", "prediction", "name"))
+    return contact_sheet(images, masks, found, labels, names, title, scores), samples
 
 
-def _overlays(images: list, masks: list, predictions: list, names: list[str], classes: list[str]) -> list[Any]:
-    """W&B images with truth and prediction as masks that can be switched on and off."""
+def _overlay(sample: dict[str, Any], classes: list[str]) -> Any:
+    """A W&B image with truth and prediction as masks that can be switched on and off."""
     import wandb
 
     labels = {**dict(enumerate(classes)), 255: "ignored"}
-    return [
-        wandb.Image(
-            to_rgb(image),
-            caption=name,
-            masks={
-                "truth": {"mask_data": np.where(mask == IGNORE_INDEX, 255, mask), "class_labels": labels},
-                "prediction": {"mask_data": predicted.numpy(), "class_labels": labels},
-            },
-        )
-        for image, mask, predicted, name in zip(images, masks, predictions, names, strict=True)
-    ]
+    masks = {
+        "truth": {"mask_data": np.where(sample["mask"] == IGNORE_INDEX, 255, sample["mask"]), "class_labels": labels},
+        "prediction": {"mask_data": sample["prediction"].numpy(), "class_labels": labels},
+    }
+    return wandb.Image(to_rgb(sample["image"]), caption=sample["name"], masks=masks)

@@ -1,40 +1,55 @@
 """What the jobs after training share: a short command line, and results that are written whole or not at all."""
 
 import argparse
+import ast
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from segmentation.cluster import watch_processes
 from segmentation.errors import InputError
 from segmentation.memory import keep_freed_memory
 
+#: Warnings meant for Lightning's developers, or of what a user can do nothing about.
+SMALL_TALK = (
+    ".*LeafSpec.*is deprecated.*",
+    ".*`srun` command is available.*",  # on every login node
+    ".*does not have many workers.*",
+    ".*sync_dist=True.*",
+    ".*is already saved during checkpointing.*",
+    ".*is smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+)
+
 
 class JobParser(argparse.ArgumentParser):
-    """argparse, whose errors are one line and exit status 2, like those of every job.
+    """argparse, whose help is the text on top of a script, and whose errors are one line and exit status 2.
 
     Args:
         script: name of the file in src/.
-        description: what the job does.
-        epilog: examples; printed as they stand.
     """
 
-    def __init__(self, script: str, description: str, epilog: str) -> None:
+    def __init__(self, script: str) -> None:
+        source = (Path(__file__).parents[1] / f"{script}.py").read_text(encoding="utf-8")
+        description, _, examples = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
         form = argparse.RawDescriptionHelpFormatter
-        super().__init__(f"python src/{script}.py", None, description, epilog, formatter_class=form, allow_abbrev=False)
+        super().__init__(
+            f"python src/{script}.py", None, description, examples, formatter_class=form, allow_abbrev=False
+        )
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         alone = " With no value, it must not stand before a path." if "--tta: invalid choice" in message else ""
         raise InputError(f"{message}.{alone} See --help")
 
     def add_checkpoint(self) -> None:
         """The options of every job that opens a checkpoint with its data."""
-        self.add_argument(
-            "checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py; it holds the data's config"
-        )
+        self.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py, with the data's config")
         self.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
         self.add_argument("--overwrite", action="store_true", help="replace results that are there")
 
@@ -46,8 +61,7 @@ class JobParser(argparse.ArgumentParser):
 
 
 def start_job() -> None:
-    """What every job does first: find classes of the user's own where the command is typed; and silence what a user can
-    do nothing about, Lightning's small talk and warnings meant for its developers."""
+    """What every job does first: find classes of the user's own where the command is typed, and silence small talk."""
     sys.path.append(os.getcwd())
     keep_freed_memory()
     watch_processes()
@@ -57,16 +71,7 @@ def start_job() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger().addFilter(_of_use)
-    for message in (
-        ".*LeafSpec.*is deprecated.*",
-        ".*`srun` command is available.*",  # on every login node
-        ".*does not have many workers.*",
-        ".*sync_dist=True.*",
-        ".*is already saved during checkpointing.*",
-        ".*is smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
-    ):
+    for message in SMALL_TALK:
         warnings.filterwarnings("ignore", message)
 
 
@@ -79,21 +84,19 @@ def number(kind: type[int] | type[float], least: float) -> Callable[[str], float
     """The type of an option that is a number of at least `least`."""
 
     def parse(text: str) -> float:
-        try:
+        with suppress(ValueError):
             value = kind(text)
-        except ValueError:
-            value = float("nan")
-        if not least <= value < float("inf"):
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text} is not {what} of at least {least}")
-        return value
+            if least <= value < float("inf"):
+                return value
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text} is not {what} of at least {least}")
 
     return parse
 
 
 def file_name(text: str) -> Path:
     """The type of an option that names a file to be written, or the beginning of its name."""
-    if not Path(text).name or Path(text).name == "..":
+    if Path(text).name in ("", ".."):
         raise argparse.ArgumentTypeError(f"{text!r} is a folder: give the name of a file in it")
     return Path(text)
 
@@ -107,8 +110,7 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
             raise InputError(f"{path} is a folder: give the name of a file")
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
-        verb = "exists" if len(there) == 1 else "exist"
-        raise InputError(f"{', '.join(there[:3])} {verb}: give another --output, or add --overwrite")
+        raise InputError(f"{', '.join(there)}: there already; give another --output, or add --overwrite")
 
 
 def check_folder(folder: Path) -> None:

@@ -19,19 +19,12 @@ UNIT = 2.0**-40
 
 
 def confusion_counts(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Confusion matrices of the images of a batch.
+    """Confusion matrices of the images of a batch: of two (N, H, W) of class indices, IGNORE_INDEX in the mask where
+    nothing counts, (N, K, K) int64; rows true, columns predicted.
 
     Not by `bincount`, which asks a GPU for the smallest and the largest value first: each answer holds up the step.
-
-    Args:
-        prediction: (N, H, W) class indices.
-        mask: (N, H, W) class indices, or IGNORE_INDEX.
-
-    Returns:
-        (N, K, K) int64; rows true, columns predicted.
     """
-    images = len(mask)
-    bins = num_classes * num_classes
+    images, bins = len(mask), num_classes * num_classes
     image = torch.arange(images, device=mask.device).view(-1, 1, 1)
     cell = image * bins + mask * num_classes + prediction
     cell = torch.where(mask == IGNORE_INDEX, images * bins, cell)
@@ -46,15 +39,10 @@ def true_false(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tp, matrix.sum(dim=-2) - tp, matrix.sum(dim=-1) - tp
 
 
-def iou(matrix: Tensor) -> Tensor:
-    """tp / (tp + fp + fn) of each class, (..., K, K) -> (..., K); NaN for a class in neither target nor prediction."""
-    tp, fp, fn = (_float(counts) for counts in true_false(matrix))
-    return tp / (tp + fp + fn)
-
-
 def mean_iou(matrix: Tensor) -> Tensor:
-    """Mean of `iou` over the classes present in target or prediction, (..., K, K) -> (...)."""
-    return iou(matrix).nanmean(dim=-1)
+    """Mean of tp / (tp + fp + fn) over the classes present in target or prediction, (..., K, K) -> (...)."""
+    tp, fp, fn = (_float(counts) for counts in true_false(matrix))
+    return (tp / (tp + fp + fn)).nanmean(dim=-1)
 
 
 def figures(matrix: Tensor, labels: Labels) -> dict[str, Tensor]:
@@ -65,38 +53,25 @@ def figures(matrix: Tensor, labels: Labels) -> dict[str, Tensor]:
     both classes all the same. What cannot be said is NaN: the recall of a class without a pixel, say.
     """
     tp, fp, fn = (_float(counts) for counts in true_false(matrix))
-    support, pixels = tp + fn, _float(matrix.sum())
-    of_class = {
-        "iou": tp / (tp + fp + fn),
-        "dice": 2 * tp / (2 * tp + fp + fn),
-        "precision": tp / (tp + fp),
-        "recall": tp / support,
-        "support": support,
-    }
+    iou, support = tp / (tp + fp + fn), tp + fn
     found = {
-        "miou": mean_iou(matrix),
-        "fwiou": (support * of_class["iou"]).nansum() / pixels,
-        "pixel_accuracy": tp.sum() / pixels,
+        "miou": iou.nanmean(),
+        "fwiou": (support * iou).nansum() / support.sum(),
+        "pixel_accuracy": tp.sum() / support.sum(),
     }
-    for figure, values in of_class.items():
-        found |= {f"{figure}/{labels.names[index]}": values[index] for index in labels.reported}
-    return found
+    found |= _by_class("iou", iou, labels)
+    found |= _by_class("dice", 2 * tp / (2 * tp + fp + fn), labels)
+    found |= _by_class("precision", tp / (tp + fp), labels)
+    found |= _by_class("recall", tp / support, labels)
+    return found | _by_class("support", support, labels)
 
 
 def boundary_counts(prediction: Tensor, mask: Tensor, num_classes: int, dilation: float) -> Tensor:
     """Boundary IoU's counts over a batch (Cheng et al. 2021): intersection and union of the two boundaries of a class.
 
-    The boundary of a class is those of its pixels within d of one that is not, d = `dilation` of the image's diagonal;
-    outside the image nothing is of the class. Ignored pixels count nowhere and make no boundary of their own.
-
-    Args:
-        prediction: (N, H, W) class indices.
-        mask: (N, H, W) class indices, or IGNORE_INDEX.
-        num_classes: K.
-        dilation: share of the diagonal; the paper's is 0.02.
-
-    Returns:
-        (2, K) int64.
+    The boundary of a class is those of its pixels within d of one that is not, d = `dilation` (the paper's: 0.02) of
+    the image's diagonal; outside the image nothing is of the class. Ignored pixels count nowhere and make no boundary.
+    `prediction` and `mask` are as for `confusion_counts`; (2, K) int64 comes back.
     """
     d = max(1, round(dilation * math.hypot(*mask.shape[-2:])))
     valid = mask != IGNORE_INDEX
@@ -122,21 +97,31 @@ class SegmentationMetrics(MulticlassJaccardIndex):
     """
 
     confmat: Tensor
+    loss_sum: Tensor
+    loss_mass: Tensor
+    image_miou: Tensor
+    image_count: Tensor
+    heads: Tensor
+    boundary: Tensor
+    table: Tensor
 
     def __init__(self, labels: Labels, heads: int = 0, images: int = 0, boundary: float | None = None) -> None:
         super().__init__(labels.num_classes, average="none", ignore_index=IGNORE_INDEX, validate_args=False)
         self.labels, self.boundary_dilation = labels, boundary
-        k = labels.num_classes
-        self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("loss_mass", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("image_miou", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("image_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("heads", torch.zeros(heads, k, k, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("boundary", torch.zeros(2, k if boundary else 0, dtype=torch.int64), dist_reduce_fx="sum")
-        # Each process fills the rows of its own images; the sum over processes is the whole table.
-        self.add_state("table", torch.zeros(images, 3, k, dtype=torch.int64), dist_reduce_fx="sum")
+        k, integer = labels.num_classes, torch.int64
+        states = {
+            "loss_sum": torch.zeros(()),
+            "loss_mass": torch.zeros(()),
+            "image_miou": torch.zeros((), dtype=integer),
+            "image_count": torch.zeros((), dtype=integer),
+            "heads": torch.zeros(heads, k, k, dtype=integer),
+            "boundary": torch.zeros(2, k if boundary else 0, dtype=integer),
+            "table": torch.zeros(images, 3, k, dtype=integer),  # each process fills the rows of its own images
+        }
+        for name, zeros in states.items():
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
-    def update(
+    def update(  # type: ignore[override]  # torchmetrics' takes the two masks alone
         self,
         prediction: Tensor,
         mask: Tensor,
@@ -170,7 +155,7 @@ class SegmentationMetrics(MulticlassJaccardIndex):
         for head, predicted in zip(self.heads, heads, strict=False):
             head += confusion_counts(predicted, mask, self.num_classes).sum(dim=0)
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # torchmetrics' is one tensor
         """Figures of the split, float64, under their logged keys (without the split). `loss` is over all its pixels."""
         state = {name: value.cpu() for name, value in self.metric_state.items()}  # a GPU would take longer to be asked
         matrix = state["confmat"]
@@ -178,8 +163,7 @@ class SegmentationMetrics(MulticlassJaccardIndex):
         found["miou_per_image"] = _float(state["image_miou"]) * UNIT / _float(state["image_count"])
         if self.boundary_dilation:
             values = _float(state["boundary"][0]) / _float(state["boundary"][1])
-            found["mean_boundary_iou"] = values.nanmean()
-            found |= {f"boundary_iou/{self.labels.names[index]}": values[index] for index in self.labels.reported}
+            found |= {"mean_boundary_iou": values.nanmean(), **_by_class("boundary_iou", values, self.labels)}
         for number, of_head in enumerate(state["heads"], start=1):
             found[f"head{number}/miou"] = mean_iou(of_head)
         predicted, true = (int((matrix.sum(dim=dim) > 0).sum()) for dim in (0, 1))
@@ -194,6 +178,10 @@ def table_rows(table: Tensor, names: Sequence[str], classes: Sequence[str]) -> l
         for name, counts in zip(names, table.tolist(), strict=True)
         for label, tp, fp, fn in zip(classes, *counts, strict=True)
     ]
+
+
+def _by_class(figure: str, values: Tensor, labels: Labels) -> dict[str, Tensor]:
+    return {f"{figure}/{labels.names[index]}": values[index] for index in labels.reported}
 
 
 def _float(counts: Tensor) -> Tensor:

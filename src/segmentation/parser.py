@@ -4,7 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -61,47 +61,44 @@ class Parser(LightningArgumentParser):
         except ValueError as error:  # a library's own checks of the user's numbers
             raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise InputError(self.explain(str(message)))
 
     def explain(self, message: str) -> str:
         """jsonargparse's message in one line, with the choices where a class or an option is misspelt."""
-        nested = re.search(r"no (?:class|option) '.*\. .*", message)
-        if nested:  # from the parser of a nested option: these are our words already
-            return nested.group()
+        if nested := re.search(r"no (?:class|option) '.*\. .*", message):
+            return nested.group()  # from the parser of a nested option: these are our words already
         key = re.search(r'Parser key "([\w.]+)"', message)
         name = re.search(r"Expected a dot import path string: (\S+)", message)
         if key and name:
-            return self._unknown_class(key.group(1), name.group(1))
-        option = re.search(r"(?:unrecognized arguments: --|accept option '|Option ')([\w.+-]+)", message)
-        if option:
+            return _unknown_class(key.group(1), name.group(1))
+        if option := re.search(r"(?:unrecognized arguments: --|accept option '|Option ')([\w.+-]+)", message):
             group = re.search(r"Group '([\w.]+)'", message)
             return self._unknown_option(f"{group.group(1)}.{option.group(1)}" if group else option.group(1))
         message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message)
-        message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
-        return " ".join(message.split())
-
-    def _unknown_class(self, option: str, name: str) -> str:
-        base = next((CLASS_OPTIONS[key] for key in CLASS_OPTIONS if option.startswith(key)), None)
-        choices = sorted({cls.__name__ for cls in _kinds(base)}) if base else []
-        return (
-            f"{option}: no class {name!r}. {_choose(name, choices)}, or the import path of your own (my_file.MyClass)"
-        )
+        return " ".join(re.sub(r"<class '([\w.]+)'>", r"\1", message).split())
 
     def _unknown_option(self, name: str) -> str:
         options = {action.dest for action in self._actions if action.dest not in LINKED | INTERNAL}
         for key, base in CLASS_OPTIONS.items():
-            options |= {f"{key}.{argument}" for cls in _kinds(base) for argument in _arguments(cls)}
+            options |= {f"{key}.{option}" for cls in _kinds(base) for option in inspect.signature(cls).parameters}
+        options = {option for option in options if option.rpartition(".")[2] not in LINKED}
         # A nested option's error names only its last part; the whole was typed, or stands in a YAML file.
         name = next((word for word in self.typed if word.endswith(f".{name}")), name).replace(".init_args", "")
         matches = {option: option if "." in name else option.rpartition(".")[2] for option in options}
         cutoff = 0.5 if "." in name else 0.75  # a short name is like one of hundreds
         close = difflib.get_close_matches(name, matches.values(), n=1, cutoff=cutoff)
-        likely = min((o for o, short in matches.items() if close and short == close[0]), key=len, default="")
+        likely = min((option for option, short in matches.items() if short in close), key=len, default="")
         group = likely.rpartition(".")[0] or name.rpartition(".")[0]
         choices = sorted(option for option in options if option.rpartition(".")[0] == group)
         listed = f"{_choose(likely, choices)}. " if choices else ""
         return f"no option {name!r}. {listed}All of them: python src/train.py --help"
+
+
+def _unknown_class(option: str, name: str) -> str:
+    base = next((CLASS_OPTIONS[key] for key in CLASS_OPTIONS if option.startswith(key)), None)
+    choices = sorted({cls.__name__ for cls in _kinds(base)}) if base else []
+    return f"{option}: no class {name!r}. {_choose(name, choices)}, or the import path of your own (my_file.MyClass)"
 
 
 def _choose(likely: str, choices: list[str]) -> str:
@@ -109,13 +106,9 @@ def _choose(likely: str, choices: list[str]) -> str:
     return (f"Did you mean {close[0]}? " if close else "") + f"Choices: {', '.join(choices)}"
 
 
-def _kinds(base: type) -> Iterator[type]:
+def _kinds(base: type[Any]) -> Iterator[type[Any]]:
     """The concrete classes below `base` that a user may name."""
     for cls in base.__subclasses__():
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
             yield cls
         yield from _kinds(cls)
-
-
-def _arguments(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls).parameters if name not in LINKED]

@@ -1,6 +1,7 @@
 """The images, tables and plots a run logs. Pure functions: what they return is saved or logged by the caller."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,17 @@ if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it 
 
 Mask = np.ndarray | Tensor
 CELL, GAP, MARGIN = 300, 10, 28  # pixels of a contact sheet: longest side of a panel, between panels, around them
-INK, SOFT, LINE, PALE = "#1C1E22", "#6E7278", "#D6D8DC", "#A4A8AE"
+INK, SOFT, LINE = "#1C1E22", "#6E7278", "#D6D8DC"
 WRONG, MISSED = (255, 64, 72), (64, 184, 255)  # errors; in a binary task false positives and false negatives
 HATCH = np.where(np.add.outer(np.arange(CELL), np.arange(CELL))[..., None] % 8 < 2, np.uint8(168), np.uint8(226))
 LEGEND_LIMIT = 30  # of more classes, the legend lists only those that the sheet shows
+WHOLES = {  # figures that are not of one class, and how the terminal names them
+    "miou": "mIoU",
+    "miou_per_image": "mIoU per image",
+    "fwiou": "mIoU by frequency",
+    "mean_boundary_iou": "boundary IoU",
+    "pixel_accuracy": "pixel accuracy",
+}
 
 
 def to_rgb(image: Tensor) -> np.ndarray:
@@ -46,13 +54,13 @@ def panels(image: Tensor, truth: Mask, prediction: Mask, labels: Labels) -> list
     `image` is (C, H, W), `truth` and `prediction` are (H, W) class indices; IGNORE_INDEX in the truth is hatched gray,
     and never an error. Raises ValueError when the three differ in size.
     """
-    photo, truth, prediction = _fit(image, truth, prediction)
+    photo, (truth, prediction) = _fit(image, truth, prediction)
     counted = truth != IGNORE_INDEX
     # Stretched before it is dimmed, or a faint micrograph would be black. Errors are not in the predicted class's
     # colour: that one stands right beside, and a dull class colour would not show.
-    errors = np.repeat((_stretch(np.asarray(photo.convert("L"))) * 0.4 + 16).astype(np.uint8)[..., None], 3, axis=2)
+    errors = (_gray(photo) * 0.4 + 16).astype(np.uint8)
     wrong = counted & (truth != prediction)
-    errors[wrong] = WRONG
+    errors = np.where(wrong[..., None], np.array(WRONG, np.uint8), errors)
     if labels.task == "binary":
         errors[wrong & (prediction == 0)] = MISSED
     return [photo, *(Image.fromarray(rgb) for rgb in (_colored(truth, labels), labels.palette[prediction], errors))]
@@ -60,10 +68,9 @@ def panels(image: Tensor, truth: Mask, prediction: Mask, labels: Labels) -> list
 
 def truth_panels(image: Tensor, truth: Mask, labels: Labels) -> list[Image.Image]:
     """One sample as three pictures: image, truth, and the truth laid over the gray image, where it should fit."""
-    photo, truth = _fit(image, truth)
-    rgb = _colored(truth, labels)
-    gray = np.repeat(_stretch(np.asarray(photo.convert("L")))[..., None], 3, axis=2)
-    return [photo, Image.fromarray(rgb), Image.fromarray((0.5 * gray + 0.5 * rgb).astype(np.uint8))]
+    photo, (truth,) = _fit(image, truth)
+    colored = _colored(truth, labels)
+    return [photo, Image.fromarray(colored), Image.fromarray((0.5 * _gray(photo) + 0.5 * colored).astype(np.uint8))]
 
 
 def overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
@@ -74,18 +81,23 @@ def overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
     return (rgb * (1 - share) + labels.palette[index] * share).astype(np.uint8)
 
 
-def _fit(image: Tensor, *masks: Mask) -> tuple[Image.Image, *tuple[np.ndarray, ...]]:
+def _fit(image: Tensor, *masks: Mask) -> tuple[Image.Image, list[np.ndarray]]:
     """An image and its masks at one size, the longest side CELL."""
     height, width = image.shape[-2:]
-    arrays = [_array(mask) for mask in masks]
-    if any(mask.shape != (height, width) for mask in arrays):
-        raise ValueError(f"image {(height, width)}, masks {[mask.shape for mask in arrays]}: sizes differ")
+    if any(mask.shape != (height, width) for mask in masks):
+        raise ValueError(f"image {(height, width)}, masks {[tuple(mask.shape) for mask in masks]}: sizes differ")
     scale = CELL / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    # Of a tiny image one wants to see every pixel; others look better smooth. Masks must never blend two classes.
-    photo = Image.fromarray(to_rgb(image)).resize(size, Image.Resampling.NEAREST if scale > 4 else None)
-    columns, rows = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, (width, height), strict=True))
-    return photo, *(mask[rows[:, None], columns] for mask in arrays)
+    nearest = Image.Resampling.NEAREST  # masks must never blend two classes
+    # Of a tiny image one wants to see every pixel; others look better smooth.
+    photo = Image.fromarray(to_rgb(image)).resize(size, nearest if scale > 4 else None)
+    pictures = [Image.fromarray(_array(mask).astype(np.int32)) for mask in masks]
+    return photo, [np.asarray(picture.resize(size, nearest)) for picture in pictures]
+
+
+def _gray(photo: Image.Image) -> np.ndarray:
+    """(H, W, 1) uint8, over the whole range."""
+    return _stretch(np.asarray(photo.convert("L")))[..., None]
 
 
 def _colored(truth: np.ndarray, labels: Labels) -> np.ndarray:
@@ -95,32 +107,31 @@ def _colored(truth: np.ndarray, labels: Labels) -> np.ndarray:
 
 
 def contact_sheet(
-    images: list[Tensor],
-    truths: list[Mask],
-    predictions: list[Mask] | None,
+    images: Sequence[Tensor],
+    truths: Sequence[Mask],
+    predictions: Sequence[Mask] | None,
     labels: Labels,
-    names: list[str],
+    names: Sequence[str],
     title: str = "",
-    scores: list[float] | None = None,
+    scores: Sequence[float] | None = None,
 ) -> Image.Image:
     """Samples as rows of image, truth, prediction and errors, with a legend; without predictions, as rows of image,
-    truth and truth laid over the image.
-
-    Each list has one entry a sample, as `panels` takes them; samples may differ in size. `scores` are their mIoU, NaN
-    is shown as "-". Raises ValueError for no samples, lists of different lengths, a mask that does not fit its image.
+    truth and truth laid over the image. Each list has one entry a sample, as `panels` takes them; samples may differ in
+    size. `scores` are their mIoU, NaN is shown as "-". Raises ValueError for no samples, lists of different lengths, a
+    mask that does not fit its image.
     """
     if not images:
         raise ValueError("a contact sheet needs at least one sample")
     if predictions is None:
         rows = [truth_panels(*sample, labels) for sample in zip(images, truths, strict=True)]
-        headings, legend_masks = ("Image", "Truth", "Truth over image"), truths
+        headings = ["Image", "Truth", "Truth over image"]
     else:
         rows = [panels(*sample, labels) for sample in zip(images, truths, predictions, strict=True)]
-        headings, legend_masks = ("Image", "Truth", "Prediction", "Errors"), [*truths, *predictions]
+        headings = ["Image", "Truth", "Prediction", "Errors"]
     column = max(160, *(row[0].width for row in rows))  # narrow columns would have no room for headings and names
     lefts = [MARGIN + index * (column + GAP) for index in range(len(headings))]
     width, top = lefts[-1] + column + MARGIN, MARGIN + (44 if title else 0)
-    legend = _legend(legend_masks, labels, width - 2 * MARGIN, errors=predictions is not None)
+    legend = _legend([*truths, *(predictions or [])], labels, width - 2 * MARGIN, errors=predictions is not None)
     height = top + 24 + sum(row[0].height + 40 for row in rows) + 18 + legend.height + MARGIN
 
     sheet = Image.new("RGB", (width, height), "white")
@@ -129,10 +140,10 @@ def contact_sheet(
     for left, heading in zip(lefts, headings, strict=True):
         draw.text((left, top + 16), heading, INK, bold, anchor="ls")
     y = top + 52  # of the panels
-    for row, name, score in zip(rows, names, scores or [None] * len(rows), strict=True):
+    shown = [f"mIoU {score:.2f}".replace("nan", "-") for score in scores or ()] or [""] * len(rows)
+    for row, name, score in zip(rows, names, shown, strict=True):
         draw.text((MARGIN, y - 8), _shorten(name, small, lefts[-1] - MARGIN - 2 * GAP), SOFT, small, anchor="ls")
-        text = "" if score is None else "mIoU -" if math.isnan(score) else f"mIoU {score:.2f}"
-        draw.text((lefts[-1], y - 8), text, INK, small, anchor="ls")
+        draw.text((lefts[-1], y - 8), score, INK, small, anchor="ls")
         for left, panel in zip(lefts, row, strict=True):
             draw.rectangle((left - 1, y - 1, left + panel.width, y + panel.height), outline=LINE)
             sheet.paste(panel, (left, y))
@@ -142,11 +153,9 @@ def contact_sheet(
 
 
 def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
-    """A confusion matrix: what share of each true class was predicted as what, and the IoU of each class.
-
-    `matrix` is (K, K) counts, rows true, columns predicted. A class with neither is grayed out and named absent. Up to
-    20 classes have percentages in their cells. Raises ValueError when the matrix does not fit the labels.
-    """
+    """A confusion matrix, (K, K) counts, rows true, columns predicted: what share of each true class was predicted as
+    what, and the IoU of each class. A class with neither is grayed out and named absent. Up to 20 classes have
+    percentages in their cells. Raises ValueError when the matrix does not fit the labels."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -174,18 +183,33 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     axes.set_yticks(range(count), names, fontsize=font, parse_math=False)
     axes.set_xlabel("predicted", fontsize=font + 1, color=SOFT)
     axes.set_ylabel("true", fontsize=font + 1, color=SOFT)
-    for tick, total in zip(axes.get_xticklabels() + axes.get_yticklabels(), [*union, *union], strict=True):
-        tick.set_color(INK if total else PALE)
     for (row, column), share in np.ndenumerate(shares if count <= 20 else np.empty((0, 0))):
         text = f"{share:.{1 if count <= 4 else 0}f}"
         if float(text) > 0:  # NaN and what rounds to nothing stay empty
             axes.text(column, row, text, ha="center", va="center", fontsize=font, color="w" if share > 35 else INK)
-    _draw_iou(bars, iou, font)
-    axes.tick_params(length=0)
+    bars.barh(range(count), np.nan_to_num(iou), height=0.7, color="#3B7DBD")
+    bars.set(xlim=(0, 1), ylim=(count - 0.5, -0.5))
+    bars.axis("off")
+    bars.set_title("IoU", fontsize=font + 1, loc="left", color=SOFT, pad=4)
+    for index, value in enumerate(iou):
+        text, x = ("absent", 0) if np.isnan(value) else (f"{value:.2f}", value + 0.06)
+        bars.text(x, index, text, va="center", fontsize=font, color=INK)
+    axes.tick_params(length=0, labelcolor=INK)
     axes.spines[:].set_visible(False)
     title = f"mIoU {iou[union > 0].mean():.3f}  ·  % of the true class" if union.any() else "No pixels counted"
     figure.text(0.16 / width, 1 - 0.28 / height, title, fontsize=font + 2, weight="bold", color=INK, va="center")
     return figure
+
+
+def table(title: str, first: str, *others: str) -> Table:
+    """A table for the terminal, its figures aligned."""
+    columns = [Column(heading, justify="right", overflow="fold") for heading in others]
+    return Table(Column(first, no_wrap=True), *columns, title=Text(title), title_justify="left")
+
+
+def evenly(length: int, most: int) -> list[int]:
+    """Evenly spaced indices of a list, at most so many."""
+    return np.linspace(0, length - 1, min(most, length)).round().astype(int).tolist()
 
 
 def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: list[int] | None = None) -> Table:
@@ -194,27 +218,19 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
     `metrics` has the flat keys that are logged; a missing one (a binary task's background) is shown as "-", an IoU of
     NaN as "absent". `pixels` of each class in the truth are shown as shares; None leaves their column out.
     """
-    table = Table(Column("class", no_wrap=True), title=Text(f"{split}: IoU by class"), title_justify="left")
-    for heading in ("IoU", "Dice", "prec.", "recall", *(["pixels"] if pixels is not None else [])):
-        table.add_column(heading, justify="right")
+    headings = ["IoU", "Dice", "prec.", "recall", *(["pixels"] if pixels is not None else [])]
+    shown = table(f"{split}: IoU by class", "class", *headings)
     for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
         iou, *others = (metrics.get(f"{split}/{figure}/{name}") for figure in ("iou", "dice", "precision", "recall"))
         share = [] if pixels is None else [f"{pixels[index] / max(1, sum(pixels)):.2%}"]
         bar = Bar(1, 0, 0 if iou is None or math.isnan(iou) else iou, width=10, color="cyan")
-        others = [None if value is None or math.isnan(value) else value for value in others]
-        table.add_row(Text.assemble(("■ ", color), name), _number(iou), *map(_number, others), *share, bar)
-    table.add_section()
-    wholes = {
-        "miou": "mIoU",
-        "miou_per_image": "mIoU per image",
-        "fwiou": "mIoU by frequency",
-        "mean_boundary_iou": "boundary IoU",
-        "pixel_accuracy": "pixel accuracy",
-    }
-    for key, name in wholes.items():
+        cells = (_number(value, "-") for value in others)
+        shown.add_row(Text.assemble(("■ ", color), name), _number(iou, "absent"), *cells, *share, bar)
+    shown.add_section()
+    for key, name in WHOLES.items():
         if f"{split}/{key}" in metrics:
-            table.add_row(Text(name, "bold"), _number(metrics[f"{split}/{key}"]))
-    return table
+            shown.add_row(Text(name, "bold"), _number(metrics[f"{split}/{key}"], "absent"))
+    return shown
 
 
 def save_png(picture: "Image.Image | Figure", path: Path, **options: Any) -> None:
@@ -271,15 +287,5 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return next((short for short in (text, *cuts) if font.getlength(short) <= width), "…")
 
 
-def _draw_iou(bars, iou: np.ndarray, font: int) -> None:
-    bars.barh(range(len(iou)), np.nan_to_num(iou), height=0.7, color="#3B7DBD")
-    bars.set(xlim=(0, 1), ylim=(len(iou) - 0.5, -0.5))
-    bars.axis("off")
-    bars.set_title("IoU", fontsize=font + 1, loc="left", color=SOFT, pad=4)
-    for index, value in enumerate(iou):
-        text, x, color = ("absent", 0, PALE) if np.isnan(value) else (f"{value:.2f}", value + 0.06, INK)
-        bars.text(x, index, text, va="center", fontsize=font, color=color)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else "absent" if math.isnan(value) else f"{value:.4f}"
+def _number(value: float | None, undefined: str) -> str:
+    return "-" if value is None else undefined if math.isnan(value) else f"{value:.4f}"

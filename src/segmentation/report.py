@@ -3,8 +3,8 @@
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
@@ -12,27 +12,22 @@ from segmentation.callbacks import Throughput
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data.labels import Labels
 from segmentation.metrics import table_rows
+from segmentation.module import SegmentationModule
 from segmentation.pictures import confusion_figure, iou_table, save_png
 from segmentation.run import RunFolder, wandb_runs
 from segmentation.writing import write_csv, write_json
 
 
 def report(
-    trainer: Trainer,
-    module: LightningModule,
-    run: RunFolder,
-    tested: Path,
-    throughput: Throughput,
-    log_checkpoint: bool,
+    trainer: Any, module: SegmentationModule, run: RunFolder, tested: Path, throughput: Throughput, log_checkpoint: bool
 ) -> None:
     """At a run's end, in rank 0: the table of IoU per class on the terminal; `summary.json`, `per_image.csv` and the
     plot of the confusion matrix in the run folder; the plot, and by option the tested checkpoint, in W&B."""
-    data, labels = trainer.datamodule, module.labels
+    data, labels, picture = trainer.datamodule, module.labels, run.pictures / "confusion.png"
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    matrix, table = module.test_counts
-    rows = table_rows(table, data.dataset.names(data.test_split), labels.names)
-    write_csv(run.per_image, rows)
-    save_png(confusion_figure(matrix, labels), run.pictures / "confusion.png")
+    matrix, counts = module.test_counts
+    write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
+    save_png(confusion_figure(matrix, labels), picture)
     epoch = read_checkpoint(tested)["epoch"]
     summary = {
         **_figures_of_epoch(run, epoch),
@@ -40,8 +35,7 @@ def report(
         "split": data.test_split,
         "epoch": epoch,
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
-        "minutes": throughput.total_minutes(),
-        "images_per_second": throughput.images_per_second(),
+        **throughput.figures(),
     }
     write_json(run.summary, summary)
     print_table(found, labels, data.test_split, matrix)  # when all is written: a terminal may fail
@@ -50,7 +44,7 @@ def report(
     for logged in wandb_runs(trainer):
         import wandb
 
-        logged.log({"test/confusion": wandb.Image(str(run.pictures / "confusion.png"))})
+        logged.log({"test/confusion": wandb.Image(str(picture))})
         if log_checkpoint:
             name = re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)  # what W&B allows
             artifact = wandb.Artifact(name, type="model", metadata={"val/miou": summary.get("val/miou")})

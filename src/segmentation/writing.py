@@ -1,7 +1,6 @@
 """Results are written whole or not at all: nothing half-written is ever left under a final name."""
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -62,9 +61,9 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A table with a heading, whole or not at all; a row that lacks a column has nothing there."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    """A table with a heading; a row that lacks a column has nothing there."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

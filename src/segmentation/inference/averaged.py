@@ -1,9 +1,11 @@
 """Predict by parts: overlapping tiles, so that memory is bounded, and symmetries, so that chance averages out."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.errors import InputError
@@ -42,82 +44,62 @@ class Averaged(SegmentationNet):
         if tile is not None and tile < 2 * net.stride:
             raise InputError(f"--tile {tile} is too small for this net: {2 * net.stride} at least, better 512")
         self.net, self.symmetries, self.batch_size = net, SYMMETRIES[symmetries], batch_size
-        self.tile = None if tile is None else -(-tile // net.stride) * net.stride
+        self.tile = -(-tile // net.stride) * net.stride if tile else sys.maxsize
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         return Heads((torch.stack([torch.cat([part for _, part in self.strips(one)], dim=1) for one in image]),))
 
     def strips(self, image: Tensor, prepare: Callable[[Tensor], Tensor] = lambda x: x) -> Iterator[tuple[int, Tensor]]:
-        """Logits of an image from top to bottom. Of a large one no more is kept than a row of tiles.
-
-        Args:
-            image: (C, H, W), on any device.
-            prepare: what makes (N, C, h, w) of it the net's input.
-
-        Yields:
-            The first row of a strip, and its logits (K, h, W).
-        """
+        """Logits of an image (C, H, W) on any device, from top to bottom: the first row of a strip, and (K, h, W). Of a
+        large one no more is kept than a row of tiles. `prepare` makes (N, C, h, w) of it the net's input."""
         height, width = image.shape[-2:]
-        if self.tile is None or max(height, width) <= self.tile:
-            logits = self.net.predict(prepare(image[None]))
-            yield 0, (logits if len(self.symmetries) == 1 else _log(self.probabilities(prepare(image[None]))))[0]
+        if max(height, width) <= self.tile:
+            x = prepare(image[None])
+            yield 0, (self.net.predict(x) if len(self.symmetries) == 1 else _log(self.probabilities(x)))[0]
             return
         tops, lefts = self.starts(height), self.starts(width)
-        total = mass = torch.zeros(())
-        for number, top in enumerate(tops):
-            rows = min(self.tile, height - top)
-            if number:  # what the row of tiles above has left for this one
-                kept = total[:, top - tops[number - 1] :], mass[:, top - tops[number - 1] :]
-            total = mass = None
-            for left, part in self.row(image, top, lefts, prepare):
-                if total is None:
-                    total = part.new_zeros(len(part), rows, width)
-                    mass = part.new_zeros(1, rows, width)
-                    if number:
-                        total[:, : kept[0].shape[1]] += kept[0]
-                        mass[:, : kept[1].shape[1]] += kept[1]
-                weight = self.window(part.shape[-2:]).to(part)
-                total[..., left : left + part.shape[-1]] += part * weight
-                mass[..., left : left + part.shape[-1]] += weight
-            done = (tops[number + 1] if number + 1 < len(tops) else height) - top
+        device = next(self.parameters()).device
+        total, mass = (torch.zeros(channels, 0, width, device=device) for channels in (self.num_classes, 1))
+        for top, following in zip(tops, [*tops[1:], height], strict=True):
+            # What the row of tiles above has left for this one, and room below it.
+            room = (0, 0, 0, min(self.tile, height - top) - total.shape[1])
+            total, mass = F.pad(total, room), F.pad(mass, room)
+            for left, part in self.row(image[:, top : top + self.tile], lefts, prepare):
+                columns, weight = slice(left, left + part.shape[-1]), self.window(*part.shape[-2:]).to(device)
+                total[..., columns] += part * weight
+                mass[..., columns] += weight
+            done = following - top
             yield top, _log(total[:, :done] / mass[:, :done])
+            total, mass = total[:, done:], mass[:, done:]
 
-    def row(
-        self, image: Tensor, top: int, lefts: list[int], prepare: Callable[[Tensor], Tensor]
-    ) -> Iterator[tuple[int, Tensor]]:
+    def row(self, strip: Tensor, lefts: list[int], prepare: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Left column and probabilities (K, h, w) of the tiles of one row. The last may be narrower than the others."""
-        step = self.batch_size
-        groups = [lefts[:-1][i : i + step] for i in range(0, len(lefts) - 1, step)] + [lefts[-1:]]
-        for group in groups:
-            tiles = [image[:, top : top + self.tile, left : left + self.tile] for left in group]
-            yield from zip(group, self.probabilities(prepare(torch.stack(tiles))), strict=True)
+        whole, step = lefts[:-1], self.batch_size
+        for group in [*(whole[i : i + step] for i in range(0, len(whole), step)), lefts[-1:]]:
+            tiles = torch.stack([strip[..., left : left + self.tile] for left in group])
+            yield from zip(group, self.probabilities(prepare(tiles)), strict=True)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Mean over the symmetries, float32: (N, C, H, W) -> (N, K, H, W), by sigmoid for one channel, else softmax."""
-        total = None
+        total = torch.zeros(())
         for mirror, turns in self.symmetries:
             logits = self.net.predict(torch.rot90(x.flip(-1) if mirror else x, turns, (-2, -1))).float()
             found = torch.rot90(probabilities(logits), -turns, (-2, -1))
-            found = found.flip(-1) if mirror else found
-            total = found if total is None else total + found
+            total = total + (found.flip(-1) if mirror else found)
         return total / len(self.symmetries)
 
     def starts(self, length: int) -> list[int]:
         """Where tiles start along a side."""
         stride = self.net.stride
         last = max(0, -(-length // stride) * stride - self.tile)
-        step = max(stride, self.tile * 3 // 4 // stride * stride)
-        return [*range(0, last, step), last]
+        return [*range(0, last, max(stride, self.tile * 3 // 4 // stride * stride)), last]
 
-    def window(self, size: tuple[int, int]) -> Tensor:
+    def window(self, height: int, width: int) -> Tensor:
         """Weights of a tile, (h, w): its Gaussian, cut as the tile is by the image's lower or right border."""
-        place = torch.arange(self.tile, dtype=torch.float32) - (self.tile - 1) / 2
-        bell = torch.exp(-0.5 * (place / (self.tile / 8)) ** 2)
-        return bell[: size[0], None] * bell[None, : size[1]]
+        bell = torch.signal.windows.gaussian(self.tile, std=self.tile / 8)
+        return bell[:height, None] * bell[:width]
 
 
 def _log(probability: Tensor) -> Tensor:
     """Logits that have these probabilities, (K, ...): finite, where a gate has closed a class."""
-    if probability.shape[-3] == 1:
-        return torch.logit(probability, eps=1e-7)
-    return probability.clamp_min(1e-30).log()
+    return torch.logit(probability, eps=1e-7) if probability.shape[-3] == 1 else probability.clamp_min(1e-30).log()

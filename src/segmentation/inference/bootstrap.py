@@ -1,5 +1,6 @@
 """IoU of a run and what chance could have done to it: a bootstrap over the tested images."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,18 +10,15 @@ RESAMPLES = 2000
 
 @dataclass
 class Estimate:
-    """A figure and its 95 % interval; NaN where no pixel is of the class."""
+    """A figure and its 95 % interval; NaN where no pixel is of the class. Formatted with `+`, its signs are shown."""
 
     value: float
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return "-" if np.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def signed(self) -> str:
-        """As a difference."""
-        return "-" if np.isnan(self.value) else f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+    def __format__(self, sign: str) -> str:
+        interval = f"{self.value:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
+        return "-" if np.isnan(self.value) else interval
 
     @property
     def sure(self) -> bool:
@@ -33,7 +31,7 @@ def iou(counts: np.ndarray) -> np.ndarray:
     tp, union = counts[..., 0, :].astype(np.float64), counts.sum(axis=-2)
     with np.errstate(invalid="ignore"):
         each = tp / union
-    mean = np.where(union > 0, each, 0).sum(axis=-1) / np.maximum((union > 0).sum(axis=-1), 1)
+    mean = np.nan_to_num(each).sum(axis=-1) / np.maximum((union > 0).sum(axis=-1), 1)
     return np.concatenate([each, mean[..., None]], axis=-1)
 
 
@@ -47,9 +45,6 @@ def bootstrap(counts: list[np.ndarray], resamples: int = RESAMPLES, seed: int = 
 
 def intervals(rows: list[str], values: np.ndarray, drawn: np.ndarray) -> dict[str, Estimate]:
     """Of each row 2.5 % and 97.5 % of the resamples that have the class."""
-    found = {}
-    for row, value, column in zip(rows, values, drawn.T, strict=True):
-        there = column[~np.isnan(column)]
-        low, high = np.percentile(there, (2.5, 97.5)) if len(there) else (np.nan, np.nan)
-        found[row] = Estimate(float(value), float(low), float(high))
-    return found
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of a class that none has
+        low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
+    return {row: Estimate(*map(float, found)) for row, *found in zip(rows, values, low, high, strict=True)}

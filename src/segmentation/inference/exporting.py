@@ -1,19 +1,15 @@
 """export.py: one file that predicts without this project, checked against the net on real images before it is kept."""
 
-import importlib.util
 import io
 import json
 import math
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from segmentation.errors import InputError
@@ -22,27 +18,17 @@ from segmentation.inference.source import open_trained
 from segmentation.job import JobParser, file_name, number, refuse_existing, start_job
 from segmentation.module import SegmentationModule
 from segmentation.nets.base import CLOSED
+from segmentation.pictures import evenly
 from segmentation.writing import written_whole
-
-EXAMPLES = """examples:
-  python src/export.py runs/NAME/checkpoints/best.ckpt --format onnx
-  python src/export.py runs/NAME/checkpoints/best.ckpt --format torch_export --output model.pt2
-
-The file takes images as files have them, (N, C, H, W) of any N, H and W over a net's stride, and gives
-`logits` (N, K, H, W), float32, and `mask` (N, H, W), class indices. Its metadata says which class is which.
-Any option of data, as in train.py: --data.dataset.root FOLDER"""
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
 LARGEST_DIFFERENCE = 1e-2  # of logits, as a share of their largest
 FEWEST_EQUAL = 0.9999  # share of pixels of equal class
+DYNAMIC = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # any number of images, any height and width
 
 
 class Deployed(nn.Module):
-    """What is exported: normalisation, padding, net, inference rule and threshold, from pixels to classes.
-
-    Args:
-        module: the trained module.
-    """
+    """What is exported: normalisation, padding, net, inference rule and threshold, from pixels to classes."""
 
     def __init__(self, module: SegmentationModule) -> None:
         super().__init__()
@@ -55,52 +41,39 @@ class Deployed(nn.Module):
 
 
 def export(args: list[str] | None = None) -> Path:
-    """export.py: write the file, if it predicts what the net predicts.
-
-    Args:
-        args: the command line, by default the process's own.
-
-    Raises:
-        InputError: the net cannot be exported, or the file does not predict the same; then none is written.
-    """
+    """Write the file. Raises InputError where it does not predict what the net predicts; then none is left."""
     start_job()
     options, rest = _parser().parse_with_others(args)
     path = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX[options.format]))
     if path.suffix != SUFFIX[options.format]:
         raise InputError(f"--output {path}: a file of --format {options.format} ends in {SUFFIX[options.format]}")
     refuse_existing([path], options.overwrite)
-    _check_installed(options.format)
-    _, module, data, _ = open_trained("export", options, rest, options.split)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx|torch\.export")
+    module, data, _ = open_trained("export", options, rest)
     module.channels_last = False
     model = Deployed(module.requires_grad_(False)).eval()
-    split = data.test_split
-    names = data.dataset.names(split)
-    chosen = np.unique(np.linspace(0, len(names) - 1, options.images).round().astype(int)).tolist()
-    images = {names[i]: data.dataset.load(split, i)["image"][None] for i in chosen}
+    chosen = evenly(len(data.dataset.names(data.test_split)), options.images)
+    images = [data.dataset.load(data.test_split, i)["image"][None] for i in chosen]
     with written_whole(path) as aside:
-        run = FORMATS[options.format](model, next(iter(images.values())), aside, metadata(module, options))
-        report = [(name, *compare(model, run, image)) for name, image in images.items()]
-        _print_report(report, path)
-        worst = max(row[3] for row in report)
-        equal = min(row[4] for row in report)
-        if worst > LARGEST_DIFFERENCE or equal < FEWEST_EQUAL:
+        run = FORMATS[options.format](model, images[0], aside, metadata(module, options))
+        _, _, shares, equals = zip(*(compare(model, run, image) for image in images), strict=True)
+        if max(shares) > LARGEST_DIFFERENCE or min(equals) < FEWEST_EQUAL:
             raise InputError(
-                f"the exported file does not predict what the net does: logits differ by {worst:.1%} of the largest, "
-                f"{equal:.3%} of the pixels are equal. It was not kept; try another --format"
+                f"the exported file does not predict what the net does: logits differ by {max(shares):.1%} of the "
+                f"largest, {min(equals):.3%} of the pixels are equal. It was not kept; try another --format"
             )
+    print(f"checked    on {len(images)} images: logits differ by {max(shares):.1e} of the largest at most, in float32")
     print(f"exported   {path}: {path.stat().st_size / 2**20:.1f} MiB")
     return path
 
 
 def _parser() -> JobParser:
-    parser = JobParser("export", "Write a trained net as one file that runs without this project.", EXAMPLES)
+    parser = JobParser("export")
     parser.add_checkpoint()
     parser.add_argument("--format", choices=tuple(SUFFIX), default="onnx", help="default: onnx")
     parser.add_argument("--output", metavar="FILE", type=file_name, help="default: beside the checkpoint")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="whose images to check it on")
-    parser.add_argument(
-        "--images", metavar="N", type=number(int, 1), default=8, help="how many images to check it on (default: 8)"
-    )
+    text = "how many images to check it on (default: 8)"
+    parser.add_argument("--images", metavar="N", type=number(int, 1), default=8, help=text)
     return parser
 
 
@@ -122,29 +95,32 @@ def metadata(module: SegmentationModule, options: Namespace) -> dict[str, Any]:
     }
 
 
-def to_onnx(model: Deployed, image: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], list[Tensor]]:
+def to_onnx(model: Deployed, image: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], Sequence[Tensor]]:
     """Write ONNX, and give what runs it: onnxruntime."""
     import onnx
     import onnxruntime
 
-    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    names = {"input_names": ["image"], "output_names": ["logits", "mask"]}
     program = torch.onnx.export(
-        model, (_example(image),), dynamo=True, dynamic_shapes=(dynamic,), verbose=False, **names
+        model,
+        (_example(image),),
+        input_names=["image"],
+        output_names=["logits", "mask"],
+        dynamo=True,
+        dynamic_shapes=(DYNAMIC,),
+        verbose=False,
     )
-    proto = program.model_proto
-    onnx.helper.set_model_props(
-        proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    )
+    assert program is not None  # with dynamo there is one
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    proto = program.model_proto  # made anew whenever it is asked for
+    onnx.helper.set_model_props(proto, texts)
     onnx.save(proto, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: [torch.from_numpy(found) for found in session.run(["logits", "mask"], {"image": x.numpy()})]
 
 
-def to_torch(model: Deployed, image: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], list[Tensor]]:
+def to_torch(model: Deployed, image: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], Sequence[Tensor]]:
     """Write torch.export's archive, and give what runs it: the file, loaded again."""
-    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(model, (_example(image),), dynamic_shapes=(dynamic,))
+    program = torch.export.export(model, (_example(image),), dynamic_shapes=(DYNAMIC,))
     archive = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
     torch.export.save(program, archive, extra_files={"metadata.json": json.dumps(about)})
     path.write_bytes(archive.getbuffer())
@@ -160,31 +136,15 @@ def _example(image: Tensor) -> Tensor:
     return image[..., :1, :1].expand(2, -1, height, width + 2 * (height == width)).contiguous()
 
 
-def compare(model: Deployed, run: Callable[[Tensor], list[Tensor]], image: Tensor) -> tuple[str, float, float, float]:
+def compare(
+    model: Callable[[Tensor], Sequence[Tensor]], run: Callable[[Tensor], Sequence[Tensor]], image: Tensor
+) -> tuple[str, float, float, float]:
     """Size, largest difference of logits, that as a share of the largest logit, share of pixels of equal class."""
     with torch.inference_mode():
         logits, mask = model(image)
         found, classes = run(image)
     opened, also = (each > CLOSED / 2 for each in (logits, found))  # what a gate has closed is no measure of logits
-    difference = float((found - logits)[opened].abs().max()) if opened.any() else 0.0
-    difference = difference if torch.equal(opened, also) else math.inf
-    scale = float(logits[opened].abs().max()) if opened.any() else 1.0
+    largest = lambda values: float(torch.where(opened, values, 0).abs().max())  # noqa: E731
+    difference = largest(found - logits) if torch.equal(opened, also) else math.inf
     size = f"{image.shape[-1]}x{image.shape[-2]}"
-    return size, difference, difference / max(scale, 1e-6), float((classes == mask).double().mean())
-
-
-def _print_report(report: list[tuple[str, str, float, float, float]], path: Path) -> None:
-    table = Table(title=f"{path.name} against the net, in float32", title_justify="left")
-    table.add_column("image", no_wrap=True)
-    for heading in ("size", "largest logit difference", "of the largest logit", "equal pixels"):
-        table.add_column(heading, justify="right")
-    for name, size, difference, share, equal in report:
-        table.add_row(name, size, f"{difference:.2g}", f"{share:.1e}", f"{equal:.4%}")
-    Console().print(table)
-
-
-def _check_installed(form: str) -> None:
-    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if form == "onnx" and lacking:
-        raise InputError(f"--format onnx needs {', '.join(lacking)}: pip install {' '.join(lacking)}")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx|torch\.export")
+    return size, difference, difference / max(largest(logits), 1e-6), float((classes == mask).double().mean())

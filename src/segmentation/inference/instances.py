@@ -1,15 +1,15 @@
 """Instances on top of classes: individuals of a class told apart, and the figures that say how well."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from skimage.measure import label as components
 from skimage.morphology import h_maxima
 from skimage.segmentation import relabel_sequential, watershed
+from torch import Tensor
 from torchmetrics import Metric
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
@@ -23,49 +23,37 @@ CALM = 1.5  # sigma, in pixels, by which distances are smoothed: a ragged edge m
 SADDLE = 0.75  # pixels by which two maxima of the distance must stand out from their saddle to be two individuals
 
 
-def things(labels: Labels) -> list[int]:
-    """Classes that have individuals: all but the background."""
-    return [k for k in range(labels.num_classes) if k != labels.background]
-
-
 def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.ndarray:
     """Individuals of an image's classes, by marker-controlled watershed (Meyer and Beucher 1990): markers are the
     maxima of the distance to the edge of the class, smoothed, and grow downhill until they meet, where the class is
-    narrowest. A net that has learnt the gaps (`BorderWeight`) leaves little to part.
+    narrowest. A net that has learnt the gaps (`BorderWeight`) leaves little to part. By `components`, what is to be
+    beaten, connected pixels of a class are one individual.
 
-    Args:
-        index: (H, W) class indices.
-        labels: the classes.
-        by: `watershed`, or `components`: connected pixels of a class are one individual (what is to be beaten).
-
-    Returns:
-        (H, W) int32, 0 for none, 1, 2, ... an individual.
+    (H, W) class indices -> (H, W) int32, 0 for none, 1, 2, ... an individual.
     """
     ids = np.zeros(index.shape, np.int32)
-    for k in things(labels):
+    for k in _things(labels):
         inside = index == k
         if by == "components":
             found = components(inside, connectivity=1)
         else:
             distance = gaussian_filter(distance_transform_edt(inside), CALM)
             found = watershed(-distance, components(h_maxima(distance, SADDLE) * inside), mask=inside)
-        sizes = np.bincount(found.ravel())
-        sizes[0] = 0
-        keep = np.flatnonzero(sizes >= SMALLEST)
-        number = np.zeros(len(sizes), np.int32)
-        number[keep] = np.arange(1, len(keep) + 1) + ids.max()
-        ids = np.where(inside, number[found], ids)
+        found[np.bincount(found.ravel())[found] < SMALLEST] = 0
+        ids += relabel_sequential(found, offset=int(ids.max(initial=0)) + 1)[0]
     return ids
 
 
-def class_of(ids: np.ndarray, index: np.ndarray, labels: Labels) -> np.ndarray:
-    """The class of each individual, by most of its pixels: (max id + 1,) class indices, -1 for what has none."""
-    found = np.full(int(ids.max(initial=0)) + 1, -1)
-    votes = np.stack([np.bincount(ids[index == k], minlength=len(found)) for k in things(labels)])
-    voted = votes.max(axis=0) > 0
-    voted[0] = False
-    found[voted] = np.array(things(labels))[votes.argmax(axis=0)[voted]]
-    return found
+def _things(labels: Labels) -> list[int]:
+    """Classes that have individuals: all but the background."""
+    return [k for k in range(labels.num_classes) if k != labels.background]
+
+
+def _class_of(ids: np.ndarray, index: np.ndarray, labels: Labels) -> np.ndarray:
+    """The class of each individual 1, 2, ..., by most of its pixels; -1 for what has none."""
+    kinds, most = _things(labels), int(ids.max(initial=0))
+    votes = np.stack([np.bincount(ids[index == k], minlength=most + 1)[1:] for k in kinds])
+    return np.where(votes.any(axis=0), np.array(kinds)[votes.argmax(axis=0)], -1)
 
 
 class InstanceMetrics(Metric):
@@ -73,14 +61,14 @@ class InstanceMetrics(Metric):
 
     AP at a threshold t is tp / (tp + fp + fn), an individual found if its IoU with one of the truth, of its class, is
     above t (Caicedo et al. 2019, Data Science Bowl; our individuals have no scores to rank). `ap` is its mean over
-    THRESHOLDS. Panoptic quality is the sum of the IoUs above 0.5 / (tp + fp / 2 + fn / 2) (Kirillov
-    et al. 2019, eq. 1).
-
-    Args:
-        labels: the classes.
+    THRESHOLDS. Panoptic quality: the sum of the IoUs above 0.5 / (tp + fp / 2 + fn / 2) (Kirillov et al. 2019, eq. 1).
     """
 
     full_state_update = False
+    predicted: Tensor
+    true: Tensor
+    iou: Tensor
+    matched: Tensor
 
     def __init__(self, labels: Labels) -> None:
         super().__init__()
@@ -91,75 +79,57 @@ class InstanceMetrics(Metric):
         self.add_state("matched", zeros.repeat(len(THRESHOLDS), 1), dist_reduce_fx="sum")
 
     def update(self, found: np.ndarray, index: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> None:
-        """Count an image; all are (H, W).
-
-        Args:
-            found: ids of the individuals predicted.
-            index: class indices predicted.
-            truth: ids of the individuals of the truth.
-            mask: its class indices; where they are IGNORE_INDEX, nothing counts.
-        """
-        valid = mask != IGNORE_INDEX
+        """Count an image, (H, W): ids and class indices predicted, ids and class indices of the truth, whose pixels of
+        IGNORE_INDEX do not count."""
         # Numbered without gaps: the table of their overlaps has a row and a column for each.
-        found, truth = (relabel_sequential(np.where(valid, ids, 0))[0] for ids in (found, truth))
-        kinds, true_kinds = class_of(found, index, self.labels), class_of(truth, mask, self.labels)
-        columns = len(kinds)
-        both = np.bincount((truth * columns + found).ravel(), minlength=len(true_kinds) * columns).reshape(-1, columns)
+        found, truth = (relabel_sequential(np.where(mask == IGNORE_INDEX, 0, ids))[0] for ids in (found, truth))
+        kinds, true_kinds = _class_of(found, index, self.labels), _class_of(truth, mask, self.labels)
+        shape = len(true_kinds) + 1, len(kinds) + 1
+        both = np.bincount((truth * shape[1] + found).ravel(), minlength=shape[0] * shape[1]).reshape(shape)
         union = both.sum(1, keepdims=True) + both.sum(0, keepdims=True) - both
-        iou = np.where(true_kinds[:, None] == kinds[None], both / np.maximum(union, 1), 0.0)[1:, 1:]
-        for k in things(self.labels):
-            of_class = iou[true_kinds[1:] == k]
+        iou = (both / np.maximum(union, 1))[1:, 1:] * (true_kinds[:, None] == kinds)
+        for k in _things(self.labels):
+            best = iou[true_kinds == k]
+            best = best[best > 0.5]  # at most one for each individual: above a half there is no room for two
             self.predicted[k] += int((kinds == k).sum())
             self.true[k] += int((true_kinds == k).sum())
-            best = of_class[of_class > 0.5]  # at most one for each individual: above a half there is no room for two
             self.iou[k] += int(np.round(best / UNIT).astype(np.int64).sum())
-            for row, threshold in enumerate(THRESHOLDS):
-                self.matched[row, k] += int((best > threshold).sum())
+            self.matched[:, k] += torch.from_numpy((best > np.array(THRESHOLDS)[:, None]).sum(axis=1))
 
     def compute(self) -> dict[str, float]:
         """Figures: `ap50`, `ap75`, `ap`, `pq`, `sq`, `rq`: means over classes, and by class where there are several."""
         predicted, true = self.predicted.double(), self.true.double()
         ap = self.matched / (predicted + true - self.matched)
-        pq = self.iou * UNIT / ((predicted + true) / 2)
-        tp = self.matched[0]
+        tp, half, iou = self.matched[0], (predicted + true) / 2, self.iou * UNIT
         of_class = {
             "ap50": ap[0],
             "ap75": ap[THRESHOLDS.index(0.75)],
             "ap": ap.mean(dim=0),
-            "pq": pq,
-            "sq": self.iou * UNIT / tp,
-            "rq": tp / ((predicted + true) / 2),
+            "pq": iou / half,
+            "sq": iou / tp,
+            "rq": tp / half,
         }
-        kinds = things(self.labels)
+        kinds = _things(self.labels)
         figures = {f"instances/{key}": float(values[kinds].nanmean()) for key, values in of_class.items()}
-        if len(kinds) > 1:
-            for key in ("ap50", "ap", "pq"):
-                names = [(k, self.labels.names[k]) for k in kinds]
-                figures |= {f"instances/{key}/{name}": float(of_class[key][k]) for k, name in names}
+        for k in kinds if len(kinds) > 1 else ():
+            figures |= {
+                f"instances/{key}/{self.labels.names[k]}": float(of_class[key][k]) for key in ("ap50", "ap", "pq")
+            }
         return figures | {"instances/true": int(true.sum()), "instances/found": int(predicted.sum())}
 
 
 class InstanceScores(Callback):
-    """Tells individuals apart in every tested image, and counts.
-
-    Args:
-        labels: the classes.
-        by: as `separate` has it.
-    """
+    """Tells individuals apart in every tested image, `by` watershed or components, and counts."""
 
     def __init__(self, labels: Labels, by: str) -> None:
         self.labels, self.by = labels, by
         self.metrics = InstanceMetrics(labels)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *others: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *others: Any) -> None:
         if "instance" not in batch:
             raise InputError("--instances needs a truth: give the data set its `instances` (ids, 0 for none)")
-        indices, truths, masks = (
-            x.cpu().numpy() for x in (pl_module.classify(outputs["logits"]), batch["instance"], batch["mask"])
-        )
-        numbers: Sequence[int] = batch["index"].tolist()
-        for number, index, truth, mask in zip(numbers, indices, truths, masks, strict=True):
+        tensors = (pl_module.classify(outputs["logits"]), batch["instance"], batch["mask"])
+        images = zip(*(x.cpu().numpy() for x in tensors), strict=True)
+        for number, (index, truth, mask) in zip(batch["index"].tolist(), images, strict=True):
             if number >= 0:  # else a filler
                 self.metrics.update(separate(index, self.labels, self.by), index, truth, mask)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +22,14 @@ TILE = 512  # side of the tiles of a larger one
 
 def add_options(parser: JobParser) -> None:
     """The options of every job that predicts."""
-    parser.add_argument(
-        "--tta",
-        nargs="?",
-        const="flips",
-        default="none",
-        choices=("none", "flips", "all"),
-        help="test-time augmentation: mean over the 4 flips, or all 8 symmetries",
-    )
+    averaged = "test-time augmentation: mean over the 4 flips, or all 8 symmetries"
+    choices = ("none", "flips", "all")
+    parser.add_argument("--tta", nargs="?", const="flips", default="none", choices=choices, help=averaged)
     parser.add_argument("--tile", type=number(int, 1), metavar="SIDE", help="predict by overlapping tiles of this side")
 
 
 class Predictor:
-    """The net of a checkpoint, with its normalisation, on a device.
+    """The module of a checkpoint, in eval mode, with its normalisation, on a device.
 
     Args:
         path: the checkpoint.
@@ -42,11 +38,6 @@ class Predictor:
         tile: side of tiles; None: images of more than 4 megapixels are cut into tiles of 512.
         tta: symmetries to average over.
         batch_size: tiles of one forward pass.
-
-    Attributes:
-        module: the trained SegmentationModule, in eval mode.
-        labels: its classes.
-        device: where it is.
     """
 
     def __init__(
@@ -63,33 +54,21 @@ class Predictor:
         module = load_module(self.checkpoint, str(path))
         self.labels = module.labels
         try:
-            try:
-                self.fabric = Fabric(
-                    accelerator=accelerator, devices=1, precision=precision or self.checkpoint["precision"]
-                )
-            except ValueError:  # training's float16, on a CPU
-                if precision:
-                    raise
-                self.fabric = Fabric(accelerator=accelerator, devices=1, precision="32-true")
+            self.fabric = _fabric(accelerator, precision or self.checkpoint["precision"], fixed=precision is not None)
         except (ValueError, RuntimeError, MisconfigurationException) as error:
             raise InputError(f"--accelerator {accelerator}, --precision {precision}: {error}") from error
         self.device = self.fabric.device
         self.whole = Averaged(module.net, None, tta)
         self.tiled = Averaged(module.net, tile or TILE, tta, batch_size)
         self.limit = 0 if tile else WHOLE
-        self.module = module.to(self.device).eval().requires_grad_(False)
+        self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
         dataset = self.checkpoint["datamodule_hyper_parameters"]["dataset"]
-        options = dataset.get("init_args") or {} if isinstance(dataset, dict) else {}
-        self.as_rgb = bool(options.get("as_rgb"))
+        self.as_rgb = bool((dataset.get("init_args") or {}).get("as_rgb"))
 
     def read(self, path: Path) -> np.ndarray:
-        """Pixels (C, H, W) of an image like those that the net was trained on.
-
-        Raises:
-            InputError: it cannot be read, or is of another number of bands or another type.
-        """
+        """Pixels (C, H, W). Raises InputError unless the image is like those that the net was trained on."""
         try:
             image = open_image(path, self.labels.channels, self.as_rgb)
         except WrongBands as error:
@@ -105,12 +84,19 @@ class Predictor:
             )
         return image
 
-    def strips(self, image: np.ndarray | Tensor) -> Iterator[tuple[int, Tensor]]:
+    def strips(self, image: np.ndarray) -> Iterator[tuple[int, Tensor]]:
         """Logits of an image (C, H, W), from top to bottom: the first row of a strip, and (K, h, W)."""
-        if isinstance(image, np.ndarray):
-            image = torch.from_numpy(image if image.flags.writeable else image.copy())  # Pillow's own is read-only
-        pixels = image
+        pixels = torch.from_numpy(image if image.flags.writeable else image.copy())  # Pillow's own is read-only
         averaged = self.tiled if pixels.shape[-2] * pixels.shape[-1] > self.limit else self.whole
         with torch.inference_mode(), self.fabric.autocast():
             for top, logits in averaged.strips(pixels, lambda x: self.module.normalize(x.to(self.device))):
                 yield top, logits.float()
+
+
+def _fabric(accelerator: str, precision: Any, fixed: bool) -> Fabric:
+    try:
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    except ValueError:  # training's float16, on a CPU
+        if fixed:
+            raise
+        return Fabric(accelerator=accelerator, devices=1, precision="32-true")

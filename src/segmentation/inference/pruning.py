@@ -3,13 +3,13 @@
 import statistics
 from argparse import Namespace
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from segmentation.callbacks import Progress, count_flops, in_millions
@@ -20,20 +20,13 @@ from segmentation.inference.source import Trained, open_trained
 from segmentation.job import JobParser, file_name, number, refuse_existing, start_job
 from segmentation.machine import machine, peak_memory, seconds
 from segmentation.module import SegmentationModule
-from segmentation.pictures import INK, SOFT, save_png
+from segmentation.nets import SegmentationNet, UNetPlusPlus
+from segmentation.pictures import INK, SOFT, save_png, table
 from segmentation.plugins import AtomicCheckpointIO
 from segmentation.writing import write_json, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-EXAMPLES = """examples:
-  python src/prune.py runs/NAME/checkpoints/best.ckpt                     what each level costs and reaches
-  python src/prune.py runs/NAME/checkpoints/best.ckpt --level 2           best_L2.ckpt, at once
-  python src/prune.py runs/NAME/checkpoints/best.ckpt --max-ms 20         the best that takes 20 ms at most, here
-  python src/prune.py runs/NAME/checkpoints/best.ckpt --max-drop 0.01     the fastest that loses 0.01 mIoU at most
-
-Any option of data and trainer, as in train.py: --data.num_workers 0 --trainer.accelerator cpu"""
 
 #: Of a checkpoint, what a pruned one keeps as it is; the rest belongs to the training of the whole net.
 KEPT = (
@@ -61,37 +54,33 @@ class Level:
 
 
 def prune(args: list[str] | None = None) -> list[Level]:
-    """prune.py: a table and a plot of the levels; by option the checkpoint of one.
-
-    Args:
-        args: the command line, by default the process's own.
-
-    Returns:
-        The levels, those of the table; none with `--level`, which needs no measuring.
-    """
+    """A table and a plot of the levels, which are returned (none with `--level`, which needs no measuring); by option
+    the checkpoint of one."""
     start_job()
     options, rest = _parser().parse_with_others(args)
-    source = Path(options.checkpoint)
-    base = options.output or source.with_suffix("")
+    base = options.output or Path(options.checkpoint).with_suffix("")
     if options.level is not None:
-        refuse_existing([_pruned_path(base, options.level)], options.overwrite)
         _write(options, base, options.level)
         return []
     plot, figures = base.with_name(f"{base.name}_levels.png"), base.with_name(f"{base.name}_levels.json")
     trained = open_trained("prune", options, rest, "val")
-    _check_prunable(trained.module)
+    trained.module.net.prune(1)  # an error, where it cannot be
     refuse_existing([plot, figures], options.overwrite)
-    predictor = Predictor(source, trained.trainer["accelerator"])
+    predictor = Predictor(options.checkpoint, trained.trainer["accelerator"])
     levels, size = measure(trained, predictor, options.repeats)
     chosen = choose(levels, options.max_ms, options.max_drop)
-    where = machine(predictor.device.type)
-    _print_levels(levels, size, where)
+    computer = machine(predictor.device.type)
+    where = f"one image of {size[1]}x{size[0]}, {computer}"
+    shown = table(f"levels, {where}", "level", "val mIoU", "parameters", "GFLOPs", "ms", "times faster", "MiB")
+    for one in levels:
+        costs = f"{one.gflops:.1f}", f"{one.ms:.1f}", f"{levels[-1].ms / one.ms:.1f}", f"{one.mib:.0f}"
+        shown.add_row(f"L{one.level}", f"{one.miou:.4f}", in_millions(one.parameters), *costs)
+    Console().print(shown)
     with written_together(plot, figures) as (plot_aside, figures_aside):
-        save_png(levels_figure(levels, chosen, f"{size[1]}x{size[0]} pixels, {where}"), plot_aside)
-        write_json(figures_aside, {"size": size, "machine": where, "levels": [asdict(level) for level in levels]})
+        save_png(levels_figure(levels, chosen, where), plot_aside)
+        write_json(figures_aside, {"size": size, "machine": computer, "levels": list(map(asdict, levels))})
     print(f"plot       {plot}\nfigures    {figures}")
     if chosen:
-        refuse_existing([_pruned_path(base, chosen)], options.overwrite)
         _write(options, base, chosen)
     else:
         print("to prune   --level 2, or --max-ms, or --max-drop: see --help")
@@ -99,71 +88,56 @@ def prune(args: list[str] | None = None) -> list[Level]:
 
 
 def _parser() -> JobParser:
-    parser = JobParser("prune", "Cut a UNet++ that was trained with deep supervision to one of its levels.", EXAMPLES)
+    parser = JobParser("prune")
     parser.add_checkpoint()
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--level", type=number(int, 1), metavar="L", help="write the checkpoint of this level; nothing is measured"
-    )
-    choice.add_argument(
-        "--max-ms", type=number(float, 0), metavar="MS", help="of the best level of those that take MS at most"
-    )
-    choice.add_argument(
-        "--max-drop", type=number(float, 0), metavar="MIOU", help="of the fastest that loses MIOU at most"
-    )
-    repeats = "rounds of timing; the table has medians (default: 15)"
-    parser.add_argument("--repeats", metavar="N", type=number(int, 1), default=15, help=repeats)
-    parser.add_argument(
-        "--output", metavar="BASE", type=file_name, help="results are BASE_L2.ckpt, BASE_levels.png and .json"
-    )
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--level", type=number(int, 1), metavar="L", help="write the checkpoint of this level; nothing is measured")
+    add("--max-ms", type=number(float, 0), metavar="MS", help="of the best level of those that take MS at most")
+    add("--max-drop", type=number(float, 0), metavar="MIOU", help="of the fastest that loses MIOU at most")
+    text = "rounds of timing; the table has medians (default: 15)"
+    parser.add_argument("--repeats", metavar="N", type=number(int, 1), default=15, help=text)
+    text = "results are BASE_L2.ckpt, BASE_levels.png and .json"
+    parser.add_argument("--output", metavar="BASE", type=file_name, help=text)
     return parser
 
 
 def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[Level], tuple[int, int]]:
-    """mIoU of every level from one pass over the validation split, then time and memory of one image.
-
-    Levels take turns, so that what else the machine does hits all alike.
-
-    Returns:
-        The levels, and (H, W) of the image.
-    """
-    _, module, data, config = trained
+    """mIoU of every level from one pass over the validation split, then time and memory of one image, whose (H, W) is
+    returned too. Levels take turns, so that what else the machine does hits all alike."""
+    module, data, config = trained
     trainer = Trainer(**config, callbacks=[Progress()])
     trainer.validate(module, datamodule=data, verbose=False)
     image = data.dataset.load("val", 0)["image"][None]
     device = predictor.device.type
     x = predictor.module.normalize(image.to(predictor.device))
     nets = [predictor.module.net.prune(level).eval() for level in range(1, module.net.num_heads + 1)]
-    times: list[list[float]] = [[] for _ in nets]
 
-    def run(net: torch.nn.Module) -> Tensor:
+    def run(net: SegmentationNet) -> Tensor:
         with torch.inference_mode(), predictor.fabric.autocast():
             return net.predict(x)
 
-    memory = [(seconds(lambda: run(net), device), peak_memory(lambda: run(net), device))[1] for net in nets]  # noqa: B023
-    for _ in range(repeats):
-        for net, taken in zip(nets, times, strict=True):
-            taken.append(seconds(lambda: run(net), device))  # noqa: B023
+    jobs = [partial(run, net) for net in nets]
+    memory = []
+    for job in jobs:
+        job()  # once to warm up
+        memory.append(peak_memory(job, device))
+    times = [[seconds(job, device) for job in jobs] for _ in range(repeats)]
     levels = [
         Level(
-            number,
-            float(trainer.callback_metrics[f"val/head{number}/miou"]),
-            sum(parameter.numel() for parameter in net.parameters()),
-            count_flops(net, tuple(image.shape)) / 1e9,
-            statistics.median(taken) * 1e3,
-            used * 1024,
+            level=number,
+            miou=float(trainer.callback_metrics[f"val/head{number}/miou"]),
+            parameters=sum(parameter.numel() for parameter in net.parameters()),
+            gflops=count_flops(net, tuple(image.shape)) / 1e9,
+            ms=statistics.median(taken) * 1e3,
+            mib=used * 1024,
         )
-        for number, (net, taken, used) in enumerate(zip(nets, times, memory, strict=True), start=1)
+        for number, (net, taken, used) in enumerate(zip(nets, zip(*times, strict=True), memory, strict=True), start=1)
     ]
-    return levels, tuple(image.shape[-2:])
+    return levels, (image.shape[-2], image.shape[-1])
 
 
 def choose(levels: list[Level], max_ms: float | None, max_drop: float | None) -> int | None:
-    """The level that the options ask for; None where they ask for none.
-
-    Raises:
-        InputError: no level is as fast.
-    """
+    """The level that the options ask for; None where they ask for none. Raises InputError if no level is as fast."""
     if max_ms is not None:
         fast = [level for level in levels if level.ms <= max_ms]
         if not fast:
@@ -177,33 +151,30 @@ def choose(levels: list[Level], max_ms: float | None, max_drop: float | None) ->
 
 
 def pruned_checkpoint(checkpoint: dict[str, Any], module: SegmentationModule, level: int) -> dict[str, Any]:
-    """An ordinary checkpoint of the net cut to a level.
-
-    Raises:
-        InputError: the net has no such level.
-    """
-    arguments = module.net.pruned_arguments(level)
-    hparams = checkpoint["hyper_parameters"]
-    net = {"class_path": hparams["net"]["class_path"], "init_args": {**arguments, "widths": [*arguments["widths"]]}}
-    state = module.net.prune(level).state_dict()
-    others = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("net.")}
+    """An ordinary checkpoint of the net cut to a level. Raises InputError if it has no such level."""
+    net, hparams = module.net, checkpoint["hyper_parameters"]
+    state = {f"net.{key}": value for key, value in net.prune(level).state_dict().items()}
+    assert isinstance(net, UNetPlusPlus)  # no other can be pruned
+    arguments = net.pruned_arguments(level)
+    section = {"class_path": hparams["net"]["class_path"], "init_args": {**arguments, "widths": [*arguments["widths"]]}}
     return {
         **{key: checkpoint[key] for key in KEPT if key in checkpoint},
-        "hyper_parameters": {**hparams, "net": net, "head_weights": None, "init_from": None},
-        "state_dict": {f"net.{key}": value for key, value in state.items()} | others,
+        "hyper_parameters": {**hparams, "net": section, "head_weights": None, "init_from": None},
+        "state_dict": state | {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("net.")},
     }
 
 
 def _write(options: Namespace, base: Path, level: int) -> None:
     """Write the checkpoint of a level, once it has been seen to give exactly that head's output."""
+    path = base.with_name(f"{base.name}_L{level}.ckpt")
+    refuse_existing([path], options.overwrite)
     predictor = Predictor(options.checkpoint, "cpu", "32-true")
-    _check_prunable(predictor.module)
+    net = predictor.module.net
     small = pruned_checkpoint(predictor.checkpoint, predictor.module, level)
-    path, net = _pruned_path(base, level), predictor.module.net
-    image = torch.rand(1, net.in_channels, 2 * net.stride + 1, 2 * net.stride + 3)
     again = load_module(small, str(path)).net
     if predictor.module.channels_last:  # another layout would round otherwise
         again.to(memory_format=torch.channels_last)
+    image = torch.rand(1, net.in_channels, 2 * net.stride + 1, 2 * net.stride + 3)
     with torch.inference_mode():
         if not torch.equal(again(image).logits[-1], net(image, level=level).logits[-1]):
             raise RuntimeError(f"level {level} of the pruned net differs from that of its parent")
@@ -212,51 +183,23 @@ def _write(options: Namespace, base: Path, level: int) -> None:
     print(f"level {level}    {path}: {after:.1f} MiB, of {before:.1f} (which also hold the optimizer)")
 
 
-def _check_prunable(module: SegmentationModule) -> None:
-    if not hasattr(module.net, "pruned_arguments"):
-        module.net.prune(1)
-    module.net.pruned_arguments(1)
-
-
-def _pruned_path(base: Path, level: int) -> Path:
-    return base.with_name(f"{base.name}_L{level}.ckpt")
-
-
-def _print_levels(levels: list[Level], size: tuple[int, int], where: str) -> None:
-    table = Table(title=f"levels, one image of {size[1]}x{size[0]}, {where}", title_justify="left")
-    for heading in ("level", "val mIoU", "parameters", "GFLOPs", "ms", "times faster", "MiB"):
-        table.add_column(heading, justify="right")
-    for level in levels:
-        faster = levels[-1].ms / level.ms
-        table.add_row(
-            f"L{level.level}",
-            f"{level.miou:.4f}",
-            in_millions(level.parameters),
-            f"{level.gflops:.1f}",
-            f"{level.ms:.1f}",
-            f"{faster:.1f}",
-            f"{level.mib:.0f}",
-        )
-    Console().print(table)
-
-
 def levels_figure(levels: list[Level], chosen: int | None, where: str) -> "Figure":
     """mIoU against time, a point a level, its area that of the parameters; the chosen one is filled."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.4), dpi=144, facecolor="white", layout="constrained")
     axes = figure.subplots()
-    axes.plot([level.ms for level in levels], [level.miou for level in levels], color="#B9CDE2", lw=1.5, zorder=1)
+    times, ious = [level.ms for level in levels], [level.miou for level in levels]
     most = max(level.parameters for level in levels)
+    areas = [40 + 360 * level.parameters / most for level in levels]
+    faces = ["#3B7DBD" if chosen in (None, level.level) else "white" for level in levels]
+    axes.plot(times, ious, color="#B9CDE2", lw=1.5, zorder=1)
+    axes.scatter(times, ious, areas, faces, edgecolor="#3B7DBD", lw=1.5, zorder=2)
     for level in levels:
-        filled = chosen in (None, level.level)
-        face = "#3B7DBD" if filled else "white"
-        area = 40 + 360 * level.parameters / most
-        axes.scatter(level.ms, level.miou, s=area, color=face, edgecolor="#3B7DBD", lw=1.5, zorder=2)
         text = f"L{level.level}\n{in_millions(level.parameters)}"
         axes.annotate(text, (level.ms, level.miou), (12, -12), textcoords="offset points", va="top", fontsize=9)
-    axes.margins(x=0.15, y=0.3)
-    axes.set_xlim(0, 1.18 * max(level.ms for level in levels))  # room for the last one's label
+    axes.margins(y=0.3)
+    axes.set_xlim(0, 1.18 * max(times))  # room for the last one's label
     axes.set_xlabel("milliseconds an image", color=SOFT)
     axes.set_ylabel("validation mIoU", color=SOFT)
     axes.grid(color="#ECEDEF", zorder=0)

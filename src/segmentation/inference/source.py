@@ -19,33 +19,17 @@ from segmentation.parser import Parser
 
 
 class Trained(NamedTuple):
-    """What a job measures with.
+    """What a job measures with."""
 
-    Attributes:
-        checkpoint: contents of the file.
-        module: the trained module, in eval mode.
-        data: the data set, its `test_split` the one to be tested; checked.
-        trainer: options of the trainer.
-    """
-
-    checkpoint: dict[str, Any]
-    module: SegmentationModule
-    data: SegmentationDataModule
-    trainer: dict[str, Any]
+    module: SegmentationModule  # in eval mode
+    data: SegmentationDataModule  # checked; its `test_split` is the one to be tested
+    trainer: dict[str, Any]  # options of the trainer
 
 
 def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: str | None = None) -> Trained:
-    """A checkpoint with its data.
-
-    Args:
-        job: the script's name.
-        options: `checkpoint`, a file, and `data`, an overlay or None.
-        rest: options of data and trainer from the command line.
-        split: the one to be tested; None: the data set's own.
-
-    Raises:
-        InputError: no such split, or the data set is not like the one that was trained on.
-    """
+    """A checkpoint with its data, or that of an overlay (`options.data`), on which options of data and trainer from the
+    command line (`rest`) count. `split` is the one to be tested; None: the data set's own. Raises InputError if there
+    is no such split, or the data set is not like the one that was trained on."""
     checkpoint = read_checkpoint(options.checkpoint)
     module = load_module(checkpoint, options.checkpoint)
     parser, config = _configure(job, checkpoint, options.data, rest)
@@ -54,15 +38,18 @@ def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: 
         data.test_split = split or data.test_split
         if not data.dataset.names(data.test_split):
             raise InputError(f"there is no {data.test_split} split in this data set: choose another --split")
-        _check_labels(module.labels, data.labels, options.checkpoint)
-        if rank_zero_only.rank == 0:
-            data.check([data.test_split])
+        if not _alike(module.labels, data.labels):
+            raise InputError(
+                f"{options.checkpoint} was trained on {_described(module.labels)}, but this data has "
+                f"{_described(data.labels)}"
+            )
+        rank_zero_only(data.check)([data.test_split])
     except InputError as error:
         if options.data:
             raise
         raise InputError(f"{error} (the data is as in training; --data OVERLAY gives another)") from error
     fixed = {"use_distributed_sampler": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trained(checkpoint, module, data, {**config.trainer, **fixed, "logger": False})
+    return Trained(module, data, {**config.trainer, **fixed, "logger": False})
 
 
 def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: list[str]) -> tuple[Parser, Namespace]:
@@ -73,7 +60,14 @@ def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: 
     skip = OURS | {"callbacks", "enable_checkpointing"}
     parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip)
     saved = {key: value for key, value in checkpoint["datamodule_hyper_parameters"].items() if key != "_instantiator"}
-    section = _data_section(Path(overlay)) if overlay else {}
+    section = {}
+    if overlay:
+        try:
+            section = dict(yaml.safe_load(Path(overlay).read_text(encoding="utf-8"))["data"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{overlay}: is no overlay with a data section, like configs/data/*.yaml: {error}"
+            ) from error
     if "dataset" in section:  # another data set, not the options of this one under it
         del saved["dataset"]
     layers = ({"data": saved, "trainer": {"devices": 1, "precision": checkpoint["precision"]}}, {"data": section})
@@ -81,21 +75,11 @@ def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: 
     return parser, parser.parse_args([*args, *rest])
 
 
-def _data_section(path: Path) -> dict[str, Any]:
-    try:
-        section = yaml.safe_load(path.read_text(encoding="utf-8")).get("data")
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read as an overlay ({error})") from error
-    if not section:
-        raise InputError(f"{path}: has no data section; give an overlay like those in configs/data")
-    return section
+def _alike(trained: Labels, given: Labels) -> bool:
+    same = ("names", "channels", "scale", *(["dtype"] if trained.dtype else []))
+    return all(getattr(trained, what) == getattr(given, what) for what in same)
 
 
-def _check_labels(trained: Labels, given: Labels, source: str) -> None:
-    for what in ("names", "channels", "dtype", "scale"):
-        if getattr(trained, what) != getattr(given, what) and (what != "dtype" or trained.dtype):
-            raise InputError(
-                f"{source} was trained on images of {trained.channels} bands ({trained.dtype or 'any type'}, "
-                f"scale {trained.scale}) and the classes {', '.join(trained.names)}, but this data has "
-                f"{given.channels} ({given.dtype}, scale {given.scale}) and {', '.join(given.names)}"
-            )
+def _described(labels: Labels) -> str:
+    pixels = f"{labels.channels} bands ({labels.dtype or 'any type'}, scale {labels.scale})"
+    return f"images of {pixels} and the classes {', '.join(labels.names)}"
