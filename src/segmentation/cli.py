@@ -34,6 +34,7 @@ from segmentation.run import (
     WandbOptions,
     checkpoint_callbacks,
     git_commit,
+    is_rank_zero,
     make_loggers,
     new_name,
     wandb_runs,
@@ -199,7 +200,7 @@ class SegmentationCLI(LightningCLI):
             raise InputError(
                 "trainer.max_epochs and trainer.max_steps: 0 trains nothing. To test a checkpoint: src/eval.py"
             )
-        if rank_zero_only.rank == 0:
+        if is_rank_zero():
             _check_monitor(self.config.checkpoint.monitor, self.model)
             if self.model.init_from:
                 read_checkpoint(self.model.init_from)
@@ -208,11 +209,12 @@ class SegmentationCLI(LightningCLI):
             _list_skipped(self.datamodule.skipped(), run)
             _tell_wandb(trainer, yaml.safe_load(config), self.datamodule.labels.names)
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
-        if trainer.overfit_batches:
+        if self.config.trainer.overfit_batches:
             if trainer.is_global_zero:
                 print(_verdict(float(trainer.callback_metrics.get("val/miou", "nan"))), flush=True)
             return
-        tested = Path(trainer.checkpoint_callback.best_model_path or run.checkpoints / "last.ckpt")  # never validated
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        tested = Path(best or run.checkpoints / "last.ckpt")  # never validated
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         if trainer.is_global_zero:

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from segmentation.errors import InputError, Preempted
-from segmentation.run import RunFolder
+from segmentation.run import RunFolder, metrics_file
 
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
@@ -118,6 +118,9 @@ class MidEpoch(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.listen()  # again: since `setup` Lightning has set its own
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()  # and again: else a SIGTERM in a validation would end the run with status 0, and no word
+
     def listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self.note)
@@ -142,7 +145,7 @@ class MidEpoch(Checkpoint):
         due = time.monotonic() - self.saved >= self.every_seconds
         save, stop = self.agreed(trainer, batch_idx, save=due, stop=bool(self.received))
         if save or stop:
-            trainer.loggers[0].log_ahead(trainer)
+            metrics_file(trainer).write()
             trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
             self.saved = time.monotonic()
         if stop:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from segmentation.checkpoint import warm_start
+from segmentation.data import SegmentationDataModule
 from segmentation.data.census import scale_of
 from segmentation.data.labels import Labels
 from segmentation.data.sampler import derive_seed
@@ -47,6 +48,9 @@ class SegmentationModule(LightningModule):
         compile: compile the net with torch.compile.
         init_from: checkpoint whose weights to start from, where they fit.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -92,9 +96,14 @@ class SegmentationModule(LightningModule):
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
 
+    @property
+    def data(self) -> SegmentationDataModule:
+        """What feeds this module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            census = self.trainer.datamodule.census("train")
+            census = self.data.census("train")
             self.loss.setup(census)
             if self.auto_normalize:
                 mean, std = self.net.statistics or (census.mean, census.std)
@@ -106,8 +115,8 @@ class SegmentationModule(LightningModule):
             self.net.to(memory_format=torch.channels_last)
         if self.compile_net:
             self.net.compile()
-        data, heads = self.trainer.datamodule, self.net.num_heads if self.net.num_heads > 1 else 0
-        images, boundary = len(data.dataset.names(data.test_split)), self.boundary_iou
+        heads = self.net.num_heads if self.net.num_heads > 1 else 0
+        images, boundary = len(self.data.dataset.names(self.data.test_split)), self.boundary_iou
         self.train_metrics = SegmentationMetrics(self.labels)
         self.val_metrics = SegmentationMetrics(self.labels, heads, boundary=boundary)
         self.test_metrics = SegmentationMetrics(self.labels, images=images, boundary=boundary)
@@ -131,8 +140,8 @@ class SegmentationModule(LightningModule):
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, WarmupDecay):
-                by_epoch = config.interval == "epoch"
-                total = self.trainer.max_epochs if by_epoch else self.trainer.estimated_stepping_batches
+                epochs = self.trainer.max_epochs if config.interval == "epoch" else None
+                total = epochs or self.trainer.estimated_stepping_batches
                 if config.scheduler.decay != "constant" and not 0 < total < float("inf"):
                     raise InputError("a schedule that decays needs an end: give trainer.max_epochs, or decay: constant")
                 config.scheduler.set_total_steps(max(1, int(min(total, 2**53))))
@@ -143,9 +152,7 @@ class SegmentationModule(LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # What a step draws (dropout) is a function of (seed, step, rank), so that a resumed run draws it again.
-        torch.manual_seed(
-            derive_seed(self.trainer.datamodule.seed, self.trainer.global_step, batch_idx, self.global_rank)
-        )
+        torch.manual_seed(derive_seed(self.data.seed, self.trainer.global_step, batch_idx, self.global_rank))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         heads = self.net(self.normalize(batch["image"]))
@@ -154,14 +161,15 @@ class SegmentationModule(LightningModule):
         self.count("train", heads, batch, loss - self.presence_weight * terms.get("presence/loss", 0.0))
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """Log the losses of every so many steps. `self.log` would give the same rows, and take its time at every step
-        (`python benchmarks/training.py`)."""
-        trainer, every = self.trainer, self.trainer.log_every_n_steps
-        if every and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step; and every so many the losses, for the loggers. (`self.log` would give the same rows, take its time
+        at every step, `python benchmarks/training.py`, and give them after a checkpoint of this step.)"""
+        super().optimizer_step(*args, **kwargs)
+        step, every = self.trainer.global_step, getattr(self.trainer, "log_every_n_steps", 0)
+        if every and (step + 1) % every == 0:
             found = {f"train/{key}": value.item() for key, value in self.losses.items()}
             for logger in self.loggers:
-                logger.log_metrics({**found, "epoch": self.current_epoch}, trainer.global_step - 1)
+                logger.log_metrics({**found, "epoch": self.current_epoch}, step)
                 logger.save()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -184,7 +192,7 @@ class SegmentationModule(LightningModule):
         heads = joined([self.net(part) for part in image.split(1 if image.device.type == "cpu" else len(image))])
         total = mass = torch.zeros((), device=self.device)
         for i in range(len(image)):
-            one = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
+            one: dict[str, Any] = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
             share = self.loss.mass(logits[-1], one["mask"])
             total, mass = total + share * self.criterion(Heads(logits), one)[0], mass + share
@@ -197,11 +205,12 @@ class SegmentationModule(LightningModule):
             The sum, and its terms by their logged keys (without the split); none where there is one head alone.
         """
         mask, weight = batch["mask"], batch.get("weight")
-        each, terms = [], {}
+        each: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
         for number, logits in enumerate(heads.logits, start=1):
             head = f"head{number}/" if len(heads.logits) > 1 else ""
             parts = self.loss.terms(logits, mask, weight)
-            each.append(sum(parts.values()) if parts else self.loss(logits, mask, weight))
+            each.append(torch.stack([*parts.values()]).sum() if parts else self.loss(logits, mask, weight))
             parts |= {"loss": each[-1]} if head else {}
             terms |= {f"{head}{name}": term for name, term in parts.items()}
         total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
@@ -278,7 +287,8 @@ class SegmentationModule(LightningModule):
         # Counts of an epoch that a mid-epoch checkpoint interrupts, those of all processes: the sum of them goes on.
         # Not in inference mode, in which validation may save: the states would come back as tensors that cannot change.
         with torch.inference_mode(False), torch.no_grad(), self.train_metrics.sync_context():
-            checkpoint["train_counts"] = {key: value.cpu() for key, value in self.train_metrics.metric_state.items()}
+            state = self.train_metrics.metric_state
+            checkpoint["train_counts"] = {key: torch.as_tensor(value).cpu() for key, value in state.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self.trainer.training and self.trainer.is_global_zero:

@@ -94,7 +94,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.lock = RUNS / f".{name}.lock"
         last = self.checkpoints / "last.ckpt"
-        if rank_zero_only.rank == 0:
+        if is_rank_zero():
             hold(self.lock)
         self.resuming = resume and self.config.is_file() and last.is_file()  # what failed before may begin anew
         #: The checkpoint to go on from, if there is one.
@@ -103,7 +103,7 @@ class RunFolder:
         self._wandb_id = self.path / "wandb" / "run_id"
         known = resume and self._wandb_id.is_file()
         self.wandb_id = self._wandb_id.read_text().strip() if known else os.urandom(4).hex()
-        if self.path.exists() and not resume and rank_zero_only.rank == 0:
+        if self.path.exists() and not resume and is_rank_zero():
             raise InputError(f"{self.path} exists: choose another --name, or add --resume to go on with that run")
 
     def create(self, config: str) -> None:
@@ -160,10 +160,15 @@ def new_name() -> str:
     that Lightning starts take it from rank 0 through the environment; where another launcher starts them, only rank 0
     uses its name."""
     job, swept = os.environ.get("SLURM_JOB_ID"), os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID")
-    if rank_zero_only.rank == 0:
+    if is_rank_zero():
         now = time.strftime("%Y%m%d-%H%M%S")
         os.environ["SEGMENTATION_RUN"] = f"sweep-{swept}" if swept else f"slurm-{job}" if job else now
     return os.environ.get("SEGMENTATION_RUN", "unnamed")
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the process that writes."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it
 
 
 def git_commit() -> str | None:
@@ -204,8 +209,9 @@ class MetricsFile(Logger):
 
     def __init__(self, run: RunFolder, step: int | None) -> None:
         super().__init__()
-        self.path, self.rows, self.written = run.metrics, [], 0
-        if step is not None and self.path.is_file() and rank_zero_only.rank == 0:
+        self.path, self.written = run.metrics, 0
+        self.rows: list[dict[str, Any]] = []
+        if step is not None and self.path.is_file() and is_rank_zero():
             with self.path.open(newline="") as file:
                 rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
             self.rows = [row for row in rows if "step" in row and int(row["step"]) < step]
@@ -220,14 +226,11 @@ class MetricsFile(Logger):
         self.rows.append(row)
 
     def log_ahead(self, trainer: Trainer) -> None:
-        """Take what Lightning logs only after its callbacks, of the step or epoch just ended: a run that goes on from a
-        checkpoint saved by a callback would never log it."""
-        connector, stepped = trainer._logger_connector, trainer.fit_loop.epoch_loop._batches_that_stepped
-        epoch_ended = connector._first_loop_iter is None
-        if epoch_ended or connector.should_update_logs:
-            metrics = {key: float(value) for key, value in connector.metrics["log"].items()}
-            self.log_metrics({**metrics, "epoch": trainer.current_epoch}, stepped - epoch_ended)
-        self.write()
+        """Take the figures of the epoch that ends, which Lightning logs after its callbacks: a run that goes on from
+        the checkpoint that one of these saves would never log them."""
+        metrics = {key: float(value) for key, value in trainer._logger_connector.metrics["log"].items()}
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+        self.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
 
     def save(self) -> None:
         if len(self.rows) - self.written >= self.EVERY:
@@ -250,7 +253,7 @@ class BestCheckpoint(ModelCheckpoint):
     """best.ckpt, by validation. Its place is the run folder's also when that was moved before the run is resumed."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        here = lambda path: str(Path(self.dirpath) / Path(path).name) if path else path  # noqa: E731
+        here = lambda path: str(Path(str(self.dirpath)) / Path(path).name) if path else path  # noqa: E731
         moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
         models = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath})
@@ -260,8 +263,14 @@ class LastCheckpoint(ModelCheckpoint):
     """last.ckpt at every epoch's end. (Within an epoch: `cluster.MidEpoch`.)"""
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
-        trainer.loggers[0].log_ahead(trainer)
+        metrics_file(trainer).log_ahead(trainer)
+        metrics_file(trainer).write()
         super().on_train_epoch_end(trainer, *args)
+
+
+def metrics_file(trainer: Trainer) -> MetricsFile:
+    """The trainer's `metrics.csv`, which must be written before a checkpoint of the same step."""
+    return next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
 
 
 def checkpoint_callbacks(run: RunFolder, options: CheckpointOptions) -> list[Callback]:
