@@ -1,0 +1,173 @@
+"""A W&B server for tests, on 127.0.0.1: what wandb's core, `wandb sync` and `wandb agent` ask of one, kept in memory.
+
+Files of lines (history, console) are kept by the offset at which a client puts them, as W&B's own server keeps them: a
+line that is sent again to its place is no second line, one that is appended again is.
+"""
+
+import gzip
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+KEY = 40 * "0"
+
+
+@dataclass
+class Run:
+    """What the server knows of one run."""
+
+    told: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, dict[int, str]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    exitcode: int | None = None
+    stop: bool = False
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of the history, in the order of their places."""
+        return [json.loads(line) for _, line in sorted(self.lines.get("wandb-history.jsonl", {}).items())]
+
+    @property
+    def steps(self) -> list[int]:
+        return [row["_step"] for row in self.history]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {key: entry["value"] for key, entry in json.loads(self.told["config"]).items()}
+
+
+class Server(ThreadingHTTPServer):
+    """Runs by id; a sweep, and the commands that it has left for its agent."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.runs: dict[str, Run] = {}
+        self.sweep: str | None = None  # YAML
+        self.commands: list[list[dict[str, Any]]] = []  # of each heartbeat; at the end: exit
+        self.asked: list[str] = []
+
+    def handle_error(self, *args: Any) -> None:
+        """A client that has gone is no error."""
+
+    def answer(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
+        """The data of a GraphQL operation. Of what is not named here, such as the flags of an organisation, nothing."""
+        entity = {"id": "e", "name": v.get("entity") or v.get("entityName") or "someone"}
+        project = {"id": "p", "name": v.get("project") or v.get("projectName") or "uncategorized", "entity": entity}
+        if operation in ("Viewer", "GetViewer", "GetDefaultEntity"):
+            viewer = {"id": "u", "entity": "someone", "username": "someone", "email": "", "flags": "{}", "admin": False}
+            return {"viewer": {**viewer, "teams": {"edges": []}, "apiKeys": {"edges": []}}}
+        if operation == "RunResumeStatus":
+            run = self.runs.get(v["name"])
+            return {"model": {**project, "bucket": run and self.resumed(v["name"], run)}}
+        if operation == "UpsertBucket":
+            inserted = v["name"] not in self.runs
+            run = self.runs.setdefault(v["name"], Run())
+            run.told |= {key: value for key, value in v.items() if value is not None}
+            rows, name = len(run.history), run.told.get("displayName", v["name"])
+            bucket = {"id": v["name"], "name": v["name"], "displayName": name, "historyLineCount": rows}
+            return {"upsertBucket": {"bucket": {**bucket, "project": project}, "inserted": inserted}}
+        if operation == "CreateRunFiles":
+            files = [{"name": name, "uploadUrl": f"{self.url}/put/{v['run']}/{name}"} for name in v["files"]]
+            return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
+        if operation == "UpsertSweep":
+            self.sweep = v["config"]
+            return {"upsertSweep": {"sweep": {"name": "swept", "project": project}, "configValidationWarnings": []}}
+        if operation == "SweepWithRuns":
+            return {"project": {"sweep": {"id": "s", "name": v["sweep"], "config": self.sweep, "runs": {"edges": []}}}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "a"}}}
+        if operation == "Heartbeat":
+            busy = any(json.loads(v["runState"]).values())
+            commands = self.commands.pop(0) if self.commands and not busy else []
+            commands += [{"type": "stop", "run_id": name} for name, run in self.runs.items() if run.stop and busy]
+            commands += [] if busy or self.commands or commands else [{"type": "exit"}]
+            return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(commands)}}
+        return {}
+
+    def resumed(self, name: str, run: Run) -> dict[str, Any]:
+        """How far a run has come, for a client that goes on with it."""
+        tail = {key: json.dumps([*run.lines.get(file, {}).values()][-1:]) for key, file in TAILS.items()}
+        counts = {key: len(run.lines.get(file, {})) for key, file in COUNTS.items()}
+        known = {"id": name, "name": name, "displayName": run.told.get("displayName"), "tags": [], "notes": ""}
+        summary = run.lines.get("wandb-summary.json", {}).get(0, "{}")
+        return {**known, **tail, **counts, "summaryMetrics": summary, "config": run.told["config"]}
+
+
+TAILS = {"historyTail": "wandb-history.jsonl", "eventsTail": "wandb-events.jsonl"}
+COUNTS = {"historyLineCount": "wandb-history.jsonl", "eventsLineCount": "wandb-events.jsonl"}
+COUNTS |= {"logLineCount": "output.log"}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GraphQL, streams of lines, and files that are put where CreateRunFiles says."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+    def body(self) -> bytes:
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
+
+    def reply(self, answer: dict[str, Any]) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self.reply({})
+
+    def do_PUT(self) -> None:
+        _, _, run, name = self.path.split("/", 3)
+        self.server.runs[run].files[name] = self.body()
+        self.reply({})
+
+    def do_POST(self) -> None:
+        data = self.body()
+        if self.path.endswith("/graphql"):
+            asked = json.loads(data)
+            query = asked["query"].split("(")[0].split("{")[0].split()
+            operation = asked.get("operationName") or query[1]
+            self.server.asked.append(operation)
+            self.reply({"data": self.server.answer(operation, asked.get("variables") or {})})
+        elif self.path.endswith("/file_stream"):
+            run, sent = self.server.runs[self.path.split("/")[-2]], json.loads(data)
+            for name, chunk in (sent.get("files") or {}).items():
+                places = enumerate(chunk["content"], chunk["offset"])
+                run.lines.setdefault(name, {}).update(places)
+            run.exitcode = sent["exitcode"] if sent.get("complete") else None
+            self.reply({"limits": {}, "stopped": run.stop})
+        else:  # telemetry
+            self.reply({})
+
+
+@contextmanager
+def serve(port: int = 0) -> Iterator[Server]:
+    """A server while the block runs."""
+    with Server(port) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that this test's processes take for W&B, and are logged in to."""
+    with serve() as server:
+        for key, value in (("WANDB_BASE_URL", server.url), ("WANDB_API_KEY", KEY), ("WANDB_MODE", "")):
+            monkeypatch.setenv(key, value)
+        yield server
