@@ -72,7 +72,7 @@ class Server(ThreadingHTTPServer):
             inserted = v["name"] not in self.runs
             run = self.runs.setdefault(v["name"], Run())
             run.told |= {key: value for key, value in v.items() if value is not None}
-            rows, name = len(run.history), run.told.get("displayName", v["name"])
+            name, rows = run.told.get("displayName", v["name"]), len(run.history)
             bucket = {"id": v["name"], "name": v["name"], "displayName": name, "historyLineCount": rows}
             return {"upsertBucket": {"bucket": {**bucket, "project": project}, "inserted": inserted}}
         if operation == "CreateRunFiles":
@@ -99,7 +99,15 @@ class Server(ThreadingHTTPServer):
         counts = {key: len(run.lines.get(file, {})) for key, file in COUNTS.items()}
         known = {"id": name, "name": name, "displayName": run.told.get("displayName"), "tags": [], "notes": ""}
         summary = run.lines.get("wandb-summary.json", {}).get(0, "{}")
-        return {**known, **tail, **counts, "summaryMetrics": summary, "config": run.told["config"]}
+        began = json.dumps({"t": 1})  # without it, a run counts as made by a sweep and not yet begun
+        return {
+            **known,
+            **tail,
+            **counts,
+            "summaryMetrics": summary,
+            "config": run.told["config"],
+            "wandbConfig": began,
+        }
 
 
 TAILS = {"historyTail": "wandb-history.jsonl", "eventsTail": "wandb-events.jsonl"}

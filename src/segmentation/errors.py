@@ -10,6 +10,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -91,7 +92,7 @@ def run_job(job: str | Callable[[], object]) -> None:
     except Preempted as stop:
         if stop.last is None:
             os._exit(0)
-        _close(143)
+        close_wandb(143)
         _stop(143, f"preempted: {stop}{stop.last()}. The same command, with --resume, goes on from there")
     except KeyboardInterrupt:
         _stop(130, INTERRUPTED)
@@ -113,14 +114,24 @@ def run_job(job: str | Callable[[], object]) -> None:
         _stop(2, f"error: {OUT_OF_MEMORY}")
 
 
-def _close(status: int) -> None:
+def close_wandb(status: int) -> None:
+    """End the W&B run, if there is one. What its server does not take in time is left to slurm/sync.sh, which finds a
+    run that was online by the file `.unsent` beside its record."""
     sys.stdout.flush()
     wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
+    if wandb is None or wandb.run is None:
+        return
+    unsent = Path(f"{wandb.run.settings.sync_file}.unsent")
+    if not wandb.run.offline:
+        unsent.touch()
+    try:
         wandb.finish(exit_code=status)
+        unsent.unlink(missing_ok=True)
+    except TimeoutError:
+        print("W&B       the server has not taken all of the run: slurm/sync.sh uploads the rest", flush=True)
 
 
 def _stop(status: int, line: str) -> None:
-    _close(status)
+    close_wandb(status)
     print(line, file=sys.stderr, flush=True)
     os._exit(status)

@@ -6,19 +6,25 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import requests
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from requests.utils import get_netrc_auth
 
 from segmentation.errors import InputError
 from segmentation.writing import write_text
 
 RUNS = Path("runs")
+
+#: How W&B is told to behave where the environment does not say. Seconds that a run's end waits for the server; what is
+#: not uploaded by then stays on disk.
+WANDB = {"WANDB_SILENT": "true", "WANDB_FINISH_TIMEOUT": "60", "WANDB_FINISH_TIMEOUT_RAISES": "true"}
 
 
 @dataclass
@@ -26,30 +32,47 @@ class WandbOptions:
     """Weights & Biases. One run a job, however many processes; never a prompt, never a need for a network.
 
     Args:
-        mode: `auto`: WANDB_MODE where it is set, else online when you are logged in (`wandb login`) and offline when
-            not; or `online`, `offline`, `disabled`.
-        project: project's name.
-        entity: user or team; null means your default.
-        group: runs of one group are shown together.
-        tags: tags of the run.
+        mode: `auto`: WANDB_MODE where it is set, else online when you are logged in (`wandb login`) and the server
+            answers, else offline; or `online`, `offline`, `disabled`.
+        project: project's name; null means WANDB_PROJECT, else unet-family.
+        entity: user or team; null means WANDB_ENTITY, else your default.
+        group: runs of one group are shown together; null means WANDB_RUN_GROUP.
+        tags: tags of the run; none means WANDB_TAGS.
         log_checkpoint: whether to upload the best checkpoint as an artifact.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "unet-family"
+    project: str | None = None
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     log_checkpoint: bool = False
 
     def resolved_mode(self) -> str:
-        """`online`, `offline` or `disabled`."""
-        asked = self.mode if self.mode != "auto" else os.environ.get("WANDB_MODE", "")
-        if asked == "online" and not _logged_in():
-            raise InputError("W&B is to be online, but no key is at hand: wandb login, or --wandb.mode offline")
-        if asked:
-            return "offline" if asked == "dryrun" else asked
-        return "online" if _logged_in() else "offline"
+        """`online`, `offline` or `disabled`. Rank 0, which alone logs, asks the server before it says online.
+
+        Raises:
+            InputError: it is to be online and cannot be, or a variable of W&B's is unusable.
+        """
+        old = {"run": "online", "dryrun": "offline", "": None}  # W&B's earlier words
+        told = os.environ.get("WANDB_MODE") or os.environ.pop("WANDB_MODE", "")  # W&B stumbles over an empty one
+        told = old.get(told, told)
+        if told not in (None, "online", "offline", "disabled"):
+            raise InputError(f"WANDB_MODE={told} is not for one run a job: set it to online, offline or disabled")
+        asked = told if self.mode == "auto" else self.mode
+        if asked in ("offline", "disabled") or rank_zero_only.rank != 0:
+            return asked or "online"
+        settings = _wandb_settings()
+        if asked is None and settings.mode == "offline":
+            return "offline"  # by `wandb offline`
+        server = settings.base_url.rstrip("/")
+        key = os.environ.get("WANDB_API_KEY") or _saved_key(server)
+        refusal = _refusal(server, key) if key else f"no key for {server} is at hand (wandb login)"
+        if refusal and asked == "online":
+            raise InputError(f"W&B is to be online, but {refusal}. To go on without: --wandb.mode offline")
+        if refusal and key:
+            print(f"W&B       {refusal}: this run is offline, and slurm/sync.sh uploads it later", flush=True)
+        return "offline" if refusal else "online"
 
 
 @dataclass
@@ -94,7 +117,8 @@ class RunFolder:
         # The W&B run's id is the folder's own, so that a resumed run is one run. Only rank 0 logs.
         self._wandb_id = self.path / "wandb" / "run_id"
         known = resume and self._wandb_id.is_file()
-        self.wandb_id = self._wandb_id.read_text().strip() if known else os.urandom(4).hex()
+        new = os.environ.get("WANDB_RUN_ID") or os.urandom(4).hex()  # a sweep's agent gives one
+        self.wandb_id = self._wandb_id.read_text().strip() if known else new
         if self.path.exists() and not resume and rank_zero_only.rank == 0:
             raise InputError(f"{self.path} exists: choose another --name, or add --resume to go on with that run")
 
@@ -134,10 +158,43 @@ def git_commit() -> str | None:
         return None
 
 
-def _logged_in() -> bool:
-    """Whether W&B would find a key without asking for one."""
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
+def _wandb_settings() -> Any:
+    """W&B's settings, from its files and the environment, which it reads once a process."""
+    import wandb
+
+    for key, value in WANDB.items():
+        os.environ.setdefault(key, value)
+    try:
+        return wandb.setup().settings
+    except ValueError as error:
+        raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
+
+
+def _saved_key(server: str) -> str | None:
+    """The key that `wandb login` has saved for a server."""
+    import wandb
+
+    try:
+        saved = netrc(os.environ.get("NETRC") or Path.home() / ".netrc").hosts
+    except (OSError, NetrcParseError):
+        return None
+    names = [urlsplit(server).netloc]
+    names += ["api.wandb.ai"] if server == wandb.Settings().base_url else []  # by an earlier W&B
+    return next((saved[name][2] for name in names if name in saved), None)
+
+
+def _refusal(server: str, key: str) -> str | None:
+    """Why a server cannot be logged to, or None. W&B itself would try for 90 seconds and end in a stack trace."""
+    try:
+        query = {"query": "query Viewer { viewer { id } }"}
+        answer = requests.post(f"{server}/graphql", json=query, auth=("api", key), timeout=5)
+        if answer.status_code in (401, 403):
+            return f"{server} refuses the key (wandb login --relogin)"
+        answer.raise_for_status()
+        answer.json()
+    except requests.RequestException:  # a firewall's web page, too
+        return f"{server} does not answer"
+    return None
 
 
 class KeptCSVLogger(CSVLogger):
@@ -213,12 +270,14 @@ def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> lis
     loggers: list[Logger] = [KeptCSVLogger(run, step)]
     mode = options.resolved_mode()
     if mode != "disabled":
-        os.environ.setdefault("WANDB_SILENT", "true")  # the run says itself where it is logged
+        _wandb_settings()
+        env, swept = os.environ, "WANDB_SWEEP_ID" in os.environ
+        given = run.name != env.get("SEGMENTATION_RUN")  # by --name
         logger = WandbLogger(
-            name=run.name,
+            name=run.name if given else env.get("WANDB_NAME", run.name),
             id=run.wandb_id,
-            save_dir=str(run.path.resolve()),
-            project=options.project,
+            save_dir=str(run.path.resolve() if swept else env.get("WANDB_DIR") or run.path.resolve()),
+            project=options.project or env.get("WANDB_PROJECT", "unet-family"),
             entity=options.entity,
             group=options.group,
             tags=options.tags or None,

@@ -276,7 +276,8 @@ def _log(runs: list[Run], values: dict[str, dict[str, Estimate]], plot: Path, op
         print("W&B        is disabled (wandb.mode, WANDB_MODE): nothing was logged")
         return
     os.environ.setdefault("WANDB_SILENT", "true")
-    project, entity = config.get("wandb.project"), config.get("wandb.entity")
+    project = config.get("wandb.project") or os.environ.get("WANDB_PROJECT", "unet-family")
+    entity = config.get("wandb.entity")
     name = f"compare {' '.join(run.name for run in runs)}"[:100]
     with wandb.init(project=project, entity=entity, name=name, job_type="compare", mode=mode, dir=".") as logged:
         rows = [[run.name, row, one.value, one.low, one.high] for run in runs for row, one in values[run.name].items()]
