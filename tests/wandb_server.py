@@ -1,7 +1,7 @@
 """A W&B server for tests, on 127.0.0.1: what wandb's core, `wandb sync` and `wandb agent` ask of one, kept in memory.
 
-Files of lines (history, console) are kept by the offset at which a client puts them, as W&B's own server keeps them: a
-line that is sent again to its place is no second line, one that is appended again is.
+A row of the history is known by its step: one that is sent again is the same row. W&B's client counts on that (the
+.syncstate beside a record holds the step at which a piece begins, "ensures that syncing a run is idempotent").
 """
 
 import gzip
@@ -23,23 +23,29 @@ class Run:
     """What the server knows of one run."""
 
     told: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, dict[int, str]] = field(default_factory=dict)
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    received: int = 0  # rows, and those that came again
+    summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     exitcode: int | None = None
     stop: bool = False
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The rows of the history, in the order of their places."""
-        return [json.loads(line) for _, line in sorted(self.lines.get("wandb-history.jsonl", {}).items())]
-
-    @property
-    def steps(self) -> list[int]:
-        return [row["_step"] for row in self.history]
+        """The rows of the history, in the order of their steps."""
+        return [self.rows[step] for step in sorted(self.rows)]
 
     @property
     def config(self) -> dict[str, Any]:
         return {key: entry["value"] for key, entry in json.loads(self.told["config"]).items()}
+
+    def so_far(self, name: str) -> dict[str, Any]:
+        """How far the run has come, for a client that goes on with it."""
+        tail, summary = json.dumps([json.dumps(row) for row in self.history[-1:]]), json.dumps(self.summary)
+        counts = {"historyLineCount": len(self.rows), "eventsLineCount": 0, "logLineCount": 0}
+        known = {"id": name, "name": name, "config": self.told["config"], "tags": [], "notes": "", **counts}
+        begun = json.dumps({"t": 1})  # without it, a run counts as made by a sweep and not yet begun
+        return {**known, "summaryMetrics": summary, "historyTail": tail, "eventsTail": "[]", "wandbConfig": begun}
 
 
 class Server(ThreadingHTTPServer):
@@ -67,13 +73,12 @@ class Server(ThreadingHTTPServer):
             return {"viewer": {**viewer, "teams": {"edges": []}, "apiKeys": {"edges": []}}}
         if operation == "RunResumeStatus":
             run = self.runs.get(v["name"])
-            return {"model": {**project, "bucket": run and self.resumed(v["name"], run)}}
+            return {"model": {**project, "bucket": run and run.so_far(v["name"])}}
         if operation == "UpsertBucket":
             inserted = v["name"] not in self.runs
             run = self.runs.setdefault(v["name"], Run())
             run.told |= {key: value for key, value in v.items() if value is not None}
-            name, rows = run.told.get("displayName", v["name"]), len(run.history)
-            bucket = {"id": v["name"], "name": v["name"], "displayName": name, "historyLineCount": rows}
+            bucket = {"id": v["name"], "name": v["name"], "historyLineCount": len(run.rows)}
             return {"upsertBucket": {"bucket": {**bucket, "project": project}, "inserted": inserted}}
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/put/{v['run']}/{name}"} for name in v["files"]]
@@ -92,27 +97,6 @@ class Server(ThreadingHTTPServer):
             commands += [] if busy or self.commands or commands else [{"type": "exit"}]
             return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(commands)}}
         return {}
-
-    def resumed(self, name: str, run: Run) -> dict[str, Any]:
-        """How far a run has come, for a client that goes on with it."""
-        tail = {key: json.dumps([*run.lines.get(file, {}).values()][-1:]) for key, file in TAILS.items()}
-        counts = {key: len(run.lines.get(file, {})) for key, file in COUNTS.items()}
-        known = {"id": name, "name": name, "displayName": run.told.get("displayName"), "tags": [], "notes": ""}
-        summary = run.lines.get("wandb-summary.json", {}).get(0, "{}")
-        began = json.dumps({"t": 1})  # without it, a run counts as made by a sweep and not yet begun
-        return {
-            **known,
-            **tail,
-            **counts,
-            "summaryMetrics": summary,
-            "config": run.told["config"],
-            "wandbConfig": began,
-        }
-
-
-TAILS = {"historyTail": "wandb-history.jsonl", "eventsTail": "wandb-events.jsonl"}
-COUNTS = {"historyLineCount": "wandb-history.jsonl", "eventsLineCount": "wandb-events.jsonl"}
-COUNTS |= {"logLineCount": "output.log"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -154,9 +138,12 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({"data": self.server.answer(operation, asked.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
             run, sent = self.server.runs[self.path.split("/")[-2]], json.loads(data)
-            for name, chunk in (sent.get("files") or {}).items():
-                places = enumerate(chunk["content"], chunk["offset"])
-                run.lines.setdefault(name, {}).update(places)
+            files = sent.get("files") or {}
+            for row in map(json.loads, files.get("wandb-history.jsonl", {}).get("content", [])):
+                run.rows[row["_step"]] = row
+                run.received += 1
+            for summary in files.get("wandb-summary.json", {}).get("content", []):
+                run.summary = json.loads(summary)
             run.exitcode = sent["exitcode"] if sent.get("complete") else None
             self.reply({"limits": {}, "stopped": run.stop})
         else:  # telemetry
