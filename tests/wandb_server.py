@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import pytest
-
 KEY = 40 * "0"
 
 
@@ -53,13 +51,13 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.runs: dict[str, Run] = {}
         self.sweep: str | None = None  # YAML
         self.commands: list[list[dict[str, Any]]] = []  # of each heartbeat; at the end: exit
-        self.asked: list[str] = []
+        self.down = False  # it hangs up on everyone
 
     def handle_error(self, *args: Any) -> None:
         """A client that has gone is no error."""
@@ -105,6 +103,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
+    def parse_request(self) -> bool:
+        self.close_connection = True
+        return not self.server.down and super().parse_request()
+
     def log_message(self, *args: Any) -> None:
         """Nothing."""
 
@@ -134,7 +136,6 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(data)
             query = asked["query"].split("(")[0].split("{")[0].split()
             operation = asked.get("operationName") or query[1]
-            self.server.asked.append(operation)
             self.reply({"data": self.server.answer(operation, asked.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
             run, sent = self.server.runs[self.path.split("/")[-2]], json.loads(data)
@@ -151,18 +152,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(port: int = 0) -> Iterator[Server]:
+def serve() -> Iterator[Server]:
     """A server while the block runs."""
-    with Server(port) as server:
+    with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-
-
-@pytest.fixture
-def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that this test's processes take for W&B, and are logged in to."""
-    with serve() as server:
-        for key, value in (("WANDB_BASE_URL", server.url), ("WANDB_API_KEY", KEY), ("WANDB_MODE", "")):
-            monkeypatch.setenv(key, value)
-        yield server

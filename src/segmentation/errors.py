@@ -92,8 +92,9 @@ def run_job(job: str | Callable[[], object]) -> None:
     except Preempted as stop:
         if stop.last is None:
             os._exit(0)
-        close_wandb(143)
-        _stop(143, f"preempted: {stop}{stop.last()}. The same command, with --resume, goes on from there")
+        status = 0 if "WANDB_SWEEP_ID" in os.environ else 143  # five runs that "failed", and a sweep's agent gives up
+        close_wandb(status)
+        _stop(status, f"preempted: {stop}{stop.last()}. The same command, with --resume, goes on from there")
     except KeyboardInterrupt:
         _stop(130, INTERRUPTED)
     except SystemExit as stop:
