@@ -190,7 +190,8 @@ def test_sync(server: Server) -> None:
     until(lambda: sync("runs/run").returncode == 0 and len(only(server).rows) > rows)
     assert whole(only(server))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
     assert sync().stdout == "runs/run: 1 piece(s), 1 uploaded, 0 empty\n"
     rows, received = len(only(server).rows), only(server).received
 
@@ -198,7 +199,8 @@ def test_sync(server: Server) -> None:
     until(lambda: len(list(Path("runs/run/wandb").glob("offline-run-*"))) == 2)
     time.sleep(5)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
     for name in ("run/wandb/offline-run-20200101_000000-x", "spoilt/wandb/offline-run-20200101_000000-y"):
         Path("runs", name).mkdir(parents=True)
     Path("runs/run/wandb/offline-run-20200101_000000-x/run-x.wandb").touch()

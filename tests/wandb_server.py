@@ -4,8 +4,10 @@ A row of the history is known by its step: one that is sent again is the same ro
 .syncstate beside a record holds the step at which a piece begins, "ensures that syncing a run is idempotent").
 """
 
+import base64
 import gzip
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = 40 * "0"
+LOGIN = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
 
 
 @dataclass
@@ -66,9 +69,8 @@ class Server(ThreadingHTTPServer):
         """The data of a GraphQL operation. Of what is not named here, such as the flags of an organisation, nothing."""
         entity = {"id": "e", "name": v.get("entity") or v.get("entityName") or "someone"}
         project = {"id": "p", "name": v.get("project") or v.get("projectName") or "uncategorized", "entity": entity}
-        if operation in ("Viewer", "GetViewer", "GetDefaultEntity"):
-            viewer = {"id": "u", "entity": "someone", "username": "someone", "email": "", "flags": "{}", "admin": False}
-            return {"viewer": {**viewer, "teams": {"edges": []}, "apiKeys": {"edges": []}}}
+        if operation == "Viewer":
+            return {"viewer": {"id": "u", "entity": "someone", "username": "someone", "teams": {"edges": []}}}
         if operation == "RunResumeStatus":
             run = self.runs.get(v["name"])
             return {"model": {**project, "bucket": run and run.so_far(v["name"])}}
@@ -114,9 +116,9 @@ class Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
 
-    def reply(self, answer: dict[str, Any]) -> None:
+    def reply(self, answer: dict[str, Any], status: int = 200) -> None:
         data = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -132,10 +134,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self.body()
+        if self.path.endswith("/graphql") and self.headers.get("Authorization") != LOGIN:
+            self.reply({}, 401)
+            return
         if self.path.endswith("/graphql"):
             asked = json.loads(data)
-            query = asked["query"].split("(")[0].split("{")[0].split()
-            operation = asked.get("operationName") or query[1]
+            operation = asked.get("operationName") or re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])[1]
             self.reply({"data": self.server.answer(operation, asked.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
             run, sent = self.server.runs[self.path.split("/")[-2]], json.loads(data)
