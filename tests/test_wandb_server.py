@@ -183,7 +183,7 @@ def test_server_goes_away(server: Server, number: signal.Signals | None) -> None
 @pytest.mark.slow
 def test_sync(server: Server) -> None:
     """A run while it is written; then stopped, and requeued; a record that is empty and one that is spoilt."""
-    options = [*LONG, "--name", "run", "--resume"]
+    options = [*LONG, "--name", "run", "--resume", "--trainer.check_val_every_n_epoch", "1000"]
     process = start(*options, WANDB_MODE="offline")
     until(lambda: sync("runs/run").returncode == 0 and server.runs and only(server).rows)
     rows = len(only(server).rows)
@@ -196,8 +196,9 @@ def test_sync(server: Server) -> None:
     rows, received = len(only(server).rows), only(server).received
 
     process = start(*options, WANDB_MODE="offline")
-    until(lambda: len(list(Path("runs/run/wandb").glob("offline-run-*"))) == 2)
-    time.sleep(5)
+    begun = time.time()
+    last = Path("runs/run/checkpoints/last.ckpt")
+    until(lambda: last.stat().st_mtime > begun)  # an epoch's end
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, out + err
