@@ -11,7 +11,7 @@
 set -euo pipefail
 shopt -s nullglob
 unset WANDB_MODE WANDB_SILENT
-export WANDB__GRAPHQL_RETRY_MAX=${WANDB__GRAPHQL_RETRY_MAX:-3} # where nobody answers, W&B tries for many minutes
+export WANDB__GRAPHQL_RETRY_MAX=${WANDB__GRAPHQL_RETRY_MAX:-3} # without an answer it would try for minutes
 [ $# -gt 0 ] || set -- runs/* ${WANDB_DIR:+"$WANDB_DIR"}
 
 records() { # of one run: its pieces by the time at which they began
