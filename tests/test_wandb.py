@@ -10,7 +10,9 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from conftest import TINY, train
-from segmentation.run import WandbOptions
+from segmentation.errors import InputError
+from segmentation.tracking import WandbOptions, _saved_key
+from wandb_server import KEY, serve
 
 
 def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
@@ -123,14 +125,44 @@ def test_two_runs_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids[0] != ids[1]
 
 
-def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Online only when a key is at hand; WANDB_MODE counts; the config counts most."""
+def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Online only with a key that the server takes; WANDB_MODE counts; the config counts most."""
+    import wandb
+
+    wandb.teardown()  # it reads the environment once
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert WandbOptions().resolved_mode() == "offline"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
-    assert WandbOptions().resolved_mode() == "online"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert WandbOptions().resolved_mode() == "disabled"
-    assert WandbOptions(mode="offline").resolved_mode() == "offline"
+    with serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        assert WandbOptions().resolved_mode() == "offline"
+        assert capfd.readouterr().out == ""  # nobody is logged in: nothing to tell
+        with pytest.raises(InputError, match=r"no key for .* is at hand \(wandb login\)"):
+            WandbOptions(mode="online").resolved_mode()
+        address = server.url.removeprefix("http://")  # its port belongs to it
+        (tmp_path / "netrc").write_text(f"machine {address} login user password {KEY}\n")
+        assert WandbOptions().resolved_mode() == "online"
+        (tmp_path / "netrc").write_text(f"machine {address} login user password {KEY[1:]}1\n")
+        assert WandbOptions().resolved_mode() == "offline"
+        assert f"{server.url} refuses the key (wandb login --relogin): this run is offline" in capfd.readouterr().out
+    for mode, meant in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline"), ("", "offline")):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert WandbOptions().resolved_mode() == meant
+    assert WandbOptions(mode="disabled").resolved_mode() == "disabled"
+    for mode in ("shared", "foo"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        with pytest.raises(InputError, match=f"WANDB_MODE={mode} .* set it to online, offline or disabled"):
+            WandbOptions(mode="offline").resolved_mode()
+    wandb.teardown()
+
+
+def test_key_of_the_default_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`wandb login` saves it under the server's name of the day; an earlier W&B's name counts too."""
+    import wandb
+
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server = wandb.Settings().base_url
+    for machine in (server.removeprefix("https://"), "api.wandb.ai"):
+        (tmp_path / "netrc").write_text(f"machine {machine} login user password 0123\n")
+        assert _saved_key(server) == "0123"
+        assert _saved_key("https://wandb.lab.org") is None

@@ -3,6 +3,7 @@
 Hooks take Any: Lightning's classes declare neither the trainer's datamodule nor what is our module's own.
 """
 
+import math
 import os
 import time
 from copy import deepcopy
@@ -22,7 +23,8 @@ from segmentation.data.labels import IGNORE_INDEX
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet
 from segmentation.pictures import contact_sheet, evenly, save_png, to_rgb
-from segmentation.run import RunFolder, wandb_runs
+from segmentation.run import RunFolder
+from segmentation.tracking import wandb_runs
 
 #: Seconds that an epoch must have waited for data before it is said: a run of a moment need not be told.
 PATIENCE = 5.0
@@ -85,15 +87,21 @@ class Introduction(Callback):
             flops = "? "
         steps = trainer.estimated_stepping_batches
         length = f"{trainer.max_epochs} epochs, {int(steps):,} steps" if steps < float("inf") else "steps without end,"
-        batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        factors = (data.batch_size, trainer.world_size, trainer.accumulate_grad_batches)
+        made = (f"{factors[0]} images", f"{factors[1]} processes", f"{factors[2]} batches a step")
+        made = " x ".join(text for text, factor in zip(made, factors, strict=True) if factor > 1 or text == made[0])
         where = f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}"
+        rates = ", ".join(f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups)
+        workers = f"{data.train_loader.num_workers} loader workers a process"
         size = f"{labels.channels}x{height}x{width}"
         print(f"run       {self.run.path}")
         print(f"data      {type(data.source).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes")
         print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {size}")
-        print(f"training  {length} of {batch} images {where}", flush=True)
+        print(f"training  {length} of {math.prod(factors)} images ({made}) {where}")
+        print(f"          learning rate {rates}, as given: it is not scaled by the batch; {workers}", flush=True)
         for logged in wandb_runs(trainer):
-            print(f"W&B       {logged.url or f'offline; upload by: wandb sync {self.run.path}/wandb/offline-run-*'}")
+            logged.config.update({"images_per_step": math.prod(factors), "processes": trainer.world_size})
+            print(f"W&B       {logged.url or f'offline; upload by: slurm/sync.sh {self.run.path}'}")
 
 
 def in_millions(parameters: int) -> str:

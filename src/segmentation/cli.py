@@ -19,7 +19,7 @@ from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pic
 from segmentation.checkpoint import read_checkpoint
 from segmentation.cluster import MidEpoch, check_launch
 from segmentation.data import SegmentationDataModule
-from segmentation.errors import InputError
+from segmentation.errors import InputError, close_wandb
 from segmentation.finite import StopAtNonFinite
 from segmentation.job import start_job
 from segmentation.machine import has_bf16
@@ -28,17 +28,9 @@ from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
 from segmentation.plugins import AtomicCheckpointIO, SyncBatchNorm
 from segmentation.report import report
-from segmentation.run import (
-    CheckpointOptions,
-    RunFolder,
-    WandbOptions,
-    checkpoint_callbacks,
-    git_commit,
-    is_rank_zero,
-    make_loggers,
-    new_name,
-    wandb_runs,
-)
+from segmentation.run import RunFolder, git_commit, is_rank_zero, new_name
+from segmentation.saving import CheckpointOptions, checkpoint_callbacks
+from segmentation.tracking import WandbOptions, make_loggers
 from segmentation.writing import write_text
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -219,8 +211,7 @@ class SegmentationCLI(LightningCLI):
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
-            for logged in wandb_runs(trainer):
-                logged.finish()  # a second run of this process, in a notebook, is a run of its own
+            close_wandb(0)  # a second run of this process, in a notebook, is a run of its own
 
 
 def _list_skipped(messages: list[str], run: RunFolder) -> None:
@@ -281,5 +272,11 @@ def _refuse_changes(own: dict[str, Any], now: dict[str, Any], run: RunFolder) ->
 def _tell_wandb(trainer: Trainer, config: dict[str, Any], classes: list[str]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_hyperparams({**config, "git_commit": git_commit(), "classes": classes})
+            import wandb
+
+            try:
+                logger.log_hyperparams({**config, "git_commit": git_commit(), "classes": classes})
+            except wandb.Error as error:  # no such entity, say
+                reason = " ".join(str(error).split())
+                raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
             logger.experiment.define_metric("val/miou", summary="max")

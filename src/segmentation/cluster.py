@@ -15,7 +15,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from segmentation.errors import InputError, Preempted
-from segmentation.run import RunFolder, metrics_file
+from segmentation.run import RunFolder
+from segmentation.tracking import metrics_file
 
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))

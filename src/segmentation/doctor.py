@@ -22,7 +22,7 @@ from segmentation.errors import InputError, Problem
 from segmentation.machine import examine_machine
 from segmentation.parser import Parser
 from segmentation.pictures import contact_sheet, save_png
-from segmentation.run import WandbOptions
+from segmentation.tracking import WandbOptions
 from segmentation.writing import write_text
 
 USAGE = "python src/doctor.py [--config OVERLAY ...] [--output FOLDER] [--prefetch] [--any.option value]"

@@ -9,8 +9,8 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -66,7 +66,6 @@ LOST_PEER = (
     "NCCL communicator was aborted",
 )
 
-
 #: What uses the kernels that --trainer.deterministic refuses on a GPU, and what to take instead.
 NOT_DETERMINISTIC = {
     "reflection_pad": "MS-SSIM, of MsSsim and Hybrid, uses it: take another loss, --config configs/model/dice.yaml",
@@ -101,8 +100,9 @@ def run_job(job: str | Callable[[], object]) -> None:
     except Preempted as stop:
         if stop.last is None:
             os._exit(0)
-        _close(143)
-        _stop(143, f"preempted: {stop}{stop.last()}. The same command, with --resume, goes on from there")
+        status = 0 if "WANDB_SWEEP_ID" in os.environ else 143  # five runs that "failed", and a sweep's agent gives up
+        close_wandb(status)
+        _stop(status, f"preempted: {stop}{stop.last()}. The same command, with --resume, goes on from there")
     except KeyboardInterrupt:
         _stop(130, INTERRUPTED)
     except SystemExit as stop:
@@ -129,17 +129,26 @@ def run_job(job: str | Callable[[], object]) -> None:
         _stop(2, f"error: {OUT_OF_MEMORY}")
 
 
-def _close(status: int) -> None:
-    """End W&B's run, which has a process of its own: whoever kills a job may have killed that too, and then the record
-    on the disk is what there is."""
+def close_wandb(status: int) -> None:
+    """End the W&B run, if there is one. What its server does not take in time is left to slurm/sync.sh, which finds a
+    run that was online by the file `.unsent` beside its record."""
     sys.stdout.flush()
     wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        with suppress(Exception):
-            wandb.finish(exit_code=status)
+    if wandb is None or wandb.run is None:
+        return
+    unsent = Path(f"{wandb.run.settings.sync_file}.unsent")
+    if not wandb.run.offline:
+        unsent.touch()
+    try:
+        wandb.finish(exit_code=status)
+        unsent.unlink(missing_ok=True)
+    except TimeoutError:
+        print("W&B       the server has not taken all of the run: slurm/sync.sh uploads the rest", flush=True)
+    except Exception as error:  # its own process may have been killed with the job; the record is on the disk
+        print(f"W&B       was not closed ({type(error).__name__}): slurm/sync.sh uploads what there is", flush=True)
 
 
 def _stop(status: int, line: str) -> None:
-    _close(status)
+    close_wandb(status)
     print(line, file=sys.stderr, flush=True)
     os._exit(status)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from segmentation.errors import InputError, Problem
-from segmentation.run import RUNS, WandbOptions
+from segmentation.run import RUNS
+from segmentation.tracking import WandbOptions
 
 GIB = 2**30
 

@@ -157,7 +157,9 @@ class SegmentationMetrics(MulticlassJaccardIndex):
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # torchmetrics' is one tensor
         """Figures of the split, float64, under their logged keys (without the split). `loss` is over all its pixels."""
-        state = {name: value.cpu() for name, value in self.metric_state.items()}  # a GPU would take longer to be asked
+        state = {
+            name: torch.as_tensor(value).cpu() for name, value in self.metric_state.items()
+        }  # a GPU would take longer to be asked
         matrix = state["confmat"]
         found = {"loss": _float(state["loss_sum"]) / _float(state["loss_mass"]), **figures(matrix, self.labels)}
         found["miou_per_image"] = _float(state["image_miou"]) * UNIT / _float(state["image_count"])

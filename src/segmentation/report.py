@@ -14,7 +14,8 @@ from segmentation.data.labels import Labels
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.pictures import confusion_figure, iou_table, save_png
-from segmentation.run import RunFolder, wandb_runs
+from segmentation.run import RunFolder
+from segmentation.tracking import wandb_runs
 from segmentation.writing import write_csv, write_json
 
 

@@ -1,22 +1,16 @@
-"""A run's folder, its name, its loggers and its checkpoints."""
+"""A run: its folder, its name, and the lock that keeps it one."""
 
-import csv
 import os
 import socket
 import subprocess
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from requests.utils import get_netrc_auth
 
 from segmentation.errors import InputError
-from segmentation.writing import write_csv, write_text
+from segmentation.writing import write_text
 
 try:
     import fcntl
@@ -24,52 +18,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
-
-
-@dataclass
-class WandbOptions:
-    """Weights & Biases. One run a job, however many processes; never a prompt, never a need for a network.
-
-    Args:
-        mode: `auto`: WANDB_MODE where it is set, else online when you are logged in (`wandb login`) and offline when
-            not; or `online`, `offline`, `disabled`.
-        project: project's name.
-        entity: user or team; null means your default.
-        group: runs of one group are shown together.
-        tags: tags of the run.
-        log_checkpoint: whether to upload the best checkpoint as an artifact.
-    """
-
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "unet-family"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    log_checkpoint: bool = False
-
-    def resolved_mode(self) -> str:
-        """`online`, `offline` or `disabled`."""
-        asked = self.mode if self.mode != "auto" else os.environ.get("WANDB_MODE", "")
-        if asked == "online" and not _logged_in():
-            raise InputError("W&B is to be online, but no key is at hand: wandb login, or --wandb.mode offline")
-        if asked:
-            return "offline" if asked == "dryrun" else asked
-        return "online" if _logged_in() else "offline"
-
-
-@dataclass
-class CheckpointOptions:
-    """What is kept: checkpoints/best.ckpt and checkpoints/last.ckpt.
-
-    Args:
-        monitor: logged key by which the best is chosen.
-        mode: whether `max` or `min` of it is best.
-        every_minutes: last.ckpt is saved at every epoch's end, and within an epoch when this many minutes have gone by.
-    """
-
-    monitor: str = "val/miou"
-    mode: Literal["max", "min"] = "max"
-    every_minutes: float = 10.0
 
 
 class RunFolder:
@@ -102,7 +50,8 @@ class RunFolder:
         # The W&B run's id is the folder's own, so that a resumed run is one run. Only rank 0 logs.
         self._wandb_id = self.path / "wandb" / "run_id"
         known = resume and self._wandb_id.is_file()
-        self.wandb_id = self._wandb_id.read_text().strip() if known else os.urandom(4).hex()
+        new = os.environ.get("WANDB_RUN_ID") or os.urandom(4).hex()  # a sweep's agent gives one
+        self.wandb_id = self._wandb_id.read_text().strip() if known else new
         if self.path.exists() and not resume and is_rank_zero():
             raise InputError(f"{self.path} exists: choose another --name, or add --resume to go on with that run")
 
@@ -187,129 +136,3 @@ def git_commit() -> str | None:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _logged_in() -> bool:
-    """Whether W&B would find a key without asking for one."""
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
-
-
-class MetricsFile(Logger):
-    """`metrics.csv`, a row a logged step or epoch. It is written whole each time, and a resumed run keeps the rows up
-    to the checkpoint's step: so it is exact however the run was stopped. (Lightning's CSVLogger deletes the old one.)
-
-    Args:
-        run: the run folder.
-        step: step of the checkpoint that the run goes on from, or None.
-    """
-
-    name, version = "metrics", ""
-    EVERY = 50  # rows
-
-    def __init__(self, run: RunFolder, step: int | None) -> None:
-        super().__init__()
-        self.path, self.written = run.metrics, 0
-        self.rows: list[dict[str, Any]] = []
-        if step is not None and self.path.is_file() and is_rank_zero():
-            with self.path.open(newline="") as file:
-                rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if "step" in row and int(row["step"]) < step]
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {**metrics, "step": step}
-        for index in range(len(self.rows))[-4:]:
-            if self.rows[index]["step"] == step and self.rows[index].keys() == row.keys():  # logged ahead
-                self.rows[index] = row
-                return
-        self.rows.append(row)
-
-    def log_ahead(self, trainer: Trainer) -> None:
-        """Take the figures of the epoch that ends, which Lightning logs after its callbacks: a run that goes on from
-        the checkpoint that one of these saves would never log them."""
-        metrics = {key: float(value) for key, value in trainer._logger_connector.metrics["log"].items()}
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
-        self.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
-
-    def save(self) -> None:
-        if len(self.rows) - self.written >= self.EVERY:
-            self.write()
-
-    @rank_zero_only
-    def write(self) -> None:
-        if self.rows:
-            write_csv(self.path, self.rows)
-            self.written = len(self.rows)
-
-    def finalize(self, status: str) -> None:
-        self.write()
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt, by validation. Its place is the run folder's also when that was moved before the run is resumed."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        here = lambda path: str(Path(str(self.dirpath)) / Path(path).name) if path else path  # noqa: E731
-        moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
-        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath})
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """last.ckpt at every epoch's end. (Within an epoch: `cluster.MidEpoch`.)"""
-
-    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
-        metrics_file(trainer).log_ahead(trainer)
-        metrics_file(trainer).write()
-        super().on_train_epoch_end(trainer, *args)
-
-
-def metrics_file(trainer: Trainer) -> MetricsFile:
-    """The trainer's `metrics.csv`, which must be written before a checkpoint of the same step."""
-    return next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
-
-
-def checkpoint_callbacks(run: RunFolder, options: CheckpointOptions) -> list[Callback]:
-    """best.ckpt and last.ckpt. The best comes first: it is what `trainer.checkpoint_callback` names."""
-    best = BestCheckpoint(
-        dirpath=run.checkpoints,
-        filename="best",
-        monitor=options.monitor,
-        mode=options.mode,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
-    last = LastCheckpoint(
-        dirpath=run.checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    return [best, last]
-
-
-def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> list[Logger]:
-    """CSV always; W&B unless disabled."""
-    loggers: list[Logger] = [MetricsFile(run, step)]
-    mode = options.resolved_mode()
-    if mode != "disabled":
-        os.environ.setdefault("WANDB_SILENT", "true")  # the run says itself where it is logged
-        logger = WandbLogger(
-            name=run.name,
-            id=run.wandb_id,
-            save_dir=str(run.path.resolve()),
-            project=options.project,
-            entity=options.entity,
-            group=options.group,
-            tags=options.tags or None,
-            mode=mode,
-        )
-        logger._wandb_init.pop("anonymous", None)  # W&B warns of this option, which Lightning gives it unasked
-        loggers.append(logger)
-    return loggers
-
-
-def wandb_runs(trainer: Trainer) -> list[Any]:
-    """The W&B run that a trainer logs to, if it does."""
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]

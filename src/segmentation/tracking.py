@@ -1,0 +1,196 @@
+"""Where a run is logged: metrics.csv and Weights & Biases."""
+
+import csv
+import os
+from dataclasses import dataclass, field
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import requests
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from segmentation.errors import InputError
+from segmentation.run import RunFolder, is_rank_zero
+from segmentation.writing import write_csv
+
+#: How W&B is told to behave where the environment does not say. Seconds that a run's end waits for the server; what is
+#: not uploaded by then stays on disk.
+WANDB = {"WANDB_SILENT": "true", "WANDB_FINISH_TIMEOUT": "60", "WANDB_FINISH_TIMEOUT_RAISES": "true"}
+
+
+@dataclass
+class WandbOptions:
+    """Weights & Biases. One run a job, however many processes; never a prompt, never a need for a network.
+
+    Args:
+        mode: `auto`: WANDB_MODE where it is set, else online when you are logged in (`wandb login`) and the server
+            answers, else offline; or `online`, `offline`, `disabled`.
+        project: project's name; null means WANDB_PROJECT, else unet-family.
+        entity: user or team; null means WANDB_ENTITY, else your default.
+        group: runs of one group are shown together; null means WANDB_RUN_GROUP.
+        tags: tags of the run; none means WANDB_TAGS.
+        log_checkpoint: whether to upload the best checkpoint as an artifact.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    log_checkpoint: bool = False
+
+    def resolved_mode(self) -> str:
+        """`online`, `offline` or `disabled`. Rank 0, which alone logs, asks the server before it says online.
+
+        Raises:
+            InputError: it is to be online and cannot be, or a variable of W&B's is unusable.
+        """
+        old = {"run": "online", "dryrun": "offline", "": None}  # W&B's earlier words
+        word = os.environ.get("WANDB_MODE") or os.environ.pop("WANDB_MODE", "")  # W&B stumbles over an empty one
+        told = old.get(word, word)
+        if told not in (None, "online", "offline", "disabled"):
+            raise InputError(f"WANDB_MODE={told} is not for one run a job: set it to online, offline or disabled")
+        asked = told if self.mode == "auto" else self.mode
+        if asked in ("offline", "disabled") or not is_rank_zero():
+            return asked or "online"
+        settings = _wandb_settings()
+        if asked is None and settings.mode == "offline":
+            return "offline"  # by `wandb offline`
+        server = settings.base_url.rstrip("/")
+        key = os.environ.get("WANDB_API_KEY") or _saved_key(server)
+        refusal = _refusal(server, key) if key else f"no key for {server} is at hand (wandb login)"
+        if refusal and asked == "online":
+            raise InputError(f"W&B is to be online, but {refusal}. To go on without: --wandb.mode offline")
+        if refusal and key:
+            print(f"W&B       {refusal}: this run is offline, and slurm/sync.sh uploads it later", flush=True)
+        return "offline" if refusal else "online"
+
+
+class MetricsFile(Logger):
+    """`metrics.csv`, a row a logged step or epoch. It is written whole each time, and a resumed run keeps the rows up
+    to the checkpoint's step: so it is exact however the run was stopped. (Lightning's CSVLogger deletes the old one.)
+
+    Args:
+        run: the run folder.
+        step: step of the checkpoint that the run goes on from, or None.
+    """
+
+    name, version = "metrics", ""
+    EVERY = 50  # rows
+
+    def __init__(self, run: RunFolder, step: int | None) -> None:
+        super().__init__()
+        self.path, self.written = run.metrics, 0
+        self.rows: list[dict[str, Any]] = []
+        if step is not None and self.path.is_file() and is_rank_zero():
+            with self.path.open(newline="") as file:
+                rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if "step" in row and int(row["step"]) < step]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {**metrics, "step": step}
+        for index in range(len(self.rows))[-4:]:
+            if self.rows[index]["step"] == step and self.rows[index].keys() == row.keys():  # logged ahead
+                self.rows[index] = row
+                return
+        self.rows.append(row)
+
+    def log_ahead(self, trainer: Trainer) -> None:
+        """Take the figures of the epoch that ends, which Lightning logs after its callbacks: a run that goes on from
+        the checkpoint that one of these saves would never log them."""
+        metrics = {key: float(value) for key, value in trainer._logger_connector.metrics["log"].items()}
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+        self.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
+
+    def save(self) -> None:
+        if len(self.rows) - self.written >= self.EVERY:
+            self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        if self.rows:
+            write_csv(self.path, self.rows)
+            self.written = len(self.rows)
+
+    def finalize(self, status: str) -> None:
+        self.write()
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+
+def metrics_file(trainer: Trainer) -> MetricsFile:
+    """The trainer's `metrics.csv`, which must be written before a checkpoint of the same step."""
+    return next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
+
+
+def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> list[Logger]:
+    """CSV always; W&B unless disabled."""
+    loggers: list[Logger] = [MetricsFile(run, step)]
+    mode = options.resolved_mode()
+    if mode != "disabled":
+        _wandb_settings()
+        env, swept = os.environ, "WANDB_SWEEP_ID" in os.environ
+        given = run.name != env.get("SEGMENTATION_RUN")  # by --name
+        logger = WandbLogger(
+            name=run.name if given else env.get("WANDB_NAME", run.name),
+            id=run.wandb_id,
+            save_dir=str(run.path.resolve() if swept else env.get("WANDB_DIR") or run.path.resolve()),
+            project=options.project or env.get("WANDB_PROJECT", "unet-family"),
+            entity=options.entity,
+            group=options.group,
+            tags=options.tags or None,
+            mode=mode,
+        )
+        logger._wandb_init.pop("anonymous", None)  # W&B warns of this option, which Lightning gives it unasked
+        loggers.append(logger)
+    return loggers
+
+
+def wandb_runs(trainer: Trainer) -> list[Any]:
+    """The W&B run that a trainer logs to, if it does."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def _wandb_settings() -> Any:
+    """W&B's settings, from its files and the environment, which it reads once a process."""
+    import wandb
+
+    for key, value in WANDB.items():
+        os.environ.setdefault(key, value)
+    try:
+        return wandb.setup().settings
+    except ValueError as error:
+        raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
+
+
+def _saved_key(server: str) -> str | None:
+    """The key that `wandb login` has saved for a server."""
+    import wandb
+
+    try:
+        saved = netrc(os.environ.get("NETRC") or Path.home() / ".netrc").hosts
+    except (OSError, NetrcParseError):
+        return None
+    names = [urlsplit(server).netloc]
+    names += ["api.wandb.ai"] if server == wandb.Settings().base_url else []  # by an earlier W&B
+    return next((saved[name][2] for name in names if name in saved), None)
+
+
+def _refusal(server: str, key: str) -> str | None:
+    """Why a server cannot be logged to, or None. W&B itself would try for 90 seconds and end in a stack trace."""
+    try:
+        query = {"query": "query Viewer { viewer { id } }"}
+        answer = requests.post(f"{server}/graphql", json=query, auth=("api", key), timeout=5)
+        if answer.status_code in (401, 403):
+            return f"{server} refuses the key (wandb login --relogin)"
+        answer.raise_for_status()
+        answer.json()
+    except requests.RequestException:  # a firewall's web page, too
+        return f"{server} does not answer"
+    return None
