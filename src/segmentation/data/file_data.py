@@ -12,7 +12,7 @@ from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.files import read_image, read_mask
 from segmentation.data.labels import Labels
 from segmentation.data.layout import Files
-from segmentation.data.values import ClassesMissing, Value, count_values
+from segmentation.data.values import ClassesMissing, Value, codes_of, count_values
 from segmentation.errors import InputError
 
 
@@ -133,7 +133,8 @@ class FileData(SegmentationData):
         counts: dict[Value, int] = {}
         files = [paths["mask"][0] for paths in self.files["train"].values()]
         for path in files[:: max(1, len(files) // 20)]:
-            for value, pixels in count_values(read_mask(path)).items():
+            mask = read_mask(path)
+            for value, pixels in count_values(codes_of(mask), mask.ndim == 3).items():
                 counts[value] = counts.get(value, 0) + pixels
         return counts
 
