@@ -35,27 +35,16 @@ FEW = 8  # undeclared values that may be classes; of more, the mask is none
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a data set, in the order of their indices.
+    """The classes of a data set, in the order of their indices."""
 
-    Args:
-        task: `binary` (two classes, one logit, sigmoid) or `multiclass` (K classes, K logits, softmax).
-        names: K class names.
-        values: for each class, the mask values that mean it.
-        colors: for each class, its display colour "#RRGGBB".
-        ignore: mask values of pixels that count nowhere.
-        channels: bands of the images.
-        dtype: of the images, by NumPy's name; None: not declared.
-        scale: what stands for 1.0 in an image; None: the largest integer of its type, 1 for floats.
-    """
-
-    task: str
+    task: str  # `binary` (two classes, one logit, sigmoid) or `multiclass` (K classes, K logits, softmax)
     names: list[str]
-    values: list[list[Value]]
-    colors: list[str]
-    ignore: list[Value]
-    channels: int = 3
-    dtype: str | None = None
-    scale: float | None = None
+    values: list[list[Value]]  # for each class, the mask values that mean it
+    colors: list[str]  # for each class, its display colour "#RRGGBB"
+    ignore: list[Value]  # mask values of pixels that count nowhere
+    channels: int = 3  # bands of the images
+    dtype: str | None = None  # of the images, by NumPy's name; None: not declared
+    scale: float | None = None  # what stands for 1.0 in an image; None: its type's largest integer, 1 for floats
 
     @classmethod
     def parse(
@@ -68,9 +57,6 @@ class Labels:
             ignore: a value, a list of values, or None.
             channels: bands of the images.
             task: None means `binary` for two classes and `multiclass` for more.
-
-        Raises:
-            InputError: fewer than two classes, a value declared twice, colours mixed with integers, a bad colour.
         """
         if len(classes) < 2:
             raise InputError(
@@ -137,14 +123,8 @@ class Labels:
         return asdict(self)
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
-        """Class indices of a mask as read from a file.
-
-        Args:
-            mask: (H, W) integers, or (H, W, 3) uint8 where colours are declared.
-            source: the file's name, for the error.
-
-        Returns:
-            (H, W) int64 in 0..K-1, or IGNORE_INDEX.
+        """Class indices, (H, W) int64 in 0..K-1 or IGNORE_INDEX, of a mask as read from the file `source`: (H, W)
+        integers, or (H, W, 3) uint8 where colours are declared.
 
         Raises:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
@@ -192,17 +172,13 @@ class Labels:
         """Class index, IGNORE_INDEX or UNDECLARED of each code."""
         table = {code_of(value): index for index, values in enumerate(self.values) for value in values}
         table |= {code_of(value): IGNORE_INDEX for value in self.ignore}
-        known = np.array(sorted(table))
+        known, index = map(np.array, zip(*sorted(table.items()), strict=True))
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        return np.where(known[place] == codes, np.array([table[int(code)] for code in known])[place], UNDECLARED)
+        return np.where(known[place] == codes, index[place], UNDECLARED)
 
     def mended(self, undeclared: Collection[Value], swapped: bool) -> dict[str, Any]:
-        """`classes` with what is not declared: name -> value, or list of values.
-
-        Args:
-            undeclared: the values.
-            swapped: whether they are the same two classes in other values: 0/255 where 0/1 is declared.
-        """
+        """`classes` with what is not declared: name -> value, or list of values. `swapped`: the undeclared values are
+        the same two classes in other values, 0/255 where 0/1 is declared."""
         if swapped:
             top = max(map(code_of, undeclared))
             first, second = (code_of(values[0]) for values in self.values)
