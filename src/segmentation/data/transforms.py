@@ -95,11 +95,9 @@ class Augment:
             missing = width - x.shape[-1], height - x.shape[-2]
             parts[name] = F.pad(x, (0, missing[0], 0, missing[1])) if any(missing) else x
         if self.crop and (height, width) != self.crop:
-            for name, x in parts.items():
-                mode = v2.InterpolationMode.BILINEAR if name == "image" else v2.InterpolationMode.NEAREST_EXACT
-                parts[name] = resize_image(x.view(-1, height, width), list(self.crop), mode).view(
-                    *x.shape[:-2], *self.crop
-                )
+            size, exact = list(self.crop), v2.InterpolationMode.NEAREST_EXACT
+            image = resize_image(parts.pop("image"), size)
+            parts = {name: resize_image(x[None], size, exact)[0] for name, x in parts.items()} | {"image": image}
         return parts
 
     def _transform(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
