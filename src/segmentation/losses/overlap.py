@@ -37,10 +37,8 @@ class ClassLoss(SegmentationLoss):
 
 
 class SoftOverlap(ClassLoss):
-    """1 - TP / (TP + alpha FP + beta FN), of soft counts; a subclass sets `alpha` and `beta`.
-
-    TP = sum of w p y over the pixels of the batch, FP = sum of w p (1 - y), FN = sum of w (1 - p) y, with the
-    probability p of the class, y = 1 on its pixels, and the pixel's weight w.
+    """1 - TP / (TP + alpha FP + beta FN), of soft counts over the batch: TP = sum of w p y, FP = sum of w p (1 - y) and
+    FN = sum of w (1 - p) y, with the probability p of the class, y = 1 on its pixels, and the pixel's weight w.
     """
 
     alpha: float
@@ -102,8 +100,7 @@ class Lovasz(ClassLoss):
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         valid = mask != self.ignore_index
-        w = torch.ones_like(mask, dtype=logits.dtype) if weight is None else weight.to(logits.dtype)
-        w = w[valid]
+        w = (torch.ones_like(mask) if weight is None else weight).to(logits.dtype)[valid]
         y = one_hot(mask, logits.shape[1], logits).movedim(1, 0)[:, valid]  # (K, pixels)
         scores = (logits if logits.shape[1] == 1 else logits.softmax(dim=1)).movedim(1, 0)[:, valid]
         errors = F.relu(1 - scores * (2 * y - 1)) if logits.shape[1] == 1 else (y - scores).abs()

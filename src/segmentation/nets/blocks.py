@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
@@ -77,10 +78,12 @@ def run(block: nn.Module, *inputs: Tensor, checkpointing: bool = False) -> Tenso
     """
     if not (checkpointing and torch.is_grad_enabled()):
         return block(*inputs)
-    options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in these blocks
-    if not torch.compiler.is_compiling():  # a compiled graph updates each statistic once by itself
-        options["context_fn"] = lambda: (nullcontext(), statistics_kept(block))
-    return checkpoint(block, *inputs, **options)
+    # A compiled graph updates each statistic once by itself.
+    once = nullcontext if torch.compiler.is_compiling() else partial(statistics_kept, block)
+    # Nothing is random in these blocks.
+    return checkpoint(
+        block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), once())
+    )
 
 
 @contextmanager
@@ -88,8 +91,8 @@ def statistics_kept(block: nn.Module) -> Iterator[None]:
     """While `block` runs a second time on the same batch, its batch norms must not count that batch a second time."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
+    for norm, (_, count) in zip(norms, before, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, count if count is None else count.clone()
     try:
         yield
     finally:
