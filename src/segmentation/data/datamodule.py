@@ -78,7 +78,8 @@ class SegmentationDataModule(LightningDataModule):
             raise InputError(f"data.seed {seed} and data.num_workers {num_workers} must be 0 or more")
         if zoom is not None and len(zoom) != 2:
             raise InputError(f"data.zoom {zoom} must be the smallest and the largest factor, e.g. [0.5, 2.0]")
-        self.augment = Augment((sides[0], sides[1]) if sides else None, augment or [], zoom and (zoom[0], zoom[1]))
+        crop_size, factors = (sides[0], sides[1]) if sides else None, (zoom[0], zoom[1]) if zoom else None
+        self.augment = Augment(crop_size, augment or [], factors)
         unknown = set(rare_classes or ()) - set(self.labels.names)
         if not 0 <= rare_crops <= 1 or unknown or (rare_crops and not sides):
             raise InputError(

@@ -21,7 +21,7 @@ def derive_seed(*parts: int) -> int:
 class Index(NamedTuple):
     """What a sampler asks of a data set: sample `index` as it looks in `epoch`; a filler counts nowhere."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody needs here
     epoch: int = 0
     filler: bool = False
 
@@ -40,9 +40,7 @@ class TrainBatches(Sampler[list[Index]]):
         world_size: number of processes.
         shuffle: False keeps the order of the data set, in epoch 0 for ever (to overfit a batch).
 
-    Attributes:
-        epoch: whose permutation the next iteration takes.
-        start: first batch of the next iteration.
+    The next iteration takes the permutation of `epoch`, from batch `start` on.
     """
 
     def __init__(
@@ -68,15 +66,9 @@ class TrainBatches(Sampler[list[Index]]):
 
 
 class EvalBatches(Sampler[list[Index]]):
-    """Batches of images of one size, each sample exactly once over all processes.
+    """Batches of images of one size, at most `batch_size` each, each sample exactly once over all processes.
 
     All processes get the same number of batches, as DDP's collectives demand: fillers make up for what is missing.
-
-    Args:
-        sizes: (H, W) of each sample.
-        batch_size: samples of a batch, at most.
-        rank: this process.
-        world_size: number of processes.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -100,20 +92,18 @@ class EvalBatches(Sampler[list[Index]]):
 
 class TrainLoader(DataLoader):
     """A DataLoader over `TrainBatches` that knows its place, so that a run resumed in mid-epoch goes on with the very
-    next batch. The datamodule keeps its `state_dict()` in every checkpoint and gives it back to a new loader.
+    next batch. The datamodule keeps its `state_dict()` in every checkpoint and gives it back to a new loader. `limit`
+    is the number of batches that count as a whole epoch (Trainer's `limit_train_batches`), or None for all."""
 
-    Args:
-        limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), or None for all.
-    """
+    batch_sampler: TrainBatches
 
     def __init__(self, *args: Any, limit: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.epoch_length = min(len(self), limit) if limit is not None else len(self)
         self.place = {"epoch": 0, "batch": 0}
 
-    def __iter__(self) -> Iterator[Any]:
-        sampler = self.batch_sampler
-        sampler.epoch, sampler.start = self.place["epoch"], self.place["batch"]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator over what DataLoader gives
+        self.batch_sampler.epoch, self.batch_sampler.start = self.place["epoch"], self.place["batch"]
         for batch in super().__iter__():
             self.place["batch"] += 1
             if self.place["batch"] == self.epoch_length:

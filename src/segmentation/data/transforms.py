@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -72,9 +73,8 @@ class Augment:
             if self.transforms:
                 parts = self._transform(parts)
         mask = parts["mask"] - 1
-        return Sample(
-            **parts | {"image": parts["image"].contiguous(), "mask": mask.masked_fill_(mask < 0, IGNORE_INDEX)}
-        )
+        mask.masked_fill_(mask < 0, IGNORE_INDEX)
+        return cast(Sample, parts | {"image": parts["image"].contiguous(), "mask": mask})
 
     def _crop(self, sample: Sample, focus: Sequence[int]) -> dict[str, Tensor]:
         """The random window, scaled to the crop's size; class indices are one higher, and 0 is ignored."""
@@ -89,7 +89,7 @@ class Augment:
         top, left = _place(mask.shape[0], height, spot[0]), _place(mask.shape[1], width, spot[1])
 
         parts: dict[str, Tensor] = {}
-        for name, value in sample.items():
+        for name, value in cast(dict[str, Tensor], sample).items():
             x = value[..., top : top + height, left : left + width]
             x = (x + 1).clamp_(min=0) if name == "mask" else x
             missing = width - x.shape[-1], height - x.shape[-2]

@@ -81,7 +81,7 @@ def _source(name: str, weights: str) -> tuple[str | None, str | None, str | None
     """Where weights by name come from: the Hugging Face hub's repository, its revision, and the file's address."""
     if name.startswith("tu-"):
         config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
-        repository, revision, url = (config.hf_hub_id, None, config.url) if config else (None, None, None)
+        repository, revision, url = (config.hf_hub_id, None, str(config.url or "")) if config else (None, None, None)
     else:
         known = encoders[name]["pretrained_settings"].get(weights, {})
         repository, revision, url = known.get("repo_id"), known.get("revision"), None
