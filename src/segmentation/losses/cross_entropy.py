@@ -27,18 +27,18 @@ class PixelLoss(SegmentationLoss):
         """w: of background and foreground, (2,), for one logit; of each class, (K,), for K; None for 1 throughout."""
 
     def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
-        valid = mask != self.ignore_index
+        valid = mask != IGNORE_INDEX
         if logits.shape[1] == 1 or self.class_weights is None:
             return valid.sum()
         return (self.class_weights[mask * valid] * valid).sum()
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        valid = mask != self.ignore_index
+        valid = mask != IGNORE_INDEX
         weights = self.pixel_weights(logits)
         if logits.shape[1] == 1:
             log_p = F.logsigmoid(torch.where(mask == 1, logits[:, 0], -logits[:, 0]))
         else:
-            log_p = -F.cross_entropy(logits, mask, ignore_index=self.ignore_index, reduction="none")
+            log_p = -F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
         loss = torch.where(valid, self.of_pixel(log_p), 0.0)
         loss = loss if weights is None else loss * weights[mask * valid]
         loss = loss if weight is None else loss * weight
@@ -72,7 +72,6 @@ class CrossEntropy(PixelLoss):
             made from the training split's pixels as `class_weights` in losses/base.py says; null for none.
         pos_weight: for one logit: factor on the foreground, or `auto`: num_neg / num_pos of the training split.
         max_weight: what class weights made from the data are capped at.
-        ignore_index: class index of pixels that count nowhere.
     """
 
     def __init__(
@@ -80,9 +79,8 @@ class CrossEntropy(PixelLoss):
         class_weights: Weights = None,
         pos_weight: float | Literal["auto"] | None = None,
         max_weight: float = 10.0,
-        ignore_index: int = IGNORE_INDEX,
     ) -> None:
-        super().__init__(class_weights, max_weight, ignore_index)
+        super().__init__(class_weights, max_weight)
         self.auto_pos_weight = pos_weight == "auto"
         self.pos_weight: Tensor | None
         self.register_buffer("pos_weight", as_buffer(pos_weight))
@@ -123,7 +121,6 @@ class Focal(PixelLoss):
             num_pos). null for none.
         gamma: 0 or more.
         max_weight: what the weights of more than two classes, made from the data, are capped at.
-        ignore_index: class index of pixels that count nowhere.
     """
 
     def __init__(
@@ -131,7 +128,6 @@ class Focal(PixelLoss):
         alpha: float | Weights = None,
         gamma: float = 2.0,
         max_weight: float = 10.0,
-        ignore_index: int = IGNORE_INDEX,
     ) -> None:
         self.one = isinstance(alpha, int | float)
         if isinstance(alpha, int | float):
@@ -140,7 +136,7 @@ class Focal(PixelLoss):
             alpha = [1 - alpha, alpha]
         if gamma < 0:
             raise InputError(f"Focal: gamma {gamma} must be 0 or more")
-        super().__init__(alpha, max_weight, ignore_index)
+        super().__init__(alpha, max_weight)
         self.gamma = gamma
 
     def of_pixel(self, log_p: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from segmentation.data.census import Census
-from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss, Weights
 from segmentation.losses.cross_entropy import Focal
@@ -25,7 +24,7 @@ class WeightedSum(SegmentationLoss):
     """
 
     def __init__(self, losses: list[SegmentationLoss], weights: list[float] | None = None) -> None:
-        super().__init__(ignore_index=losses[0].ignore_index if losses else IGNORE_INDEX)
+        super().__init__()
         weights = [1.0] * len(losses) if weights is None else weights
         if not losses or len(weights) != len(losses):
             raise InputError(f"WeightedSum: {len(weights)} weights for {len(losses)} losses; give one a loss")
@@ -54,12 +53,10 @@ class Hybrid(WeightedSum):
     Args:
         alpha: the focal loss's.
         gamma: the focal loss's.
-        ignore_index: class index of pixels that count nowhere.
     """
 
-    def __init__(self, alpha: float | Weights = None, gamma: float = 2.0, ignore_index: int = IGNORE_INDEX) -> None:
-        focal = Focal(alpha, gamma, ignore_index=ignore_index)
-        super().__init__([focal, MsSsim(ignore_index=ignore_index), Jaccard(ignore_index=ignore_index)])
+    def __init__(self, alpha: float | Weights = None, gamma: float = 2.0) -> None:
+        super().__init__([Focal(alpha, gamma), MsSsim(), Jaccard()])
 
 
 def _names(losses: Iterable[nn.Module]) -> list[str]:
