@@ -50,9 +50,10 @@ class ShapesData(SegmentationData):
         super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
         self.counts = {"train": train, "val": val, "test": test}
         self.size, self.seed = size, seed
-        for name, given, least in (("train", train, 1), ("val", val, 0), ("test", test, 0), ("seed", seed, 0)):
+        counts = (("train", train, 1, 64), ("val", val, 0, 64), ("test", test, 0, 64))
+        for name, given, least, example in (*counts, ("seed", seed, 0, -seed)):
             if given < least:
-                raise InputError(f"data {name}={given}: give {least} or more, e.g. {name}: {-given or 64}")
+                raise InputError(f"data {name}={given}: give {least} or more, e.g. {name}: {example}")
         if size < SMALLEST:
             raise InputError(f"data size={size} leaves shapes of a few pixels: use {SMALLEST} or more, e.g. size: 96")
 

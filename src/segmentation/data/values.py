@@ -29,24 +29,22 @@ class ClassesMissing(InputError):
     """Nobody declared the classes of masks that hold `counts`, value -> pixels; `suggested` is a declaration."""
 
     def __init__(self, counts: dict[Value, int]) -> None:
-        self.suggested = suggest_classes(counts)
+        values, many = sorted(counts, key=code_of), len(counts) > MANY
+        self.suggested: dict[str, Value]  # names to be replaced
+        if many:
+            self.suggested = {"background": 0, "foreground": 255}
+        elif len(values) == 2:
+            self.suggested = {"background": values[0], "foreground": values[1]}
+        else:
+            self.suggested = {"background" if v in (0, "#000000") else name_of(v): v for v in values}
         declaration = as_yaml("classes", self.suggested)
         fix = f"Fix: {declaration}, with names of yours"
-        if len(counts) > MANY:
+        if many:
             fix = (
                 "JPEG and anti-aliased masks do so: save them as PNG with one value a class; or, of two classes, "
                 f"{declaration} and mask_threshold: 128"
             )
         super().__init__(f"classes is not declared. The masks hold {listed(counts, commonest_first=True)}. {fix}")
-
-
-def suggest_classes(counts: dict[Value, int]) -> dict[str, Value]:
-    """A declaration of all values of some masks (value -> pixels), under names to be replaced."""
-    if len(counts) > MANY:
-        return {"background": 0, "foreground": 255}
-    if len(counts) == 2:
-        return dict(zip(("background", "foreground"), sorted(counts, key=code_of), strict=True))
-    return {"background" if value in (0, "#000000") else name_of(value): value for value in sorted(counts, key=code_of)}
 
 
 def name_of(value: Value) -> str:

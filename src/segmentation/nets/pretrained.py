@@ -51,7 +51,13 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
             raise InputError(f"encoder_weights: {file} is not for {name}: {error}") from error
         encoder.set_in_channels(in_channels, pretrained=True)
     #: Mean and standard deviation of the images it was pretrained on, as it wants ours; None for random weights.
-    encoder.statistics = _statistics(name, weights) if weights is not None and in_channels == 3 else None
+    encoder.statistics = None
+    if weights is not None and in_channels == 3:
+        settings = {} if name.startswith("tu-") else encoders[name]["pretrained_settings"]
+        known = _known(name, weights) or next(iter(settings.values()), {})
+        top = max(known.get("input_range") or [1])  # of some, 0..255
+        mean, std = known.get("mean") or IMAGENET[0], known.get("std") or IMAGENET[1]
+        encoder.statistics = [float(value) / top for value in mean], [float(value) / top for value in std]
     return encoder
 
 
@@ -72,34 +78,19 @@ def place(name: str, weights: str) -> Path:
 def cached(name: str, weights: str) -> Path | None:
     """The file that weights by name would be read from without a network, if it is here: in `place`, or in the Hugging
     Face hub's cache."""
-    repository, revision, _ = _source(name, weights)
-    found = repository and try_to_load_from_cache(repository, "model.safetensors", revision=revision)
+    known = _known(name, weights)
+    repository = known.get("repo_id")
+    found = repository and try_to_load_from_cache(repository, "model.safetensors", revision=known.get("revision"))
     return _file(name, weights) or (Path(found) if isinstance(found, str) else None)
 
 
-def _source(name: str, weights: str) -> tuple[str | None, str | None, str | None]:
-    """Where weights by name come from: the Hugging Face hub's repository, its revision, and the file's address."""
-    if name.startswith("tu-"):
-        config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
-        repository, revision, url = (config.hf_hub_id, None, str(config.url or "")) if config else (None, None, None)
-    else:
-        known = encoders[name]["pretrained_settings"].get(weights, {})
-        repository, revision, url = known.get("repo_id"), known.get("revision"), None
-    hub = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/model.safetensors"
-    return repository, revision, hub if repository else url
-
-
-def _statistics(name: str, weights: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation, of 0..1, of the images that weights were made on: ImageNet's where the file says no more."""
-    if name.startswith("tu-"):
-        config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
-        found = {"mean": config.mean, "std": config.std} if config else {}
-    else:
-        settings = encoders[name]["pretrained_settings"]
-        found = settings.get(weights) or next(iter(settings.values()), {})
-    mean, std = found.get("mean") or IMAGENET[0], found.get("std") or IMAGENET[1]
-    top = max(found.get("input_range") or [1])  # of some, 0..255
-    return [float(value) / top for value in mean], [float(value) / top for value in std]
+def _known(name: str, weights: str) -> dict[str, Any]:
+    """What the library knows of weights by name, where it has such: repo_id (the Hugging Face hub's repository) and
+    revision, or url; mean, std and input_range of their images."""
+    if not name.startswith("tu-"):
+        return encoders[name]["pretrained_settings"].get(weights, {})
+    config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+    return {"repo_id": config.hf_hub_id, "url": config.url, "mean": config.mean, "std": config.std} if config else {}
 
 
 def _file(name: str, weights: str | None) -> Path | None:
@@ -122,7 +113,9 @@ def _built(name: str, in_channels: int, depth: int, weights: Any = None, **optio
 
 
 def _fetched(name: str, in_channels: int, depth: int, weights: str) -> Any:
-    url = _source(name, weights)[2]
+    known = _known(name, weights)
+    hub = f"https://huggingface.co/{known.get('repo_id')}/resolve/{known.get('revision') or 'main'}/model.safetensors"
+    url = hub if known.get("repo_id") else known.get("url")
     if not url:
         choices = "" if name.startswith("tu-") else f"{', '.join(encoders[name]['pretrained_settings'])}, "
         raise InputError(f"encoder_weights: {name} has no {weights}; choose {choices}a file, or null")
