@@ -86,8 +86,9 @@ class Augment:
             height, width = max(1, round(height / factor)), max(1, round(width / factor))
         spots = torch.isin(mask, torch.tensor(focus)).nonzero() if focus else ()
         spot = spots[int(torch.randint(len(spots), ()))].tolist() if len(spots) else (None, None)
-        top, left = _place(mask.shape[0], height, spot[0]), _place(mask.shape[1], width, spot[1])
-
+        top = left = 0
+        if self.crop:
+            top, left = _place(mask.shape[0], height, spot[0]), _place(mask.shape[1], width, spot[1])
         parts: dict[str, Tensor] = {}
         for name, value in cast(dict[str, Tensor], sample).items():
             x = value[..., top : top + height, left : left + width]
