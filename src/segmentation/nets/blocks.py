@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -78,12 +77,10 @@ def run(block: nn.Module, *inputs: Tensor, checkpointing: bool = False) -> Tenso
     """
     if not (checkpointing and torch.is_grad_enabled()):
         return block(*inputs)
-    # A compiled graph updates each statistic once by itself.
-    once = nullcontext if torch.compiler.is_compiling() else partial(statistics_kept, block)
-    # Nothing is random in these blocks.
-    return checkpoint(
-        block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), once())
-    )
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in these blocks
+    if not torch.compiler.is_compiling():  # a compiled graph updates each statistic once by itself
+        options["context_fn"] = lambda: (nullcontext(), statistics_kept(block))
+    return checkpoint(block, *inputs, **options)
 
 
 @contextmanager
