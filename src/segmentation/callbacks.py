@@ -88,8 +88,8 @@ class Introduction(Callback):
         steps = trainer.estimated_stepping_batches
         length = f"{trainer.max_epochs} epochs, {int(steps):,} steps" if steps < float("inf") else "steps without end,"
         factors = (data.batch_size, trainer.world_size, trainer.accumulate_grad_batches)
-        made = (f"{factors[0]} images", f"{factors[1]} processes", f"{factors[2]} batches a step")
-        made = " x ".join(text for text, factor in zip(made, factors, strict=True) if factor > 1 or text == made[0])
+        names = ("images", "processes", "batches a step")
+        made = " x ".join(f"{factor} {name}" for factor, name in zip(factors, names, strict=True) if factor > 1)
         where = f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}"
         rates = ", ".join(f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups)
         workers = f"{data.train_loader.num_workers} loader workers a process"
@@ -97,7 +97,7 @@ class Introduction(Callback):
         print(f"run       {self.run.path}")
         print(f"data      {type(data.source).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes")
         print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {size}")
-        print(f"training  {length} of {math.prod(factors)} images ({made}) {where}")
+        print(f"training  {length} of {made or '1 image'} {where}")
         print(f"          learning rate {rates}, as given: it is not scaled by the batch; {workers}", flush=True)
         for logged in wandb_runs(trainer):
             logged.config.update({"images_per_step": math.prod(factors), "processes": trainer.world_size})

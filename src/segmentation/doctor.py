@@ -66,43 +66,47 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
         what is wrong, what would stop a run first.
     """
     config = DoctorCLI(args).config
-    output, console = Path(config.output), Console(highlight=False)
+    console = Console(highlight=False)
     console.width = max(console.width, 100)
-    problems: list[Problem] = []
-    module, found = None, None
-    try:
-        module, problems = build_data(config)
-        found = audit(module)
-        options = config.data.dataset.init_args or {}
-        classes = mended_classes(module.labels, options.get("classes") or {}, found)
-        if classes:  # say what the data is like once they are declared
-            problems.append(undeclared_problem(module, found))
-            bad, options.classes = found.bad, classes
-            module = build_data(config)[0]
-            found = audit(module)
-            found.bad = bad
-        problems += found.problems
-    except InputError as error:
-        problems.append(Problem(str(error), stops=True))
-    if config.prefetch:
-        problems += _prefetch(config)
-    facts, of_machine = examine_machine(
-        config.data.num_workers, WandbOptions(**config.wandb.as_dict()), config.model.net.as_dict()
-    )
+    examined, problems = _examine_data(config)
+    problems += _prefetch(config) if config.prefetch else []
+    wandb = WandbOptions(**config.wandb.as_dict())
+    facts, of_machine = examine_machine(config.data.num_workers, wandb, config.model.net.as_dict())
     problems = sorted([*problems, *of_machine], key=lambda problem: not problem.stops)
 
-    if module is not None and found is not None:
-        _print_data(console, module, found)
-    _print_facts(console, "machine", facts)
+    if examined:
+        _print_data(console, *examined)
+    console.print(Text("machine", "bold"))
+    for key, value in facts.items():
+        console.print(Text(f"{key:<14} {value}"), soft_wrap=True)
     console.print()
     for problem in problems:
         mark = Text("✗ stops a run  ", "bold red") if problem.stops else Text("! look at this ", "bold yellow")
         console.print(mark + Text(problem.text), soft_wrap=True)
     if not problems:
         console.print(Text("✓ nothing is wrong", "bold green"))
-    if module is not None and found is not None:
-        _write(console, output, config, module, found)
+    if examined:
+        _write(console, Path(config.output), config, *examined)
     return problems
+
+
+def _examine_data(config: Namespace) -> tuple[tuple[SegmentationDataModule, Audit] | None, list[Problem]]:
+    """The data, where it can be built, with the classes that were found to be missing; and what is wrong with it."""
+    problems: list[Problem] = []
+    try:
+        module, problems = build_data(config)
+        found = audit(module)
+        options = config.data.dataset.init_args or Namespace()
+        classes = mended_classes(module.labels, options.get("classes") or {}, found)
+        if classes:  # say what the data is like once they are declared
+            problems.append(undeclared_problem(module, found))
+            options.classes = classes
+            module, bad = build_data(config)[0], found.bad
+            found = audit(module)
+            found.bad = bad
+        return (module, found), problems + found.problems
+    except InputError as error:
+        return None, [*problems, Problem(str(error), stops=True)]
 
 
 def build_data(config: Namespace) -> tuple[SegmentationDataModule, list[Problem]]:
@@ -128,9 +132,9 @@ def _prefetch(config: Namespace) -> list[Problem]:
 
     try:
         library_encoder(name, 3, 5, weights)
-        return []
     except InputError as error:
         return [Problem(str(error), stops=True)]
+    return []
 
 
 def _print_data(console: Console, module: SegmentationDataModule, found: Audit) -> None:
@@ -139,36 +143,29 @@ def _print_data(console: Console, module: SegmentationDataModule, found: Audit) 
     console.print(Text(f"{type(source).__name__}{where}: {labels.task}, {labels.num_classes} classes", "bold"))
     table = Table("split", "images", "bad", "sizes", "bands", "type", "values", box=None, pad_edge=False)
     for split, census in found.censuses.items():
-        low, high = (f([getattr(r, k) for r in census.records], default=0) for f, k in ((min, "low"), (max, "high")))
-        table.add_row(
-            split,
-            f"{len(census.records):,}",
-            Text(str(len(census.bad)), "red" if census.bad else ""),
-            _sizes(census.sizes),
-            str(labels.channels),
-            labels.dtype or "",
-            f"{low:g} to {high:g}",
-        )
+        low = min((record.low for record in census.records), default=0)
+        high = max((record.high for record in census.records), default=0)
+        bad = Text(str(len(census.bad)), "red" if census.bad else "")
+        images, sizes = f"{len(census.records):,}", _sizes(census.sizes)
+        table.add_row(split, images, bad, sizes, str(labels.channels), labels.dtype or "", f"{low:g} to {high:g}")
     console.print(table)
     console.print()
-    splits = list(found.censuses)
+    splits, train = list(found.censuses), found.censuses["train"]
     table = Table("class", "mask value", *(f"{s} pixels" for s in splits), "", "images", box=None, pad_edge=False)
-    shares = {s: np.array(c.pixels) / max(1, sum(c.pixels)) for s, c in found.censuses.items()}
-    train = found.censuses[splits[0]]
+    blank = [""] * len(splits)
     for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
         table.add_row(
             Text.assemble(("■ ", color), name),
             ", ".join(map(str, labels.values[index])),
-            *(f"{shares[split][index]:.2%}" for split in splits),
-            Bar(1, 0, float(shares[splits[0]][index]), width=24, color="cyan"),
+            *(f"{census.shares[index]:.2%}" for census in found.censuses.values()),
+            Bar(1, 0, float(train.shares[index]), width=24, color="cyan"),
             f"{int((train.counts[:, index] > 0).sum()):,}",
         )
     for value, (pixels, masks) in list(found.undeclared.items())[:8]:  # more than could be classes
-        table.add_row(Text("undeclared", "red"), str(value), f"{pixels:,} pixels", *[""] * len(splits), f"{masks:,}")
+        table.add_row(Text("undeclared", "red"), str(value), f"{pixels:,} pixels", *blank, f"{masks:,}")
     if labels.ignore:
-        total = sum(train.pixels) + train.ignored
-        share = f"{train.ignored / max(1, total):.2%} of all"
-        table.add_row("ignored", ", ".join(map(str, labels.ignore)), share, *[""] * len(splits), "")
+        share = train.ignored / max(1, sum(train.pixels) + train.ignored)
+        table.add_row("ignored", ", ".join(map(str, labels.ignore)), f"{share:.2%} of all", *blank, "")
     console.print(table)
     console.print()
 
@@ -180,36 +177,24 @@ def _sizes(sizes: list[tuple[int, int]]) -> str:
     return ends[0] if len(different) == 1 else f"{len(different)}: {' to '.join(ends)}" if different else "-"
 
 
-def _print_facts(console: Console, title: str, facts: dict[str, str]) -> None:
-    console.print(Text(title, "bold"))
-    for key, value in facts.items():
-        console.print(Text(f"{key:<14} {value}"), soft_wrap=True)
-
-
 def _write(console: Console, output: Path, config: Namespace, module: SegmentationDataModule, found: Audit) -> None:
     """Contact sheets, the list of bad files, the suggested overlay."""
     output.mkdir(parents=True, exist_ok=True)
     data = without(module.whole, {split: set(census.bad) for split, census in found.censuses.items()})
-    for split in found.censuses:
+    for split in filter(data.names, found.censuses):
         names = data.names(split)
-        if names:
-            chosen = sorted(set(np.linspace(0, len(names) - 1, 8).round().astype(int).tolist()))
-            samples = [data.load(split, index) for index in chosen]
-            images, masks = ([sample[key] for sample in samples] for key in ("image", "mask"))
-            title = f"{split}: {len(chosen)} of {len(names):,}"
-            sheet = contact_sheet(images, masks, None, module.labels, [names[index] for index in chosen], title)
-            save_png(sheet, output / f"{split}.png")
+        chosen = np.unique(np.linspace(0, len(names) - 1, 8).round().astype(int)).tolist()
+        samples = [data.load(split, index) for index in chosen]
+        images, masks = [sample["image"] for sample in samples], [sample["mask"] for sample in samples]
+        title = f"{split}: {len(chosen)} of {len(names):,}"
+        sheet = contact_sheet([*images], [*masks], None, module.labels, [names[index] for index in chosen], title)
+        save_png(sheet, output / f"{split}.png")
     write_text(output / "bad_files.txt", "".join(f"{text}\n" for text in found.bad))
     console.print(f"\npictures   {output}/*.png; every bad file: {output}/bad_files.txt")
     if found.censuses["train"].records:
-        given = config.data.dataset.as_dict()
-        overlay = yaml.safe_dump(
-            suggest_overlay(module, given, found),
-            sort_keys=False,
-            allow_unicode=True,
-            default_flow_style=None,
-            width=110,
-        )
+        suggested = suggest_overlay(module, config.data.dataset.as_dict(), found)
+        style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 110}
+        overlay = yaml.safe_dump(suggested, **style)
         write_text(output / "overlay.yaml", overlay)
         console.print(Text(f"\nsuggested overlay: python src/train.py --config {output}/overlay.yaml", "bold"))
         console.print(Text(overlay))

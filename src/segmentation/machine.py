@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from segmentation.data.census import available_cores
 from segmentation.errors import InputError, Problem
 from segmentation.run import RUNS
 from segmentation.tracking import WandbOptions
@@ -22,24 +23,16 @@ GIB = 2**30
 def examine_machine(
     workers: int | None, wandb: WandbOptions, net: dict[str, Any]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """Facts, by name, and what is wrong.
-
-    Args:
-        workers: `data.num_workers`.
-        wandb: the options of W&B.
-        net: `class_path` and `init_args` of the net.
-    """
+    """Facts, by name, and what is wrong, for `data.num_workers`, the options of W&B, and those of the net."""
     problems = []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = shutil.disk_usage(RUNS if RUNS.is_dir() else Path()).free
     facts = {
         "python": f"{platform.python_version()}, torch {torch.__version__}",
         "devices": _devices(),
         "bf16": "yes" if has_bf16("auto") else "no: trains in 32-true",
-        "cores": f"{cores}, {_memory()}",
+        "cores": f"{available_cores()}, {_memory()}",
+        "disk": f"{free / GIB:,.1f} GiB free for {RUNS}/",
     }
-    place = RUNS if RUNS.is_dir() else Path()
-    free = shutil.disk_usage(place).free
-    facts["disk"] = f"{free / GIB:,.1f} GiB free for {RUNS}/"
     if free < GIB:
         problems.append(Problem(f"only {free / GIB:.2f} GiB of disk are free for {RUNS}/: checkpoints may not fit"))
     shared = Path("/dev/shm")
@@ -47,17 +40,12 @@ def examine_machine(
         size = shutil.disk_usage(shared).total
         facts["shared memory"] = f"{size / GIB:,.1f} GiB"
         if size < GIB and workers != 0:
-            problems.append(
-                Problem(
-                    f"shared memory, through which workers hand over batches, is {size / 2**20:.0f} MiB. "
-                    "Fix: docker run --shm-size 8g, or data.num_workers: 0"
-                )
-            )
+            text = f"shared memory, through which workers hand over batches, is {size / 2**20:.0f} MiB."
+            problems.append(Problem(f"{text} Fix: docker run --shm-size 8g, or data.num_workers: 0"))
     try:
         mode = wandb.resolved_mode()
-        facts["W&B"] = {"online": "logged in, online", "offline": "offline (not logged in, or asked for)"}.get(
-            mode, mode
-        )
+        said = {"online": "logged in, online", "offline": "offline (not logged in, or asked for)"}
+        facts["W&B"] = said.get(mode, mode)
     except InputError as error:
         facts["W&B"] = "no key"
         problems.append(Problem(str(error), stops=True))
@@ -69,12 +57,9 @@ def examine_machine(
         found = cached(name, weights)
         facts["encoder"] = f"{name}, {weights}: {found or 'not here'}"
         if found is None:
-            problems.append(
-                Problem(
-                    f"weights {weights} of {name} are not on this machine: where there is internet, --prefetch fetches "
-                    f"them once; else put the file here as {place(name, weights)}"
-                )
-            )
+            fix = "where there is internet, --prefetch fetches them once; else put the file here as"
+            text = f"weights {weights} of {name} are not on this machine: {fix} {place(name, weights)}"
+            problems.append(Problem(text))
     return facts, problems
 
 
@@ -117,7 +102,7 @@ def peak_memory(job: Callable[[], object], device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         job()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
+        return (torch.cuda.max_memory_allocated() - before) / GIB
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory goes back, so that it is not counted as held
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here

@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -43,7 +44,7 @@ class WarmupDecay(LRScheduler):
         x = min(1.0, (step - warm) / max(1, total - warm))
         return (1 - x) ** self.power if self.decay == "poly" else (1 + math.cos(math.pi * x)) / 2
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def set_total_steps(self, total_steps: int) -> None:

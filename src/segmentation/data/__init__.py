@@ -8,16 +8,3 @@ from segmentation.data.folder import FolderData
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.shapes import ShapesData
 from segmentation.data.torchvision_sets import TorchvisionData
-
-__all__ = [
-    "IGNORE_INDEX",
-    "Census",
-    "FileData",
-    "FolderData",
-    "Labels",
-    "Sample",
-    "SegmentationData",
-    "SegmentationDataModule",
-    "ShapesData",
-    "TorchvisionData",
-]

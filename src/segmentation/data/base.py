@@ -11,19 +11,12 @@ SPLITS = ("train", "val", "test")
 
 
 class Sample(TypedDict):
-    """One image with its truth, as a data set gives it.
+    """One image with its truth, as a data set gives it."""
 
-    Keys:
-        image: (C, H, W), uint8, uint16 or float32, as the file has it; scaling happens on the device.
-        mask: (H, W) int64, class indices, IGNORE_INDEX where nothing counts.
-        instance: (H, W) int64, 0 for none, one id an individual; where the data set has them.
-        weight: (H, W) float32, a factor on each pixel's loss; where the data set has one.
-    """
-
-    image: Tensor
-    mask: Tensor
-    instance: NotRequired[Tensor]
-    weight: NotRequired[Tensor]
+    image: Tensor  # (C, H, W), uint8, uint16 or float32, as the file has it; scaling happens on the device
+    mask: Tensor  # (H, W) int64, class indices, IGNORE_INDEX where nothing counts
+    instance: NotRequired[Tensor]  # (H, W) int64, 0 for none, one id an individual
+    weight: NotRequired[Tensor]  # (H, W) float32, a factor on each pixel's loss
 
 
 class SegmentationData(ABC):

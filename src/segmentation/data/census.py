@@ -7,20 +7,21 @@ It is kept in the user's cache, keyed by the file list (names, sizes, times) and
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from itertools import combinations
 
 import numpy as np
 import torch
 from platformdirs import user_cache_path
 from rich.progress import track
 
-from segmentation.data.base import Sample, SegmentationData
+from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.errors import InputError
+from segmentation.writing import write_text
 
 #: Raised when what a census holds changes, so that old cache files are not read.
 VERSION = 3
@@ -28,42 +29,25 @@ VERSION = 3
 
 @dataclass(frozen=True)
 class Record:
-    """What one sample holds.
+    """What one sample holds."""
 
-    Args:
-        size: (H, W).
-        pixels: of each class.
-        ignored: pixels that count nowhere.
-        total: of each band, the sum of its pixels, scaled as `scale_of` says.
-        squares: of each band, the sum of their squares.
-        low: the smallest number in the image, as the file has it.
-        high: the largest.
-        digest: the same for the same pixels.
-    """
-
-    size: tuple[int, int]
-    pixels: list[int]
-    ignored: int
-    total: list[float]
-    squares: list[float]
-    low: float
+    size: tuple[int, int]  # (H, W)
+    pixels: list[int]  # of each class
+    ignored: int  # pixels that count nowhere
+    total: list[float]  # of each band, the sum of its pixels, scaled as `scale_of` says
+    squares: list[float]  # the sum of their squares
+    low: float  # the smallest number in the image, as the file has it
     high: float
-    digest: str
+    digest: str  # the same for the same pixels
 
 
 @dataclass(frozen=True)
 class Census:
-    """Counts over one split.
+    """Counts over one split."""
 
-    Args:
-        names: of the classes.
-        records: of the samples, in the order of their names.
-        bad: index -> what is wrong with a sample that is left out of `records`.
-    """
-
-    names: list[str]
-    records: list[Record]
-    bad: dict[int, str] = field(default_factory=dict)
+    names: list[str]  # of the classes
+    records: list[Record]  # of the samples, in the order of their names
+    bad: dict[int, str] = field(default_factory=dict)  # index -> what is wrong with a sample not in `records`
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -81,9 +65,19 @@ class Census:
         return self.counts.sum(axis=0).tolist()
 
     @property
+    def shares(self) -> np.ndarray:
+        """Of each class, its share of the pixels that count: (K,)."""
+        return self.counts.sum(axis=0) / max(1, self.counts.sum())
+
+    @property
     def pixels_where(self) -> list[int]:
         """For each class, the valid pixels of the samples where it occurs."""
         return (self.counts.sum(axis=1, keepdims=True) * (self.counts > 0)).sum(axis=0).tolist()
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the classes without a pixel."""
+        return [name for name, pixels in zip(self.names, self.pixels, strict=True) if not pixels]
 
     @property
     def ignored(self) -> int:
@@ -116,40 +110,36 @@ def scale_of(dtype: torch.dtype, labels: Labels | None = None) -> float:
 
 
 def take_census(data: SegmentationData, split: str, skip: bool = False) -> Census:
-    """The census of a split, from the cache or counted with a progress bar.
-
-    Args:
-        data: the data set.
-        split: one of its splits.
-        skip: leave bad samples out, and say in `bad` which.
+    """The census of a split, from the cache or counted. With `skip`, bad samples are left out, and named in `bad`.
 
     Raises:
         InputError: some samples cannot be used (unless `skip`); the first one's message, with the number of the others.
     """
     key = hashlib.sha256(f"{VERSION}|{split}|{data.fingerprint(split)}".encode()).hexdigest()[:32]
     path = user_cache_path("unet-family-template") / "census" / f"{key}.json"
-    try:
+    with suppress(OSError, ValueError, TypeError, KeyError):  # no cache, or a damaged one
         cached = json.loads(path.read_text())
-        return Census(
-            cached["names"], [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
-        )
-    except (OSError, ValueError, TypeError, KeyError):
-        found = list(track(examine_all(data, split), f"Reading {split} once", len(data.names(split)), transient=True))
-    bad = {index: str(each) for index, each in enumerate(found) if isinstance(each, InputError)}
-    if bad and not skip:
-        more = f" ({len(bad) - 1} more of {len(found)} {split} samples have problems too)" if len(bad) > 1 else ""
-        raise InputError(f"{next(iter(bad.values()))}{more}")
-    census = Census(list(data.labels.names), [each for each in found if isinstance(each, Record)], bad)
+        records = [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
+        return Census(cached["names"], records)
+    census, errors = count(data, split)
+    first = next(iter(errors.values()), "")
+    if errors and not skip:
+        others = f" ({len(errors) - 1} more of {len(data.names(split))} {split} samples have problems too)"
+        raise InputError(f"{first}{others if len(errors) > 1 else ''}")
     if not census.records:
-        raise InputError(f"none of the {len(found)} {split} samples can be used. {next(iter(bad.values()), '')}")
-    if not bad:  # a disk that was away for a moment must not be remembered
-        _keep(path, json.dumps(asdict(census)))
+        raise InputError(f"none of the {len(errors)} {split} samples can be used. {first}")
+    if not errors:  # a disk that was away for a moment must not be remembered
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            write_text(path, json.dumps(asdict(census)))
     return census
 
 
-def examine_all(data: SegmentationData, split: str) -> Iterator[Record | InputError]:
-    """Read every sample of a split, in several threads: its record, or what is wrong with it, in the order of names."""
+def count(data: SegmentationData, split: str) -> tuple[Census, dict[int, InputError]]:
+    """Read every sample of a split, in several threads and with a progress bar: the census of those that can be used,
+    and what is wrong with the others, by their index."""
     names = data.names(split)
+    records: list[Record] = []
+    errors: dict[int, InputError] = {}
 
     def read(index: int) -> Record | InputError:
         try:
@@ -157,8 +147,19 @@ def examine_all(data: SegmentationData, split: str) -> Iterator[Record | InputEr
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
-        yield from pool.map(read, range(len(names)))
+    with ThreadPoolExecutor(available_cores()) as pool:
+        found = pool.map(read, range(len(names)))
+        for index, each in enumerate(track(found, f"Reading {split} once", len(names), transient=True)):
+            if isinstance(each, Record):
+                records.append(each)
+            else:
+                errors[index] = each
+    return Census(data.labels.names, records, {index: str(error) for index, error in errors.items()}), errors
+
+
+def available_cores() -> int:
+    """Cores that this process may use, where the system says it (Linux)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def examine(sample: Sample, labels: Labels, name: str) -> Record:
@@ -169,7 +170,7 @@ def examine(sample: Sample, labels: Labels, name: str) -> Record:
     """
     _check_sample(sample, labels, name)
     image, mask, classes = sample["image"], sample["mask"], labels.num_classes
-    pixels = torch.bincount(mask.where(mask != IGNORE_INDEX, classes).flatten(), minlength=classes + 1).tolist()
+    *pixels, ignored = torch.bincount(mask.where(mask != IGNORE_INDEX, classes).flatten(), minlength=classes + 1)
     numbers, scale = image.numpy(), scale_of(image.dtype, labels)
     if image.dtype == torch.uint8:  # of bytes there are only 256: counting them is several times faster
         counts = np.stack([np.bincount(band.ravel(), minlength=256) for band in numbers])
@@ -177,17 +178,15 @@ def examine(sample: Sample, labels: Labels, name: str) -> Record:
     else:
         bands = numbers.reshape(len(numbers), -1).astype(np.float64) / scale
         total, squares = bands.sum(1), np.square(bands).sum(1)
-    digest = hashlib.blake2b(np.ascontiguousarray(numbers), digest_size=8)
-    digest.update(repr(numbers.shape).encode())
     return Record(
-        tuple(mask.shape),
-        pixels[:-1],
-        pixels[-1],
-        total.tolist(),
-        squares.tolist(),
-        float(numbers.min()),
-        float(numbers.max()),
-        digest.hexdigest(),
+        size=(mask.shape[0], mask.shape[1]),
+        pixels=[int(number) for number in pixels],
+        ignored=int(ignored),
+        total=total.tolist(),
+        squares=squares.tolist(),
+        low=float(numbers.min()),
+        high=float(numbers.max()),
+        digest=hashlib.blake2b(numbers.tobytes() + repr(numbers.shape).encode(), digest_size=8).hexdigest(),
     )
 
 
@@ -195,9 +194,7 @@ def find_leaks(data: SegmentationData, censuses: dict[str, Census]) -> list[str]
     """Images, and groups of images, that are in more than one split, a message each pair of splits: figures of a split
     flatter when the net has trained on it."""
     messages = []
-    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        if first not in censuses or second not in censuses:
-            continue
+    for first, second in combinations([split for split in SPLITS if split in censuses], 2):
         known = {record.digest: name for record, name in zip(censuses[first].records, data.names(first), strict=True)}
         pairs = zip(censuses[second].records, data.names(second), strict=True)
         same = [(known[record.digest], name) for record, name in pairs if record.digest in known]
@@ -227,14 +224,3 @@ def _check_sample(sample: Sample, labels: Labels, name: str) -> None:
         raise InputError(f"{name}: the mask must be int64 in 0..{labels.num_classes - 1}, or {IGNORE_INDEX} to ignore")
     if image.is_floating_point() and not image.isfinite().all():
         raise InputError(f"{name}: the image holds NaN or infinite values. Replace them")
-
-
-def _keep(path: Path, text: str) -> None:
-    """Write aside and rename; a cache that cannot be written only costs time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_text(text)
-        aside.replace(path)
-    except OSError:
-        pass

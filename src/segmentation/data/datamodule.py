@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, SegmentationData
-from segmentation.data.census import Census, find_leaks, take_census
+from segmentation.data.census import Census, available_cores, find_leaks, take_census
 from segmentation.data.loading import RareCrops, SplitDataset, collate, ignore_preemption, unpack
 from segmentation.data.sampler import EvalBatches, TrainBatches, TrainLoader
 from segmentation.data.splits import cross_validation, without
@@ -45,6 +45,8 @@ class SegmentationDataModule(LightningDataModule):
         seed: of the order and the augmentation of the training samples, and of the folds.
     """
 
+    trainer: Trainer  # there is one before a loader is asked for
+
     def __init__(
         self,
         dataset: SegmentationData,
@@ -71,8 +73,8 @@ class SegmentationDataModule(LightningDataModule):
         self.labels = dataset.labels
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        crop_size = (crop, crop) if isinstance(crop, int) else tuple(crop) if crop else None
-        if min(batch_size, self.eval_batch_size) < 1 or (crop_size and (len(crop_size) != 2 or min(crop_size) < 1)):
+        sides = [crop, crop] if isinstance(crop, int) else crop or []
+        if min(batch_size, self.eval_batch_size, *sides) < 1 or len(sides) not in (0, 2):
             raise InputError(
                 f"data.batch_size {batch_size}, data.eval_batch_size {eval_batch_size} and data.crop {crop} must be "
                 "positive; crop one or two sides"
@@ -81,9 +83,10 @@ class SegmentationDataModule(LightningDataModule):
             raise InputError(f"data.seed {seed} and data.num_workers {num_workers} must be 0 or more")
         if zoom is not None and len(zoom) != 2:
             raise InputError(f"data.zoom {zoom} must be the smallest and the largest factor, e.g. [0.5, 2.0]")
-        self.augment = Augment(crop_size, augment or [], tuple(zoom) if zoom else None)
-        unknown = sorted(set(rare_classes or ()) - set(self.labels.names))
-        if not 0 <= rare_crops <= 1 or unknown or (rare_crops and crop_size is None):
+        crop_size, factors = (sides[0], sides[1]) if sides else None, (zoom[0], zoom[1]) if zoom else None
+        self.augment = Augment(crop_size, augment or [], factors)
+        unknown = set(rare_classes or ()) - set(self.labels.names)
+        if not 0 <= rare_crops <= 1 or unknown or (rare_crops and not sides):
             raise InputError(
                 f"data.rare_crops {rare_crops} must be a share of the crops (data.crop {crop}), and data.rare_classes "
                 f"{rare_classes} some of {', '.join(self.labels.names)}"
@@ -129,12 +132,11 @@ class SegmentationDataModule(LightningDataModule):
             raise InputError(f"{problems[0]}{more}")
         lacking: dict[str, list[str]] = {}
         for split in splits:
-            if split != "test" and not self.whole.names(split):
-                raise InputError(f"the {split} split is empty: {type(self.source).__name__}.names({split!r}) is []")
             if self.whole.names(split):
-                for name, pixels in zip(self.labels.names, self.census(split).pixels, strict=True):
-                    if not pixels:
-                        lacking.setdefault(name, []).append(split)
+                for name in self.census(split).absent:
+                    lacking.setdefault(name, []).append(split)
+            elif split != "test":
+                raise InputError(f"the {split} split is empty: {type(self.source).__name__}.names({split!r}) is []")
         for name, where in lacking.items():
             consequence = "the net cannot learn it" if "train" in where else "its IoU there is NaN, or 0 if predicted"
             rank_zero_warn(f"class {name!r} never occurs in the {' and the '.join(where)} split: {consequence}")
@@ -145,13 +147,13 @@ class SegmentationDataModule(LightningDataModule):
 
     def _check_shapes(self, census: Census) -> None:
         """Training images must have one shape when batched: tries the extreme ones, and a few for the transforms."""
-        sides = [list(side) for side in zip(*census.sizes, strict=True)]
         train = self._split("train", self.augment)
-        some = {side.index(extreme(side)) for side in sides for extreme in (min, max)} | set(range(min(4, len(train))))
-        shapes = {tuple(train[index]["image"].shape[1:]): train.names[index] for index in sorted(some)}
+        extremes = {int(at) for find in (np.argmin, np.argmax) for at in find(census.sizes, axis=0)}
+        some = sorted(extremes | set(range(min(4, len(train)))))
+        shapes = {tuple(train[index]["image"].shape[1:]): train.names[index] for index in some}
         if len(shapes) > 1 and self.batch_size > 1:
             ((h, w), name), ((h2, w2), other), *_ = shapes.items()
-            crop = max(32, min(min(side) for side in sides) // 32 * 32)
+            crop = max(32, min(map(min, census.sizes)) // 32 * 32)
             fix = "transforms in data.augment that keep the size" if self.augment.crop else f"data.crop: {crop}"
             raise InputError(
                 f"training images have unequal sizes ({name} {w}x{h}, {other} {w2}x{h2}) and cannot be batched. "
@@ -163,12 +165,18 @@ class SegmentationDataModule(LightningDataModule):
         self._censuses = self.trainer.strategy.broadcast(self._censuses)
         self._leave_out()
 
+    @property
+    def overfit(self) -> bool:
+        """Whether the same crops are trained on for ever, without augmentation, and validated too."""
+        return self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Trainer sets it without declaring it
+
     def train_dataloader(self) -> DataLoader:
-        overfit = self.trainer.overfit_batches > 0
-        # To overfit: the same crop for ever, without augmentation.
-        split = self._split("train", *([Augment(self.augment.crop, [])] if overfit else [self.augment, self._rare()]))
+        if self.overfit:
+            split = self._split("train", Augment(self.augment.crop, []))
+        else:
+            split = self._split("train", self.augment, self._rare())
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        batches = TrainBatches(len(split), self.batch_size, self.seed, rank, world_size, shuffle=not overfit)
+        batches = TrainBatches(len(split), self.batch_size, self.seed, rank, world_size, shuffle=not self.overfit)
         limit = self.trainer.limit_train_batches
         limit = limit if isinstance(limit, int) else max(1, int(len(batches) * limit))
         self.train_loader = TrainLoader(split, batch_sampler=batches, limit=limit, **self._workers())
@@ -184,7 +192,7 @@ class SegmentationDataModule(LightningDataModule):
         self.place = state_dict
 
     def val_dataloader(self) -> DataLoader:
-        if self.trainer.overfit_batches > 0:  # does the net know by heart what it was trained on?
+        if self.overfit:  # does the net know by heart what it was trained on?
             split = self._split("train", Augment(self.augment.crop, []))
             batches = TrainBatches(len(split), self.batch_size, self.seed, shuffle=False)
             return DataLoader(split, batch_sampler=batches, **self._workers())
@@ -209,9 +217,10 @@ class SegmentationDataModule(LightningDataModule):
         if not self.rare_crops:
             return None
         census, names = self.census("train"), self.labels.names
-        share = np.array(census.pixels) / max(1, sum(census.pixels))
-        chosen = [names.index(n) for n in self.rare_classes] if self.rare_classes else None
-        classes = [k for k in range(len(names)) if share[k] < 0.5 / len(names)] if chosen is None else chosen
+        if self.rare_classes:
+            classes = [names.index(name) for name in self.rare_classes]
+        else:
+            classes = np.flatnonzero(census.shares < 0.5 / len(names)).tolist()
         samples = np.flatnonzero(census.counts[:, classes].sum(axis=1)).tolist()
         if not samples:
             raise InputError(
@@ -222,11 +231,8 @@ class SegmentationDataModule(LightningDataModule):
 
     def _workers(self) -> dict[str, Any]:
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        own = os.environ.get(
-            "SLURM_CPUS_PER_TASK"
-        )  # a task's cores are its own, otherwise processes share the machine's
-        shared = min(8, max(1, int(own) if own else cores // max(1, self.trainer.num_devices)))
+        own = os.environ.get("SLURM_CPUS_PER_TASK")  # a task's cores are its own; others share the machine's
+        shared = min(8, max(1, int(own) if own else available_cores() // max(1, self.trainer.num_devices)))
         workers = shared if self.num_workers is None else self.num_workers
         return {
             "collate_fn": collate,

@@ -1,6 +1,7 @@
 """FileData: samples whose images and masks lie in files, however these were found."""
 
 from abc import abstractmethod
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.files import read_image, read_mask
 from segmentation.data.labels import Labels
 from segmentation.data.layout import Files
-from segmentation.data.values import ClassesMissing, Value, count_values
+from segmentation.data.values import ClassesMissing, Value, codes_of, count_values
 from segmentation.errors import InputError
 
 
@@ -20,17 +21,8 @@ class FileData(SegmentationData):
     """Samples whose images and masks lie in files. What the images are like, where it is not declared, the first one
     says; the others must be so too.
 
-    Args:
-        classes: as `Labels.parse` takes them.
-        ignore: mask value, or list of values, of pixels that count nowhere (void).
-        channels: bands of the images; null: those of the first.
-        task: `binary` or `multiclass`; null: two classes are binary.
-        files: split -> name -> kind -> files.
-        scale: what stands for 1.0; null: the largest integer of the images' type, 1 for floats.
-        mask_threshold: gray level from which a mask's pixel is of the class with the larger value, for masks that were
-            saved as JPEG or smoothed.
-        as_rgb: take gray, palette, RGBA and CMYK pictures as RGB.
-        folders_name_classes: whether a sample's folder names the class of what is not 0 in its mask.
+    Arguments are as `FolderData` has them, and `files`: split -> name -> kind -> files, and `folders_name_classes`:
+    whether a sample's folder names the class of what is not 0 in its mask.
 
     Raises:
         InputError: no image can be read; classes are not declared, or not two where a mask has only two values.
@@ -72,26 +64,36 @@ class FileData(SegmentationData):
         name = self._names[split][index]
         files = self.files[split][name]
         path = files["image"][0]
-        image = torch.from_numpy(read_image(path, self.labels.channels, self.as_rgb))
-        if str(image.numpy().dtype) != self.labels.dtype:
+        image = read_image(path, self.labels.channels, self.as_rgb)
+        if str(image.dtype) != self.labels.dtype:
             raise InputError(
-                f"{path}: is {image.numpy().dtype}, but the first image is {self.labels.dtype}. Save all as one type"
+                f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
             )
-        masks = [read_mask(mask, self.labels.by_color) for mask in files["mask"]]
-        for mask, values in zip(files["mask"], masks, strict=True):
-            _check_size(mask, values.shape[:2], path, tuple(image.shape[1:]))
+
+        def read(mask: Path, by_color: bool = False) -> np.ndarray:
+            values = read_mask(mask, by_color)
+            (height, width), (h, w) = values.shape[:2], image.shape[1:]
+            if (height, width) != (h, w):
+                raise InputError(
+                    f"{mask}: is {width}x{height} pixels, but its image {path.name} is {w}x{h}. "
+                    "Save both at one size (masks by nearest neighbour)"
+                )
+            return values
+
+        masks = [read(mask, self.labels.by_color) for mask in files["mask"]]
         values = self._two_valued(masks, name, files["mask"][0]) if self.two_valued else masks[0]
-        sample = Sample(image=image, mask=torch.from_numpy(self.labels.encode(values, str(files["mask"][0]))))
+        index_mask = self.labels.encode(values, str(files["mask"][0]))
+        sample = Sample(image=torch.from_numpy(image), mask=torch.from_numpy(index_mask))
+        ids = None
         if "instance" in files:
-            ids = read_mask(files["instance"][0])
+            ids = read(files["instance"][0]).astype(np.int64)
             if ids.ndim != 2:
                 raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an individual, 0 for none")
-            _check_size(files["instance"][0], ids.shape, path, tuple(image.shape[1:]))
-            sample["instance"] = torch.from_numpy(ids.astype(np.int64))
         elif self.of_objects:
             ids = np.zeros(image.shape[1:], np.int64)
             for number, mask in enumerate(masks, start=1):
                 ids[mask >= (self.mask_threshold or 1)] = number
+        if ids is not None:
             sample["instance"] = torch.from_numpy(ids)
         return sample
 
@@ -115,8 +117,7 @@ class FileData(SegmentationData):
         labels = self.labels
         if any(mask.ndim != 2 for mask in masks):
             raise InputError(f"{path}: is a colour image, but its object is told by a gray level. Save it as gray")
-        values = np.maximum.reduce(masks)
-        ground, thing = sorted((0, 1), key=lambda index: labels.values[index][0])
+        ground, thing = sorted([values[0] for values in labels.values[:2]], key=int)
         if self.folders_name_classes:
             folder = name.partition("/")[0]
             if folder not in labels.names:
@@ -124,23 +125,16 @@ class FileData(SegmentationData):
                     f"{path}: its folder {folder!r} names no class. Declared: {', '.join(labels.names)}. "
                     "Rename the folder, or declare the class"
                 )
-            ground, thing = 0, labels.names.index(folder)
-        declared = np.where(values >= (self.mask_threshold or 1), labels.values[thing][0], labels.values[ground][0])
+            ground, thing = labels.values[0][0], labels.values[labels.names.index(folder)][0]
+        values = np.maximum.reduce(masks)
+        declared = np.where(values >= (self.mask_threshold or 1), thing, ground)
         return declared if self.mask_threshold else np.where(np.isin(values, labels.ignore), values, declared)
 
     def _mask_values(self) -> dict[Value, int]:
         """Value -> pixels, of some training masks."""
-        counts: dict[Value, int] = {}
+        counts: Counter[Value] = Counter()
         files = [paths["mask"][0] for paths in self.files["train"].values()]
         for path in files[:: max(1, len(files) // 20)]:
-            for value, pixels in count_values(read_mask(path)).items():
-                counts[value] = counts.get(value, 0) + pixels
+            mask = read_mask(path)
+            counts.update(count_values(codes_of(mask), colors=mask.ndim == 3))
         return counts
-
-
-def _check_size(path: Path, size: tuple[int, ...], image: Path, image_size: tuple[int, ...]) -> None:
-    if size != image_size:
-        raise InputError(
-            f"{path}: is {size[1]}x{size[0]} pixels, but its image {image.name} is {image_size[1]}x{image_size[0]}. "
-            "Save both at one size (masks by nearest neighbour)"
-        )

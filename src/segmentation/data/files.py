@@ -4,11 +4,14 @@
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from segmentation.errors import InputError
 
@@ -18,20 +21,13 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then raises
 
 LARGE = 64_000_000  # pixels from which memory counts: Pillow needs four bytes each, and as much again for an array
-DECODERS = {"PNG": imagecodecs.png_decode, "JPEG": imagecodecs.jpeg8_decode}
-
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class WrongBands(InputError):
-    """An image has another number of bands than declared.
+    """An image has another number of bands, `found`, than declared."""
 
-    Args:
-        message: the file and the remedy.
-        found: its bands.
-    """
-
-    def __init__(self, message: str, found: int) -> None:
+    def __init__(self, message: str, found: int = 0) -> None:
         super().__init__(message)
         self.found = found
 
@@ -93,29 +89,7 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, str]:
     """A picture of Pillow's, or the pixels (H, W) or (H, W, C) of what Pillow would lose; and what it is, in words."""
     try:
-        if path.suffix.lower() == ".npy":
-            return _array(path, channels), ".npy"
-        try:
-            with Image.open(path) as image:
-                pages = getattr(image, "n_frames", 1)
-                # Pillow reads the first page, and drops bands beyond those of its mode.
-                lost = image.format == "TIFF" and image.tag_v2.get(277, 1) != len(image.getbands())
-                large = image.width * image.height > LARGE and image.mode in ("L", "RGB", "RGBA", "I;16")
-                if image.format == "TIFF" and (pages > 1 or lost or large or _deep_color(image)):
-                    return _tiff(path, channels), image.mode if large else "TIFF"
-                if pages > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
-                    raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own")
-                if _deep_color(image) or (large and image.format in DECODERS):
-                    upright = ORIENTATIONS.get(image.getexif().get(274, 1), lambda x: x)
-                    return upright(DECODERS[image.format](path.read_bytes())), image.mode
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return image, image.mode
-        except Image.UnidentifiedImageError:
-            with path.open("rb") as file:
-                if file.read(4) not in TIFF_MAGIC:
-                    raise
-            return _tiff(path, channels), "TIFF"
+        return (_array(path, channels), ".npy") if path.suffix.lower() == ".npy" else _decoded(path, channels)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -129,53 +103,73 @@ def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, s
         ) from error
 
 
-def _deep_color(image: Image.Image) -> bool:
+def _decoded(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, str]:
+    try:
+        image = Image.open(path)
+    except Image.UnidentifiedImageError:
+        with path.open("rb") as file:
+            if file.read(4) not in TIFF_MAGIC:
+                raise
+        return _tiff(path, channels), "TIFF"
+    with image:
+        pages = getattr(image, "n_frames", 1)
+        large = image.width * image.height > LARGE and image.mode in ("L", "RGB", "RGBA", "I;16")
+        deep = _deep_color(image)
+        if isinstance(image, TiffImageFile):
+            # Pillow reads the first page, and drops bands beyond those of its mode.
+            lost = image.tag_v2.get(277, 1) != len(image.getbands())
+            if pages > 1 or lost or large or deep:
+                return _tiff(path, channels), image.mode if large else "TIFF"
+        elif pages > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
+            raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own")
+        if deep or (large and image.format in ("PNG", "JPEG")):
+            decode = imagecodecs.png_decode if image.format == "PNG" else imagecodecs.jpeg8_decode
+            return _upright(decode(path.read_bytes()), image.getexif().get(274, 1)), image.mode
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image, image.mode
+
+
+def _deep_color(image: ImageFile) -> bool:
     """Whether Pillow would cut 16 bits to 8: it has modes of 16 bits for gray alone. (A BMP's are those of a pixel.)"""
-    if image.format not in ("PNG", "TIFF"):
+    if image.format not in ("PNG", "TIFF") or image.mode.startswith("I") or not image.tile:
         return False
-    options = image.tile[0].args if image.tile else ""
-    return ";16" in str(options if isinstance(options, str) else options[0]) and not image.mode.startswith("I")
+    options: Any = image.tile[0].args
+    return ";16" in str(options if isinstance(options, str) else options[0])
 
 
 def _tiff(path: Path, channels: int | None) -> np.ndarray:
     with tifffile.TiffFile(path) as file:
-        series = file.series[0]  # of a pyramid the first level is the image itself
-        axes, shape = series.axes, dict(zip(series.axes, series.shape, strict=True))
-        others = [axis for axis in axes if axis not in "YX" and shape[axis] > 1]
-        pages = len(file.series) if len(file.series) > 1 else math.prod(shape[a] for a in others if a not in "SC")
+        first = file.series[0]  # of a pyramid the first level is the image itself
+        axes, shape = first.axes, dict(zip(first.axes, first.shape, strict=True))
+        pages = len(file.series)
+        if pages == 1:
+            pages = math.prod(size for axis, size in shape.items() if axis not in "YXSC")
         if pages > 1 and pages != channels:
             raise InputError(
                 f"{path}: holds {pages} pictures. Save each as a file of its own, or, if they are bands, "
                 f"declare channels: {pages}"
             )
         _check_area(shape["Y"] * shape["X"])
-        mapped = "memmap" if math.prod(series.shape) > LARGE else None  # of a large one only what is looked at is kept
         if len(file.series) > 1:
             pixels = np.stack([one.asarray() for one in file.series], axis=-1)
-        else:
-            pixels = series.asarray(out=mapped).squeeze(
-                tuple(i for i, axis in enumerate(axes) if axis not in ["Y", "X", *others])
-            )
-            if others:
-                pixels = np.moveaxis(
-                    pixels, [axis for axis in axes if axis in ["Y", "X", *others]].index(others[0]), -1
-                )
-        orientation = file.pages[0].tags.valueof("Orientation", 1)
+        else:  # of a large one only what is looked at is kept
+            pixels = first.asarray(out="memmap" if math.prod(first.shape) > LARGE else None)
+            pixels = np.moveaxis(pixels, (axes.index("Y"), axes.index("X")), (0, 1))
+            pixels = pixels.reshape(shape["Y"], shape["X"], -1)
+        orientation = file.pages.first.tags.valueof("Orientation", 1)
     if not pixels.size:
         raise ValueError("no pixels")
-    return ORIENTATIONS.get(int(orientation), lambda x: x)(pixels)
+    return _upright(pixels, int(orientation))
 
 
-#: TIFF's orientation tag -> what makes the stored pixels upright.
-ORIENTATIONS = {
-    2: np.fliplr,
-    3: lambda x: np.rot90(x, 2),
-    4: np.flipud,
-    5: lambda x: np.swapaxes(x, 0, 1),
-    6: lambda x: np.rot90(x, -1),
-    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
-    8: np.rot90,
-}
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, ...) as stored, turned as EXIF's and TIFF's orientation tag says."""
+    if orientation in (5, 6, 7, 8):  # stored on their side
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = np.fliplr(pixels)
+    return np.flipud(pixels) if orientation in (3, 4, 7, 8) else pixels
 
 
 def _array(path: Path, channels: int | None) -> np.ndarray:
@@ -186,7 +180,7 @@ def _array(path: Path, channels: int | None) -> np.ndarray:
     if pixels.ndim == 3 and (first == channels != last or (channels is None and first < last)):
         pixels = np.moveaxis(pixels, 0, -1)
     _check_area(pixels.shape[0] * pixels.shape[1])
-    return np.array(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+    return np.array(pixels)
 
 
 def allow_large() -> None:
@@ -202,6 +196,7 @@ def _check_area(pixels: int) -> None:
 
 def _numeric(image: Image.Image | np.ndarray) -> np.ndarray:
     pixels = np.asarray(image)
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)

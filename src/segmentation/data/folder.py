@@ -73,18 +73,23 @@ class FolderData(FileData):
         self.root = expand(root)
         if not self.root.is_dir():
             raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
-        self.group_pattern = _regex(group)
+        try:
+            self.group_pattern = re.compile(group or "")
+        except re.error as error:
+            raise InputError(f"group {group!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error
         self.called = {split: (splits or {}).get(split, split) for split in SPLITS}
         prefix = "{split}/" if (self.root / self.called["train"]).is_dir() else ""
         patterns = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks", "instance": instances}
         self.patterns = {kind: pattern for kind, pattern in patterns.items() if pattern}
         self.lists = lists
+        #: Whether images of each split have a folder of their own.
+        self.apart = "{split}" in self.patterns["image"]
         self._check_options()
         found, problems = self._find()
         given = [split for split in ("val", "test") if found.get(split)]
         if ("val" in given and val_fraction is not None) or ("test" in given and test_fraction):
             raise InputError(f"{self.root}: has a split {' and '.join(given)} of its own: take the fraction away")
-        if not given and "{split}" not in self.patterns["image"] and not lists and val_fraction is None:
+        if not (given or self.apart or lists) and val_fraction is None:
             val_fraction = 0.2
         if found["train"] and "val" not in given and val_fraction is not None:
             found |= self._divide(found["train"], val_fraction, test_fraction, split_seed)
@@ -98,29 +103,23 @@ class FolderData(FileData):
         self.problems = problems
 
     def group(self, name: str) -> str:
-        match = self.group_pattern.search(name) if self.group_pattern else None
-        return match[1 if self.group_pattern.groups else 0] if match else name
+        match = self.group_pattern.search(name) if self.group_pattern.pattern else None
+        return match[min(1, self.group_pattern.groups)] if match else name
 
     def _check_options(self) -> None:
-        lists = self.lists
-        if lists and "{split}" not in lists and not lists.endswith(".csv"):
-            raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. lists: "{{split}}.txt"')
-        if (
-            "{split}" not in self.patterns["image"]
-            and not lists
-            and any("{split}" in p for p in self.patterns.values())
-        ):
+        if self.lists and "{split}" not in self.lists and not self.lists.endswith(".csv"):
+            raise InputError(f'lists is {self.lists!r}: each split needs a list of its own, e.g. "{{split}}.txt"')
+        if not self.apart and not self.lists and any("{split}" in pattern for pattern in self.patterns.values()):
             raise InputError(f"{self.patterns}: {{split}} stands in other folders, but not in that of the images")
         if len({"{class}" in pattern for pattern in self.patterns.values()}) > 1:
             raise InputError(f"{self.patterns}: {{class}} must stand in all of them, or in none")
 
     def _find(self) -> tuple[dict[str, dict[str, Files]], list[str]]:
         """The samples of each split, and what is wrong with files; all are `train` where nothing tells the splits."""
-        apart = {kind for kind, pattern in self.patterns.items() if "{split}" in pattern}
         found: dict[str, dict[str, Files]] = {}
         problems: list[str] = []
-        for split in SPLITS if "image" in apart or self.lists else ("train",):
-            patterns = {kind: Pattern(self.root, text, self.called[split]) for kind, text in self.patterns.items()}
+        for split in SPLITS if self.apart or self.lists else ("train",):
+            patterns = self._patterns(split)
             if split != "train" and not patterns["image"].folder.exists():
                 continue
             for pattern in patterns.values():
@@ -129,42 +128,47 @@ class FolderData(FileData):
                         f"{pattern.folder}: no such folder. Set data.dataset.root, or the folder names images and masks"
                     )
             # Masks that all splits share may belong to another split's images.
-            shared = set(patterns) - apart if "image" in apart else set()
+            shared = {kind for kind, text in self.patterns.items() if self.apart and "{split}" not in text}
             samples, wrong = pair(patterns, shared)
             if self.lists:
-                samples, wrong = self._listed(split, samples, patterns), []
+                samples, wrong = self._listed(self.lists, split, samples, patterns), []
             found[split] = samples
             problems += wrong
         return found, problems
 
-    def _listed(self, split: str, samples: dict[str, Files], patterns: dict[str, Pattern]) -> dict[str, Files]:
-        path = self.root / self.lists.replace("{split}", self.called[split])
-        if not path.is_file():
-            if split == "test":
-                return {}
+    def _patterns(self, split: str) -> dict[str, Pattern]:
+        return {kind: Pattern(self.root, text, self.called[split]) for kind, text in self.patterns.items()}
+
+    def _listed(
+        self, lists: str, split: str, samples: dict[str, Files], patterns: dict[str, Pattern]
+    ) -> dict[str, Files]:
+        path = self.root / lists.replace("{split}", self.called[split])
+        if path.is_file():
+            lines = read_list(path, self.called[split], shared="{split}" not in lists)
+            return listed(path, lines, samples, [pattern.folder for pattern in patterns.values()])
+        if split != "test":
             raise InputError(f"{path}: no such list file. It holds one image name a line")
-        lines = read_list(path, self.called[split], shared="{split}" not in self.lists)
-        return listed(path, lines, samples, [pattern.folder for pattern in patterns.values()])
+        return {}
 
     def _divide(self, pool: dict[str, Files], val: float, test: float, seed: int) -> dict[str, dict[str, Files]]:
         if not 0 < val < 1 or not 0 <= test < 1 or val + test >= 1:
             raise InputError(f"val_fraction {val} and test_fraction {test} must be shares that leave some to train on")
         names = list(pool)
-        parts = divide(names, [val, test], self.group, seed)
-        chosen = dict(zip(("val", "test", "train"), parts, strict=True))
-        if not test:
-            del chosen["test"]
-        return {split: {names[i]: pool[names[i]] for i in indices} for split, indices in chosen.items()}
+        shares = {"val": val, "test": test} if test else {"val": val}
+        parts = divide(names, list(shares.values()), self.group, seed)
+        chosen = zip([*shares, "train"], parts, strict=True)
+        return {split: {names[i]: pool[names[i]] for i in indices} for split, indices in chosen}
 
     def _where(self, split: str) -> str:
+        """What to do about an empty split."""
         if self.lists:
             return f"List its images in {self.root / self.lists.replace('{split}', split)}, one name a line"
-        if "{split}" not in self.patterns["image"]:
+        if not self.apart:
             return "It takes two images or more, and a val_fraction that leaves some to train on"
-        other = next((name for name in VAL_FOLDERS if (self.root / name).is_dir()), None) if split == "val" else None
+        other = next((name for name in VAL_FOLDERS if split == "val" and (self.root / name).is_dir()), None)
         if other:
             return f"Fix: splits: {{val: {other}}}"
-        folders = {kind: Pattern(self.root, text, self.called[split]).folder for kind, text in self.patterns.items()}
+        folders = {kind: pattern.folder for kind, pattern in self._patterns(split).items()}
         fraction = ", or keep a part of train: val_fraction: 0.2" if split == "val" else ""
         return f"Put images into {folders['image']} and their masks into {folders['mask']}{fraction}"
 
@@ -172,15 +176,7 @@ class FolderData(FileData):
 def expand(root: str) -> Path:
     """A folder as users write it: with ~ and environment variables."""
     expanded = os.path.expanduser(os.path.expandvars(root))
-    unset = re.search(r"\$\{?(\w+)", expanded)
-    if unset:
+    if unset := re.search(r"\$\{?(\w+)", expanded):
         name = unset.group(1)
         raise InputError(f"root is {root!r}, but the variable {name} is not set. Fix: export {name}=/path/to/your/data")
     return Path(expanded)
-
-
-def _regex(text: str | None) -> re.Pattern | None:
-    try:
-        return re.compile(text) if text else None
-    except re.error as error:
-        raise InputError(f"group {text!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error

@@ -4,24 +4,23 @@ Nothing here is ever guessed from pixels. A mask value that nobody declared is a
 """
 
 import colorsys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from PIL.ImageColor import getrgb
 
 from segmentation.data.values import (
     HEX,
     UndeclaredValues,
     Value,
-    as_classes,
+    as_yaml,
     code_of,
+    codes_of,
     count_values,
-    hex_to_rgb,
     listed,
-    one_line,
-    pack_rgb,
-    rgb_to_hex,
+    name_of,
 )
 from segmentation.errors import InputError
 
@@ -36,27 +35,16 @@ FEW = 8  # undeclared values that may be classes; of more, the mask is none
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a data set, in the order of their indices.
+    """The classes of a data set, in the order of their indices."""
 
-    Args:
-        task: `binary` (two classes, one logit, sigmoid) or `multiclass` (K classes, K logits, softmax).
-        names: K class names.
-        values: for each class, the mask values that mean it.
-        colors: for each class, its display colour "#RRGGBB".
-        ignore: mask values of pixels that count nowhere.
-        channels: bands of the images.
-        dtype: of the images, by NumPy's name; None: not declared.
-        scale: what stands for 1.0 in an image; None: the largest integer of its type, 1 for floats.
-    """
-
-    task: str
+    task: str  # `binary` (two classes, one logit, sigmoid) or `multiclass` (K classes, K logits, softmax)
     names: list[str]
-    values: list[list[Value]]
-    colors: list[str]
-    ignore: list[Value]
-    channels: int = 3
-    dtype: str | None = None
-    scale: float | None = None
+    values: list[list[Value]]  # for each class, the mask values that mean it
+    colors: list[str]  # for each class, its display colour "#RRGGBB"
+    ignore: list[Value]  # mask values of pixels that count nowhere
+    channels: int = 3  # bands of the images
+    dtype: str | None = None  # of the images, by NumPy's name; None: not declared
+    scale: float | None = None  # what stands for 1.0 in an image; None: its type's largest integer, 1 for floats
 
     @classmethod
     def parse(
@@ -69,9 +57,6 @@ class Labels:
             ignore: a value, a list of values, or None.
             channels: bands of the images.
             task: None means `binary` for two classes and `multiclass` for more.
-
-        Raises:
-            InputError: fewer than two classes, a value declared twice, colours mixed with integers, a bad colour.
         """
         if len(classes) < 2:
             raise InputError(
@@ -81,20 +66,25 @@ class Labels:
         task = task or ("binary" if len(classes) == 2 else "multiclass")
         if task not in ("binary", "multiclass") or (task == "binary" and len(classes) != 2):
             raise InputError(f"task {task!r} does not fit {len(classes)} classes: binary takes two, else multiclass")
-        values, colors = [], []
+        values: list[list[Value]] = []
+        colors: list[str] = []
         for name, spec in classes.items():
-            if not isinstance(spec, Mapping):
-                spec = {"value": spec}
+            where = f"class {name!r}"
+            spec = spec if isinstance(spec, Mapping) else {"value": spec}
             if unknown := sorted(set(spec) - {"value", "color"}):
-                raise InputError(f"class {name!r} has {unknown}: a class has value and color, nothing else")
-            color = spec.get("color")
-            values.append(_as_values(spec.get("value"), f"class {name!r}"))
+                raise InputError(f"{where} has {unknown}: a class has value and color, nothing else")
+            values.append(_as_values(spec.get("value"), where))
             if any(isinstance(value, int) and not 0 <= value < 2**16 for value in values[-1]):
-                raise InputError(f"class {name!r} has a mask value outside 0..65535, which no PNG can hold")
+                raise InputError(f"{where} has a mask value outside 0..65535, which no PNG can hold")
             mask_color = next((v for v in values[-1] if isinstance(v, str)), None)
-            colors.append(_check_color(color or mask_color or _distinct_color(len(colors)), f"class {name!r}"))
-        ignored = _as_values(ignore, "ignore") if ignore is not None else []
-        _check_values([value for group in [*values, ignored] for value in group])
+            colors.append(_check_color(spec.get("color") or mask_color or _distinct_color(len(colors)), where))
+        ignored = [] if ignore is None else _as_values(ignore, "ignore")
+        declared = [value for group in [*values, ignored] for value in group]
+        codes = [code_of(value) for value in declared]
+        if twice := sorted({str(value) for value, code in zip(declared, codes, strict=True) if codes.count(code) > 1}):
+            raise InputError(f"mask value {', '.join(twice)} is declared twice in classes and ignore: keep one")
+        if len({isinstance(value, str) for value in declared}) > 1:
+            raise InputError("classes and ignore mix integers and colours: a mask is one or the other")
         return cls(task, [str(name) for name in classes], values, colors, ignored, channels)
 
     @property
@@ -126,49 +116,53 @@ class Labels:
     @property
     def palette(self) -> np.ndarray:
         """Display colours, (K, 3) uint8."""
-        return np.array([hex_to_rgb(color) for color in self.colors], dtype=np.uint8)
+        return np.array([getrgb(color) for color in self.colors], dtype=np.uint8)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only: what a checkpoint keeps. `Labels(**labels.as_dict())` gives it back."""
         return asdict(self)
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
-        """Class indices of a mask as read from a file.
-
-        Args:
-            mask: (H, W) integers, or (H, W, 3) uint8 where colours are declared.
-            source: the file's name, for the error.
-
-        Returns:
-            (H, W) int64 in 0..K-1, or IGNORE_INDEX.
+        """Class indices, (H, W) int64 in 0..K-1 or IGNORE_INDEX, of a mask as read from the file `source`: (H, W)
+        integers, or (H, W, 3) uint8 where colours are declared.
 
         Raises:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
         """
+        codes = codes_of(mask)
         if self.by_color and mask.ndim != 3:
             raise InputError(
                 f"{source}: the classes are declared by colour, but this mask holds one value a pixel. "
-                f"Fix: {as_classes(dict(zip(self.names, range(self.num_classes), strict=True)))}, or the values it has"
+                f"Fix: {as_yaml('classes', {name: i for i, name in enumerate(self.names)})}, or the values it has"
             )
         if not self.by_color and mask.ndim == 3:
-            counted = listed(sorted(count_values(mask).items(), key=lambda pair: -pair[1]))
             raise InputError(
                 f"{source}: this mask is a colour image, but the classes are declared by integer. Its colours: "
-                f'{counted}. Fix: give each class its colour, e.g. {self.names[0]}: "#000000"'
+                f"{listed(count_values(codes, True), commonest_first=True)}. "
+                f'Fix: give each class its colour, e.g. {self.names[0]}: "#000000"'
             )
-        if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
-            raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
-        codes = pack_rgb(mask) if self.by_color else mask
+        if codes.dtype.kind == "f":
+            if not np.array_equal(codes, np.rint(codes)):
+                raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
+            codes = codes.astype(np.int64)
         # Of bytes there are only 256: looking those up, not the pixels, is ten times faster.
         index = self._look_up(np.arange(256)).take(codes) if codes.dtype == np.uint8 else self._look_up(codes)
-        if (index == UNDECLARED).any():
-            raise self._undeclared(source, codes, index == UNDECLARED)
+        undeclared = index == UNDECLARED
+        if undeclared.any():
+            counts = count_values(codes[undeclared], self.by_color)
+            swapped = self._swapped(codes)
+            raise UndeclaredValues(
+                f"{source}: mask values that classes does not declare: {listed(counts)}, of {codes.size:,}. "
+                f"{self.advice(counts, swapped)}",
+                counts,
+                swapped,
+            )
         return index
 
     def decode(self, index: np.ndarray) -> np.ndarray:
         """The data set's own label values of class indices: (H, W) integers, or (H, W, 3) uint8 colours."""
         if self.by_color:
-            return np.array([hex_to_rgb(str(values[0])) for values in self.values], dtype=np.uint8)[index]
+            return np.array([getrgb(str(values[0])) for values in self.values], dtype=np.uint8)[index]
         first = [int(values[0]) for values in self.values]
         if index.dtype == np.uint8 and first == list(range(len(first))):
             return index  # of a large mask there is one array, not two
@@ -178,32 +172,19 @@ class Labels:
         """Class index, IGNORE_INDEX or UNDECLARED of each code."""
         table = {code_of(value): index for index, values in enumerate(self.values) for value in values}
         table |= {code_of(value): IGNORE_INDEX for value in self.ignore}
-        known = np.array(sorted(table))
+        known, index = map(np.array, zip(*sorted(table.items()), strict=True))
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        return np.where(known[place] == codes, np.array([table[int(code)] for code in known])[place], UNDECLARED)
+        return np.where(known[place] == codes, index[place], UNDECLARED)
 
-    def _undeclared(self, source: str, codes: np.ndarray, where: np.ndarray) -> "UndeclaredValues":
-        """The error of a mask that holds undeclared values: each with its pixels, and the YAML to add."""
-        values, counts = np.unique(codes[where], return_counts=True)
-        found = {rgb_to_hex(v) if self.by_color else int(v): int(n) for v, n in zip(values, counts, strict=True)}
-        message = (
-            f"{source}: mask values that classes does not declare: {listed(list(found.items()))}, of {codes.size:,}. "
-        )
-        swapped = self._is_zero_and(int(codes.max()), codes)
-        return UndeclaredValues(message + self.advice(found, swapped), found, swapped)
-
-    def mended(self, undeclared: Iterable[Value], swapped: bool) -> dict[str, Any]:
-        """`classes` with what is not declared: name -> value, or list of values.
-
-        Args:
-            undeclared: the values.
-            swapped: whether they are the same two classes in other values: 0/255 where 0/1 is declared.
-        """
+    def mended(self, undeclared: Collection[Value], swapped: bool) -> dict[str, Any]:
+        """`classes` with what is not declared: name -> value, or list of values. `swapped`: the undeclared values are
+        the same two classes in other values, 0/255 where 0/1 is declared."""
         if swapped:
-            top = int(max(undeclared))
-            return dict(zip(self.names, (0, top) if self.values[0] < self.values[1] else (top, 0), strict=True))
+            top = max(map(code_of, undeclared))
+            first, second = (code_of(values[0]) for values in self.values)
+            return dict(zip(self.names, (0, top) if first < second else (top, 0), strict=True))
         declared = {name: v[0] if len(v) == 1 else v for name, v in zip(self.names, self.values, strict=True)}
-        return declared | {f"class_{str(value).lstrip('#')}": value for value in undeclared}
+        return declared | {name_of(value): value for value in undeclared}
 
     def advice(self, undeclared: Collection[Value], swapped: bool) -> str:
         """What to do about mask values that are not declared: the YAML of `mended`, where they are few."""
@@ -213,18 +194,15 @@ class Labels:
                 "save masks as PNG with one value a class; or, where smeared masks tell two classes, "
                 "mask_threshold: 128"
             )
-        fix = as_classes(self.mended(undeclared, swapped))
-        return f"Fix: {fix}, or, if they count nowhere, ignore: {one_line([*self.ignore, *undeclared])}"
+        fix = as_yaml("classes", self.mended(undeclared, swapped))
+        return f"Fix: {fix}, or, if they count nowhere, {as_yaml('ignore', [*self.ignore, *undeclared])}"
 
-    def _is_zero_and(self, top: int, codes: np.ndarray) -> bool:
+    def _swapped(self, codes: np.ndarray) -> bool:
         """Whether two classes of one value each meet a mask of the values 0 and 1, or 0 and 255, neither ignored."""
-        return (
-            not self.by_color
-            and [len(values) for values in self.values] == [1, 1]
-            and top in (1, 255)
-            and not {0, top} & set(self.ignore)
-            and bool(np.isin(codes, (0, top)).all())
-        )
+        if self.by_color or [len(values) for values in self.values] != [1, 1]:
+            return False
+        top = int(codes.max())
+        return top in (1, 255) and not {0, top} & set(self.ignore) and bool(np.isin(codes, (0, top)).all())
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:
@@ -242,19 +220,10 @@ def _as_values(declared: Any, where: str) -> list[Value]:
     return values
 
 
-def _check_color(color: str, where: str) -> str:
+def _check_color(color: Any, where: str) -> str:
     if not isinstance(color, str) or not HEX.fullmatch(color):
         raise InputError(f'{where} has the colour {color!r}: write it as "#RRGGBB", in quotes')
     return color.upper()
-
-
-def _check_values(values: list[Value]) -> None:
-    codes = [code_of(value) for value in values]
-    twice = sorted({str(value) for value, code in zip(values, codes, strict=True) if codes.count(code) > 1})
-    if twice:
-        raise InputError(f"mask value {', '.join(twice)} is declared twice in classes and ignore: keep one")
-    if len({isinstance(value, str) for value in values}) > 1:
-        raise InputError("classes and ignore mix integers and colours: a mask is one or the other")
 
 
 def _distinct_color(index: int) -> str:

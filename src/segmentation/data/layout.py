@@ -23,29 +23,22 @@ from segmentation.errors import InputError
 Files = dict[str, list[Path]]
 
 PLACEHOLDERS = {"{name}": r"(?P<name>.+?)", "{class}": r"(?P<folder>[^/]+)", "*": r"[^/]*"}
+PLACEHOLDER = re.compile(r"(\{name\}|\{class\}|\*)")
 
 
 class Pattern:
-    """One kind of files below `root`.
-
-    Args:
-        root: the data set's folder.
-        text: the pattern.
-        split: what `{split}` stands for.
-    """
+    """One kind of files below `root`; `{split}` stands for `split`."""
 
     def __init__(self, root: Path, text: str, split: str) -> None:
         text = text.strip("/").replace("{split}", split)
-        if "{name}" not in text:
-            text = f"{text}/{{name}}"
-        fixed = re.split(r"\{name\}|\{class\}|\*", text)[0]
-        self.folder = root / fixed.rpartition("/")[0]
+        text = text if "{name}" in text else f"{text}/{{name}}"
+        fixed = PLACEHOLDER.split(text)[0].rpartition("/")[0]
+        self.folder = root / fixed
+        self.text = Path(text).relative_to(fixed).as_posix()  # below the folder
         self.several = "*" in text
-        parts = re.split(r"(\{name\}|\{class\}|\*)", str(Path(text).relative_to(fixed.rpartition("/")[0])))
-        regex = "".join(PLACEHOLDERS.get(part, re.escape(part)) for part in parts)
-        any_ending = "" if Path(text).suffix.lower() in IMAGE_SUFFIXES else r"(?P<ending>\.[^./]+)"
-        self.regex = re.compile(regex + any_ending, re.IGNORECASE if not any_ending else 0)
-        self.text = text
+        regex = "".join(PLACEHOLDERS.get(part, re.escape(part)) for part in PLACEHOLDER.split(self.text))
+        has_ending = Path(text).suffix.lower() in IMAGE_SUFFIXES
+        self.regex = re.compile(regex, re.IGNORECASE) if has_ending else re.compile(regex + r"\.[^./]+")
 
     def find(self) -> dict[str, list[Path]]:
         """Image files that match, by the sample's name; the class's folder is part of a name."""
@@ -60,9 +53,7 @@ class Pattern:
     def example(self, name: str) -> Path:
         """Where the file of a sample would be."""
         folder, _, rest = name.partition("/") if "{class}" in self.text else ("", "", name)
-        below = self.text.replace("{class}", folder).replace("{name}", rest).replace("*", "1")
-        fixed = re.split(r"\{name\}|\{class\}|\*", self.text)[0].rpartition("/")[0]
-        path = self.folder / Path(below).relative_to(fixed)
+        path = self.folder / self.text.replace("{class}", folder).replace("{name}", rest).replace("*", "1")
         return path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_name(f"{path.name}.png")
 
 
@@ -70,15 +61,11 @@ def walk(folder: Path) -> Iterator[Path]:
     """Image files below a folder, sorted, through links (a loop of links ends); nothing hidden: .ipynb_checkpoints and
     the like hold copies."""
     for place, folders, files in os.walk(folder, followlinks=True):
-        here = os.path.realpath(place)
+        here = Path(place).resolve()
         # A link to a folder that we are in would never end.
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and not f"{here}/".startswith(f"{os.path.realpath(f'{place}/{name}')}/")
-        )
+        folders[:] = sorted(n for n in folders if n[0] != "." and not here.is_relative_to(Path(place, n).resolve()))
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(place, name)
 
 
@@ -94,11 +81,10 @@ def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, File
     """
     found = {kind: pattern.find() for kind, pattern in patterns.items()}
     problems = []
-    masks = {path for kind, files in found.items() if kind != "image" for paths in files.values() for path in paths}
     if patterns["image"].folder == patterns["mask"].folder:  # {name}.png fits x_mask.png too
-        found["image"] = {
-            name: left for name, paths in found["image"].items() if (left := [p for p in paths if p not in masks])
-        }
+        masks = {path for kind, files in found.items() if kind != "image" for paths in files.values() for path in paths}
+        images = {name: [path for path in paths if path not in masks] for name, paths in found["image"].items()}
+        found["image"] = {name: paths for name, paths in images.items() if paths}
     for kind, files in found.items():
         for name, paths in files.items():
             if len(paths) > 1 and not (kind == "mask" and patterns[kind].several):
@@ -111,15 +97,13 @@ def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, File
                     f"{found[kind][name][0]}: this {kind} has no {other}. "
                     f"Fix: add {patterns[other].example(name)}, or take the {kind} away"
                 )
-    names = sorted(name for name in found["image"] if all(name in files for files in found.values()))
+    names = sorted(set.intersection(*(set(files) for files in found.values())))
     return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
 
 
 def read_list(path: Path, split: str, shared: bool) -> list[str]:
-    """The names in a list file of a split.
-
-    A text file holds one a line, what follows a space is ignored if the line as a whole is no sample; a .csv file has a
-    heading with `name`, and with `split` where all splits share the file.
+    """The names in a list file of a split: lines of text; or of a .csv file that has a heading with `name`, and with
+    `split` where all splits share the file.
 
     Raises:
         InputError: no such column.
@@ -128,14 +112,15 @@ def read_list(path: Path, split: str, shared: bool) -> list[str]:
     if path.suffix.lower() != ".csv":
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = list(csv.DictReader(text.splitlines()))
-    for column in ("name", *(["split"] if shared else [])):
+    for column in ("name", "split") if shared else ("name",):
         if not rows or rows[0].get(column) is None:
             raise InputError(f"{path}: has no column {column!r}. Its first line must be: name{',split' * shared}")
     return [row["name"] for row in rows if not shared or row["split"] == split]
 
 
 def listed(path: Path, lines: list[str], samples: dict[str, Files], folders: list[Path]) -> dict[str, Files]:
-    """The samples that a list names: as they are called, by file name, or by a path that ends so.
+    """The samples that a list names: as they are called, by file name, or by a path that ends so; what follows a space
+    is ignored if the line as a whole is no sample.
 
     Raises:
         InputError: a line names no sample that has a file in each of `folders`.
@@ -154,6 +139,7 @@ def _readings(line: str) -> Iterator[str]:
     for text in (line, line.split()[0]):
         path = Path(text)
         yield path.as_posix()
-        stem = path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else path.as_posix()
-        parts = stem.strip("/").split("/")
+        parts = (
+            (path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path).as_posix().strip("/").split("/")
+        )
         yield from ("/".join(parts[first:]) for first in range(len(parts)))

@@ -48,11 +48,12 @@ class SplitDataset(Dataset):
     ) -> None:
         self.data, self.split, self.augment, self.seed, self.rare = data, split, augment, seed, rare
         self.names = data.names(split)
-        self.has_rare = frozenset(rare.samples if rare else ())
         self.kept: list[Sample] = []
         if cache:
             with ThreadPoolExecutor() as pool:
-                self.kept = list(pool.map(self._small, range(len(self.names))))
+                self.kept = list(pool.map(self._load, range(len(self.names))))
+            for sample in self.kept:
+                sample["mask"] = sample["mask"].short()  # class indices in two bytes
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,7 +65,7 @@ class SplitDataset(Dataset):
             rng = np.random.default_rng([self.seed, epoch, index])
             if rng.random() < self.rare.share:
                 focus = self.rare.classes
-                index = index if index in self.has_rare else int(rng.choice(self.rare.samples))
+                index = index if index in self.rare.samples else int(rng.choice(self.rare.samples))
         sample = self._load(index)
         size = tuple(sample["mask"].shape)
         if self.augment is not None:
@@ -75,15 +76,9 @@ class SplitDataset(Dataset):
         return item
 
     def _load(self, index: int) -> Sample:
-        if not self.kept:
-            return self.data.load(self.split, index)
-        sample = self.kept[index]
-        return Sample(**{**sample, "mask": sample["mask"].long()})
-
-    def _small(self, index: int) -> Sample:
-        """A sample as it is kept: class indices in two bytes."""
-        sample = self.data.load(self.split, index)
-        return Sample(**{**sample, "mask": sample["mask"].short()})
+        sample = (self.kept[index] if self.kept else self.data.load(self.split, index)).copy()
+        sample["mask"] = sample["mask"].long()
+        return sample
 
 
 def ignore_preemption(worker: int) -> None:
@@ -105,17 +100,12 @@ def ignore_preemption(worker: int) -> None:
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch as it travels from a worker to the device: class indices in two bytes, ids in four, and no tensor for
     what is tiny, as each one costs a connection between the processes (`python benchmarks/loading.py`)."""
+    batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
+    tiny = {key: np.array(batch[key]) for key in ("size", "index")}
     compact = {"mask": torch.int16, "instance": torch.int32}
-    return {
-        key: (
-            [item[key] for item in items]
-            if key == "name"
-            else np.array([item[key] for item in items])
-            if key in ("size", "index")
-            else default_collate([item[key].to(compact.get(key, item[key].dtype)) for item in items])
-        )
-        for key in items[0]
-    }
+    for key in batch.keys() - {"name", "size", "index"}:
+        batch[key] = default_collate([x.to(compact.get(key, x.dtype)) for x in batch[key]])
+    return batch | tiny
 
 
 def unpack(batch: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +116,6 @@ def unpack(batch: dict[str, Any]) -> dict[str, Any]:
         split or -1 for a filler, "name": N names}, and "instance" and "weight", (N, H, W), where the data set has them.
         All on the device, but size and index: what is not pinned holds up a step on its way there.
     """
-    long = {key: batch[key].long() for key in ("mask", "instance") if key in batch}
+    whole = {key: batch[key].long() for key in batch.keys() & {"mask", "instance"}}
     tiny = {key: torch.as_tensor(batch[key]) for key in ("size", "index")}
-    return {**batch, **long, **tiny}
+    return {**batch, **whole, **tiny}

@@ -22,7 +22,7 @@ def derive_seed(*parts: int) -> int:
 class Index(NamedTuple):
     """What a sampler asks of a data set: sample `index` as it looks in `epoch`; a filler counts nowhere."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody needs here
     epoch: int = 0
     filler: bool = False
 
@@ -41,9 +41,7 @@ class TrainBatches(Sampler[list[Index]]):
         world_size: number of processes.
         shuffle: False keeps the order of the data set, in epoch 0 for ever (to overfit a batch).
 
-    Attributes:
-        epoch: whose permutation the next iteration takes.
-        start: first batch of the next iteration.
+    The next iteration takes the permutation of `epoch`, from batch `start` on.
     """
 
     def __init__(
@@ -69,15 +67,9 @@ class TrainBatches(Sampler[list[Index]]):
 
 
 class EvalBatches(Sampler[list[Index]]):
-    """Batches of images of one size, each sample exactly once over all processes.
+    """Batches of images of one size, at most `batch_size` each, each sample exactly once over all processes.
 
     All processes get the same number of batches, as DDP's collectives demand: fillers make up for what is missing.
-
-    Args:
-        sizes: (H, W) of each sample.
-        batch_size: samples of a batch, at most.
-        rank: this process.
-        world_size: number of processes.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -126,23 +118,26 @@ class Onward(Sampler[list[Index]]):
 
 class TrainLoader(DataLoader):
     """A DataLoader over `TrainBatches` that knows its place, so that a run resumed in mid-epoch goes on with the very
-    next batch. The datamodule keeps its `state_dict()` in every checkpoint and gives it back to a new loader.
+    next batch. The datamodule keeps its `state_dict()` in every checkpoint and gives it back to a new loader. `limit`
+    is the number of batches that count as a whole epoch (Trainer's `limit_train_batches`), or None for all."""
 
-    Args:
-        limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), or None for all.
-    """
+    batch_sampler: Onward
+    onward: Iterator[Any] | None
+    place: dict[str, int]
 
     def __init__(self, *args: Any, batch_sampler: TrainBatches, limit: int | None = None, **kwargs: Any) -> None:
         self.epoch_length = min(len(batch_sampler), len(batch_sampler) if limit is None else limit)
-        super().__init__(*args, batch_sampler=Onward(batch_sampler, self.epoch_length), **kwargs)
+        kwargs["batch_sampler"] = Onward(batch_sampler, self.epoch_length)
+        super().__init__(*args, **kwargs)
         self.load_state_dict({"epoch": 0, "batch": 0})
 
-    def __iter__(self) -> Iterator[Any]:
-        if self.onward is None or self.onward is not self._iterator:  # the workers have ended, or there are none
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator over what DataLoader gives
+        onward = self.onward
+        if onward is None or onward is not self._iterator:  # the workers have ended, or there are none
             self.batch_sampler.place = self.place["epoch"], self.place["batch"]
-            self.onward = super().__iter__()
+            self.onward = onward = super().__iter__()
         while True:
-            batch = next(self.onward)
+            batch = next(onward)
             self.place["batch"] += 1
             ends = self.place["batch"] == self.epoch_length
             if ends:

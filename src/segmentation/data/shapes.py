@@ -48,38 +48,29 @@ class ShapesData(SegmentationData):
 
     def __init__(self, train: int = 512, val: int = 64, test: int = 128, size: int = 96, seed: int = 0) -> None:
         super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
-        for name, count, least in (("train", train, 1), ("val", val, 0), ("test", test, 0)):
-            if count < least:
-                raise InputError(f"data {name}={count}: give {least} or more images, e.g. {name}: 64")
+        self.counts = {"train": train, "val": val, "test": test}
+        self.size, self.seed = size, seed
+        counts = (("train", train, 1, 64), ("val", val, 0, 64), ("test", test, 0, 64))
+        for name, given, least, example in (*counts, ("seed", seed, 0, -seed)):
+            if given < least:
+                raise InputError(f"data {name}={given}: give {least} or more, e.g. {name}: {example}")
         if size < SMALLEST:
             raise InputError(f"data size={size} leaves shapes of a few pixels: use {SMALLEST} or more, e.g. size: 96")
-        if seed < 0:
-            raise InputError(f"data seed={seed}: use 0 or more, e.g. seed: {-seed}")
-        self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
-        self.size = size
-        self.seed = seed
 
     def names(self, split: str) -> list[str]:
-        """`train-0000`, `train-0001` and so on."""
         return [f"{split}-{index:04d}" for index in range(self.counts[split])]
 
     def fingerprint(self, split: str) -> str:
-        """All that decides how the images of a split look."""
         return f"shapes v1 {split} count={self.counts[split]} size={self.size} seed={self.seed}"
 
     def load(self, split: str, index: int) -> Sample:
-        """Make sample `index`: image (3, size, size) uint8, mask and instance (size, size) int64."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         image, mask, instance = map(torch.from_numpy, draw(rng, self.size))
         return {"image": image, "mask": mask, "instance": instance}
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paint one picture.
-
-    Returns:
-        image (3, size, size) uint8, class indices (size, size) int64, instance ids (size, size) int64.
-    """
+    """Paint one picture: image (3, size, size) uint8, class indices and instance ids, (size, size) int64."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
     hue = rng.random()
     image = texture(rng, x, y, hue, size)

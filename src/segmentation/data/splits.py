@@ -4,33 +4,26 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from segmentation.data.base import Sample, SegmentationData
+from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.errors import InputError
 
 
 def divide(names: Sequence[str], shares: Sequence[float], group: Callable[[str], str], seed: int) -> list[list[int]]:
-    """Divide samples into parts: a function of names, shares and seed, whatever the order of the groups on disk.
-
-    Args:
-        names: of the samples, sorted.
-        shares: of each part but the last, which takes the rest.
-        group: a name's group; a group is in one part as a whole.
-        seed: of the order in which groups are taken.
+    """Divide samples into parts: a function of (sorted) names, shares and seed.
 
     Returns:
-        for each part the indices of its samples, in their order. A part of a share above 0 is never empty, but the
-        rest may be.
+        indices of the samples of a part for each of `shares`, and of the rest. A part of a share above 0 is never
+        empty, but the rest may be.
     """
-    groups = _groups(names, group)
-    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    groups = _shuffled_groups(names, group, seed)
     parts: list[list[int]] = []
     for share in shares:
         wanted = max(1, round(share * len(names))) if share else 0
         part: list[int] = []
-        while order and len(part) < wanted:
-            part += order.pop(0)
+        while groups and len(part) < wanted:
+            part += groups.pop(0)
         parts.append(sorted(part))
-    return [*parts, sorted(index for members in order for index in members)]
+    return [*parts, sorted(index for members in groups for index in members)]
 
 
 def fold(names: Sequence[str], count: int, group: Callable[[str], str], seed: int) -> list[list[int]]:
@@ -39,40 +32,35 @@ def fold(names: Sequence[str], count: int, group: Callable[[str], str], seed: in
     Raises:
         InputError: fewer groups than folds.
     """
-    groups = _groups(names, group)
+    groups = _shuffled_groups(names, group, seed)
     if len(groups) < count:
         raise InputError(f"data.folds {count}: there are only {len(groups)} groups of samples to divide")
-    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     folds: list[list[int]] = [[] for _ in range(count)]
-    for members in sorted(order, key=len, reverse=True):  # the largest first, each where there is most room
+    for members in sorted(groups, key=len, reverse=True):  # the largest first, each where there is most room
         min(folds, key=len).extend(members)
     return [sorted(members) for members in folds]
 
 
-def _groups(names: Sequence[str], group: Callable[[str], str]) -> list[list[int]]:
+def _shuffled_groups(names: Sequence[str], group: Callable[[str], str], seed: int) -> list[list[int]]:
     members: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         members.setdefault(group(name), []).append(index)
-    return list(members.values())
+    groups = list(members.values())
+    return [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
 
 
 class _Selection(SegmentationData):
-    """Some samples of another data set, in other splits.
-
-    Args:
-        data: the data set.
-        picks: split -> (split, index) of each sample in `data`.
-    """
+    """Some samples of another data set, in other splits: split -> (split, index) of each sample in `data`."""
 
     def __init__(self, data: SegmentationData, picks: dict[str, list[tuple[str, int]]]) -> None:
         super().__init__(data.labels)
         self.data, self.picks, self.problems = data, picks, data.problems
-        plain = {split: [data.names(s)[i] for s, i in chosen] for split, chosen in picks.items()}
-        # Samples of two splits may have one name: 01 of train/ and 01 of val/.
-        self._names = {
-            split: names if len(set(names)) == len(names) else [f"{s}/{data.names(s)[i]}" for s, i in picks[split]]
-            for split, names in plain.items()
-        }
+        self._names = {}
+        for split, chosen in picks.items():
+            names = [data.names(source)[index] for source, index in chosen]
+            if len(set(names)) < len(names):  # samples of two splits may have one name: 01 of train/ and 01 of val/
+                names = [f"{source}/{name}" for (source, _), name in zip(chosen, names, strict=True)]
+            self._names[split] = names
 
     def names(self, split: str) -> list[str]:
         return self._names[split]
@@ -91,27 +79,23 @@ class _Selection(SegmentationData):
 def cross_validation(data: SegmentationData, folds: int, number: int, seed: int) -> SegmentationData:
     """Fold `number` of `folds` to validate on, the others to train on: of what the data set has to train and validate.
     Its test split stays."""
-    if not folds >= 2 or not 0 <= number < folds:
+    if folds < 2 or not 0 <= number < folds:
         raise InputError(
             f"data.fold {number} of data.folds {folds}: give two folds or more, and a fold of 0..folds - 1"
         )
-    pool = [(split, index) for split in ("train", "val") for index in range(len(data.names(split)))]
-    parts = fold([data.names(split)[index] for split, index in pool], folds, data.group, seed)
-    val = set(parts[number])
-    return _Selection(
-        data,
-        {
-            "train": [sample for index, sample in enumerate(pool) if index not in val],
-            "val": [pool[index] for index in parts[number]],
-            "test": [("test", index) for index in range(len(data.names("test")))],
-        },
-    )
+    pool = [*_all(data, "train"), *_all(data, "val")]
+    val = set(fold([data.names(split)[index] for split, index in pool], folds, data.group, seed)[number])
+    parts = {
+        "train": [sample for index, sample in enumerate(pool) if index not in val],
+        "val": [sample for index, sample in enumerate(pool) if index in val],
+    }
+    return _Selection(data, parts | {"test": _all(data, "test")})
 
 
 def without(data: SegmentationData, bad: dict[str, set[int]]) -> SegmentationData:
     """A data set without its bad samples: split -> indices."""
-    splits = ("train", "val", "test")
-    return _Selection(
-        data,
-        {s: [(s, i) for i in range(len(data.names(s))) if i not in bad.get(s, set())] for s in splits},
-    )
+    return _Selection(data, {s: [(s, i) for s, i in _all(data, s) if i not in bad.get(s, ())] for s in SPLITS})
+
+
+def _all(data: SegmentationData, split: str) -> list[tuple[str, int]]:
+    return [(split, index) for index in range(len(data.names(split)))]

@@ -1,7 +1,8 @@
 """What happens to a training sample before it is batched: a random crop, then torchvision's joint transforms."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from scipy.ndimage import distance_transform_edt, find_objects
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import resize_image
 
 from segmentation.data.base import Sample
 from segmentation.data.labels import IGNORE_INDEX
@@ -51,8 +53,7 @@ class Augment:
     def __init__(
         self, crop: tuple[int, int] | None, transforms: Sequence[v2.Transform], zoom: tuple[float, float] | None = None
     ) -> None:
-        self.crop, self.zoom = crop, zoom
-        self.transforms = list(transforms)
+        self.crop, self.zoom, self.transforms = crop, zoom, list(transforms)
         if zoom and (crop is None or not 0 < zoom[0] <= zoom[1]):
             raise InputError(f"data.zoom {list(zoom)} needs data.crop, and two factors, e.g. [0.5, 2.0]")
         for transform in _flat(self.transforms):
@@ -64,74 +65,64 @@ class Augment:
                 )
 
     def __call__(self, sample: Sample, seed: int, focus: Sequence[int] = ()) -> Sample:
-        """A new sample; the same for the same seed. The generator of the caller is left as it was.
-
-        Args:
-            sample: as the data set gives it.
-            seed: what the crop and the transforms draw follows from it.
-            focus: classes of which the crop is to hold a pixel, where the sample has one.
-        """
+        """A new sample, a function of the seed; the generator of the caller is left as it was. With `focus` the crop
+        holds a pixel of these classes, where the sample has one."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
-            maps = {name: value for name, value in sample.items() if name != "image"}
-            image, maps = self._crop(sample["image"], maps, focus)
+            parts = self._crop(sample, focus)
             if self.transforms:
-                self._check_colors(image)
-                deep = image.dtype == torch.uint16
-                inputs = {name: tv_tensors.Mask(value) for name, value in maps.items()}
-                inputs["image"] = tv_tensors.Image(image.int() if deep else image)
-                for transform in self.transforms:
-                    inputs = transform(inputs)
-                outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
-                augmented = outputs.pop("image")
-                if deep and augmented.dtype == torch.int32:
-                    augmented = augmented.clamp(0, 65535).to(torch.uint16)
-                if augmented.dtype != image.dtype:
-                    raise InputError(
-                        f"data.augment turns {image.dtype} images into {augmented.dtype}. Remove ToDtype, "
-                        "Normalize and the like: scaling and normalising happen on the device"
-                    )
-                image, maps = augmented, outputs
-            mask = maps["mask"] - 1
-            mask.masked_fill_(mask < 0, IGNORE_INDEX)
-        return Sample(**{**maps, "image": image.contiguous(), "mask": mask})
+                parts = self._transform(parts)
+        mask = parts["mask"] - 1
+        mask.masked_fill_(mask < 0, IGNORE_INDEX)
+        return cast(Sample, parts | {"image": parts["image"].contiguous(), "mask": mask})
 
-    def _check_colors(self, image: Tensor) -> None:
-        wrong = next((type(t).__name__ for t in _flat(self.transforms) if isinstance(t, COLOR)), None)
-        if wrong and (image.dtype != torch.uint8 or len(image) not in (1, 3)):
-            raise InputError(
-                f"data.augment: {wrong} is for 8-bit images of one or three bands, these are {image.dtype} of "
-                f"{len(image)}. Use IntensityJitter, which takes any"
-            )
-
-    def _crop(self, image: Tensor, maps: dict[str, Tensor], focus: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        shift = lambda mask: (mask + 1).clamp_(min=0)  # ignored is negative  # noqa: E731
-        if self.crop is None:
-            return image, maps | {"mask": shift(maps["mask"])}
-        height, width = self.crop
+    def _crop(self, sample: Sample, focus: Sequence[int]) -> dict[str, Tensor]:
+        """The random window, scaled to the crop's size; class indices are one higher, and 0 is ignored."""
+        mask = sample["mask"]
+        height, width = self.crop or mask.shape
         if self.zoom:
             low, high = map(math.log, self.zoom)
             factor = math.exp(low + (high - low) * float(torch.rand(())))
             height, width = max(1, round(height / factor)), max(1, round(width / factor))
-        spots = torch.isin(maps["mask"], torch.tensor(focus)).nonzero() if focus else ()
+        spots = torch.isin(mask, torch.tensor(focus)).nonzero() if focus else ()
         spot = spots[int(torch.randint(len(spots), ()))].tolist() if len(spots) else (None, None)
-        top = _place(image.shape[-2], height, spot[0])
-        left = _place(image.shape[-1], width, spot[1])
-
-        def cut(x: Tensor, change: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-            x = change(x[..., top : top + height, left : left + width])
+        top = left = 0
+        if self.crop:
+            top, left = _place(mask.shape[0], height, spot[0]), _place(mask.shape[1], width, spot[1])
+        parts: dict[str, Tensor] = {}
+        for name, value in cast(dict[str, Tensor], sample).items():
+            x = value[..., top : top + height, left : left + width]
+            x = (x + 1).clamp_(min=0) if name == "mask" else x
             missing = width - x.shape[-1], height - x.shape[-2]
-            return F.pad(x, (0, missing[0], 0, missing[1])) if any(missing) else x
+            parts[name] = F.pad(x, (0, missing[0], 0, missing[1])) if any(missing) else x
+        if self.crop and (height, width) != self.crop:
+            size, exact = list(self.crop), v2.InterpolationMode.NEAREST_EXACT
+            image = resize_image(parts.pop("image"), size)
+            parts = {name: resize_image(x[None], size, exact)[0] for name, x in parts.items()} | {"image": image}
+        return parts
 
-        image = cut(image)
-        maps = {name: cut(value, shift) if name == "mask" else cut(value) for name, value in maps.items()}
-        if (height, width) != self.crop:
-            image = _resize(image, self.crop)
-            rows, columns = (
-                ((torch.arange(n) + 0.5) * m / n).long() for n, m in zip(self.crop, (height, width), strict=True)
+    def _transform(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        image = parts["image"]
+        color = next((type(t).__name__ for t in _flat(self.transforms) if isinstance(t, COLOR)), None)
+        if color and (image.dtype != torch.uint8 or len(image) not in (1, 3)):
+            raise InputError(
+                f"data.augment: {color} is for 8-bit images of one or three bands, these are {image.dtype} of "
+                f"{len(image)}. Use IntensityJitter, which takes any"
             )
-            maps = {name: value[..., rows[:, None], columns] for name, value in maps.items()}
-        return image, maps
+        deep = image.dtype == torch.uint16
+        inputs = {name: tv_tensors.Mask(value) for name, value in parts.items()}
+        inputs["image"] = tv_tensors.Image(image.int() if deep else image)
+        for transform in self.transforms:
+            inputs = transform(inputs)
+        outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
+        if deep and outputs["image"].dtype == torch.int32:
+            outputs["image"] = outputs["image"].clamp(0, 65535).to(torch.uint16)
+        if outputs["image"].dtype != image.dtype:
+            raise InputError(
+                f"data.augment turns {image.dtype} images into {outputs['image'].dtype}. Remove ToDtype, "
+                "Normalize and the like: scaling and normalising happen on the device"
+            )
+        return outputs
 
 
 def _flat(transforms: Sequence[v2.Transform]) -> Iterator[v2.Transform]:
@@ -147,11 +138,6 @@ def _place(length: int, window: int, spot: int | None) -> int:
     if spot is not None:
         low, high = max(low, min(spot - window + 1, high)), min(high, spot)
     return low + int(torch.randint(high - low + 1, ()))
-
-
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    scaled = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0]
-    return scaled if image.is_floating_point() else scaled.round().to(image.dtype)
 
 
 class IntensityJitter(v2.Transform):

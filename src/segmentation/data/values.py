@@ -18,87 +18,65 @@ MANY = 64  # values in the masks of a data set of which nobody says that they ar
 
 
 class UndeclaredValues(InputError):
-    """A mask holds values that nobody declared.
+    """A mask holds values that nobody declared: `counts` are their pixels, `swapped` is as `Labels.mended` takes it."""
 
-    Args:
-        message: the mask's file, the values and the YAML to add.
-        counts: value -> pixels, of this mask.
-        swapped: as `Labels.mended` takes it.
-    """
-
-    def __init__(self, message: str, counts: dict[Value, int], swapped: bool) -> None:
-        super().__init__(message, counts, swapped)  # all of them: it travels to other processes
-        self.counts, self.swapped = counts, swapped
-
-    def __str__(self) -> str:
-        return self.args[0]
-
-
-def count_values(mask: np.ndarray) -> dict[Value, int]:
-    """Mask value (a colour, of a mask in colour) -> its pixels."""
-    values, counts = np.unique(pack_rgb(mask) if mask.ndim == 3 else mask, return_counts=True)
-    found = zip(values.tolist(), counts.tolist(), strict=True)
-    return {rgb_to_hex(value) if mask.ndim == 3 else value: count for value, count in found}
+    def __init__(self, message: str, counts: dict[Value, int] | None = None, swapped: bool = False) -> None:
+        super().__init__(message)
+        self.counts, self.swapped = counts or {}, swapped
 
 
 class ClassesMissing(InputError):
-    """Nobody declared the classes.
-
-    Args:
-        counts: value -> pixels, of some masks.
-    """
+    """Nobody declared the classes of masks that hold `counts`, value -> pixels; `suggested` is a declaration."""
 
     def __init__(self, counts: dict[Value, int]) -> None:
-        self.suggested = suggest_classes(counts)
-        ordered = sorted(counts.items(), key=lambda pair: -pair[1])
-        fix = f"Fix: {as_classes(self.suggested)}, with names of yours"
-        if len(counts) > MANY:
+        values, many = sorted(counts, key=code_of), len(counts) > MANY
+        self.suggested: dict[str, Value]  # names to be replaced
+        if many:
+            self.suggested = {"background": 0, "foreground": 255}
+        elif len(values) == 2:
+            self.suggested = {"background": values[0], "foreground": values[1]}
+        else:
+            self.suggested = {"background" if v in (0, "#000000") else name_of(v): v for v in values}
+        declaration = as_yaml("classes", self.suggested)
+        fix = f"Fix: {declaration}, with names of yours"
+        if many:
             fix = (
                 "JPEG and anti-aliased masks do so: save them as PNG with one value a class; or, of two classes, "
-                f"{as_classes(self.suggested)} and mask_threshold: 128"
+                f"{declaration} and mask_threshold: 128"
             )
-        super().__init__(f"classes is not declared. The masks hold {listed(ordered)}. {fix}")
+        super().__init__(f"classes is not declared. The masks hold {listed(counts, commonest_first=True)}. {fix}")
 
 
-def suggest_classes(counts: dict[Value, int]) -> dict[str, Value]:
-    """A declaration of all values of some masks (value -> pixels), under names to be replaced."""
-    values = sorted(counts)
-    if len(values) > MANY:
-        return {"background": 0, "foreground": 255}
-    if len(values) == 2:
-        return dict(zip(("background", "foreground"), values, strict=True))
-    ground = {0: "background", "#000000": "background"}
-    return {ground.get(value, f"class_{str(value).lstrip('#')}"): value for value in values}
+def name_of(value: Value) -> str:
+    """A class name to be replaced."""
+    return f"class_{str(value).lstrip('#')}"
 
 
-def hex_to_rgb(color: str) -> tuple[int, int, int]:
-    """ "#80FF00" -> (128, 255, 0)."""
-    return tuple(bytes.fromhex(color[1:]))
+def as_yaml(option: str, value: Any) -> str:
+    """An option in one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return f"{option}: {text.strip()}"
 
 
-def rgb_to_hex(code: int) -> str:
-    return f"#{code:06X}"
-
-
-def one_line(value: Any) -> str:
-    """YAML of one line."""
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf).strip()
-
-
-def as_classes(declared: dict[str, Any]) -> str:
-    return f"classes: {one_line(declared)}"
-
-
-def listed(counts: list[tuple[Value, int]]) -> str:
-    """The first eight values with their pixels."""
-    first = ", ".join(f"{value} ({pixels:,} pixels)" for value, pixels in counts[:8])
-    return first + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
+def listed(counts: dict[Value, int], commonest_first: bool = False) -> str:
+    """Eight values with their pixels."""
+    pairs = sorted(counts.items(), key=lambda pair: -pair[1]) if commonest_first else list(counts.items())
+    first = ", ".join(f"{value} ({pixels:,} pixels)" for value, pixels in pairs[:8])
+    return first + (f" and {len(pairs) - 8} more" if len(pairs) > 8 else "")
 
 
 def code_of(value: Value) -> int:
+    """A colour as one integer, 0xRRGGBB; an integer as it is."""
     return int(value[1:], 16) if isinstance(value, str) else value
 
 
-def pack_rgb(mask: np.ndarray) -> np.ndarray:
-    rgb = mask[..., :3].astype(np.int64)
-    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+def codes_of(mask: np.ndarray) -> np.ndarray:
+    """(H, W, 3 or more) uint8 colours as (H, W) integers, 0xRRGGBB; (H, W) integers as they are."""
+    return mask if mask.ndim == 2 else mask[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1)
+
+
+def count_values(codes: np.ndarray, colors: bool) -> dict[Value, int]:
+    """Value -> pixels, of codes of colours or of integers; in the order of the values."""
+    values, counts = np.unique(codes, return_counts=True)
+    found = zip(values.tolist(), counts.tolist(), strict=True)
+    return {f"#{value:06X}" if colors else value: count for value, count in found}

@@ -5,16 +5,3 @@ from segmentation.losses.cross_entropy import CrossEntropy, Focal
 from segmentation.losses.overlap import Dice, Jaccard, Lovasz, Tversky
 from segmentation.losses.structural import MsSsim
 from segmentation.losses.sums import Hybrid, WeightedSum
-
-__all__ = [
-    "CrossEntropy",
-    "Dice",
-    "Focal",
-    "Hybrid",
-    "Jaccard",
-    "Lovasz",
-    "MsSsim",
-    "SegmentationLoss",
-    "Tversky",
-    "WeightedSum",
-]

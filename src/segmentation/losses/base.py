@@ -24,14 +24,10 @@ class SegmentationLoss(nn.Module, ABC):
     Args:
         class_weights: for K logits, one factor a class: numbers, or a rule of `class_weights`; null for none.
         max_weight: what a rule's weights are capped at.
-        ignore_index: class index of pixels that count nowhere.
     """
 
-    def __init__(
-        self, class_weights: Weights = None, max_weight: float = 10.0, ignore_index: int = IGNORE_INDEX
-    ) -> None:
+    def __init__(self, class_weights: Weights = None, max_weight: float = 10.0) -> None:
         super().__init__()
-        self.ignore_index = ignore_index
         self.max_weight = max_weight
         self.rule = class_weights if isinstance(class_weights, str) else None
         self.class_weights: Tensor | None
@@ -46,7 +42,7 @@ class SegmentationLoss(nn.Module, ABC):
 
         Args:
             logits: (N, K, H, W); K = 1 means a binary task: one logit, for class 1.
-            mask: (N, H, W) int64 class indices, or `ignore_index`.
+            mask: (N, H, W) int64 class indices, or IGNORE_INDEX.
             weight: (N, H, W), a factor on each pixel's share in the loss, or None.
         """
         with torch.autocast(device_type=logits.device.type, enabled=False):
@@ -59,7 +55,7 @@ class SegmentationLoss(nn.Module, ABC):
 
     def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
         """What the sum over pixels was divided by: losses of batches add up to the split's when weighted by it."""
-        return (mask != self.ignore_index).sum()
+        return (mask != IGNORE_INDEX).sum()
 
     def setup(self, census: Census) -> None:
         """Fill in what the config leaves to the data, from the census of the training split."""
@@ -74,16 +70,12 @@ class SegmentationLoss(nn.Module, ABC):
             self.class_weights = weights.clamp(max=self.max_weight).float()
 
     def weights_of_classes(self, logits: Tensor, name: str = "class_weights") -> Tensor | None:
-        """The class weights, (K,), in the logits' type.
-
-        Raises:
-            InputError: their number is not that of the logits, or no census has filled them yet.
-        """
+        """The class weights, (K,), in the logits' type; InputError if there are not K, or no census has filled them."""
         weights = filled(self.class_weights, name, logits)
         if weights is not None and len(weights) != logits.shape[1]:
-            binary = " (a binary task has one logit: class_weights: null, and pos_weight or alpha where there is one)"
-            hint = binary if logits.shape[1] == 1 else ""
-            raise InputError(f"{name} of the loss: {len(weights)} numbers for {logits.shape[1]} logits{hint}")
+            hint = " (a binary task has one logit: class_weights: null, and pos_weight or alpha where there is one)"
+            said = f"{name} of the loss: {len(weights)} numbers for {logits.shape[1]} logits"
+            raise InputError(said + hint * (logits.shape[1] == 1))
         return weights
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -129,11 +121,7 @@ def as_buffer(value: list[float] | float | str | None) -> Tensor | None:
 
 
 def filled(weights: Tensor | None, name: str, like: Tensor) -> Tensor | None:
-    """A buffer, in the type of `like`.
-
-    Raises:
-        InputError: it waits for a census.
-    """
+    """A buffer, in the type of `like`; InputError if it still waits for a census."""
     if weights is None:
         return None
     if not weights.numel():

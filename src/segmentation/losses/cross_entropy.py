@@ -23,27 +23,22 @@ class PixelLoss(SegmentationLoss):
         """f, given the logarithm of p_t."""
 
     @abstractmethod
-    def binary_weights(self, logits: Tensor) -> Tensor | None:
-        """w of background and foreground, (2,), for one logit."""
-
-    @abstractmethod
-    def weights_of_many(self, logits: Tensor) -> Tensor | None:
-        """w of each class, (K,), for K logits."""
+    def pixel_weights(self, logits: Tensor) -> Tensor | None:
+        """w: of background and foreground, (2,), for one logit; of each class, (K,), for K; None for 1 throughout."""
 
     def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
-        valid = mask != self.ignore_index
+        valid = mask != IGNORE_INDEX
         if logits.shape[1] == 1 or self.class_weights is None:
             return valid.sum()
         return (self.class_weights[mask * valid] * valid).sum()
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        valid = mask != self.ignore_index
+        valid = mask != IGNORE_INDEX
+        weights = self.pixel_weights(logits)
         if logits.shape[1] == 1:
-            weights = self.binary_weights(logits)
             log_p = F.logsigmoid(torch.where(mask == 1, logits[:, 0], -logits[:, 0]))
         else:
-            weights = self.weights_of_many(logits)
-            log_p = -F.cross_entropy(logits, mask, ignore_index=self.ignore_index, reduction="none")
+            log_p = -F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
         loss = torch.where(valid, self.of_pixel(log_p), 0.0)
         loss = loss if weights is None else loss * weights[mask * valid]
         loss = loss if weight is None else loss * weight
@@ -52,14 +47,10 @@ class PixelLoss(SegmentationLoss):
 
 
 def of_all_processes(loss: Tensor, mass: Tensor) -> Tensor:
-    """A mean over this process's pixels whose gradient is that of the mean over the pixels of all processes.
+    """A mean over this process's pixels, `mass` of them, whose gradient is that of the mean over all processes' pixels.
 
     DDP averages gradients over processes as if each had as many valid pixels: so each one's counts by its share. The
     value stays this process's own. Without a gradient, or with one process, this does nothing.
-
-    Args:
-        loss: the mean.
-        mass: what its sum was divided by.
     """
     if not (loss.requires_grad and torch.distributed.is_available() and torch.distributed.is_initialized()):
         return loss
@@ -81,7 +72,6 @@ class CrossEntropy(PixelLoss):
             made from the training split's pixels as `class_weights` in losses/base.py says; null for none.
         pos_weight: for one logit: factor on the foreground, or `auto`: num_neg / num_pos of the training split.
         max_weight: what class weights made from the data are capped at.
-        ignore_index: class index of pixels that count nowhere.
     """
 
     def __init__(
@@ -89,9 +79,8 @@ class CrossEntropy(PixelLoss):
         class_weights: Weights = None,
         pos_weight: float | Literal["auto"] | None = None,
         max_weight: float = 10.0,
-        ignore_index: int = IGNORE_INDEX,
     ) -> None:
-        super().__init__(class_weights, max_weight, ignore_index)
+        super().__init__(class_weights, max_weight)
         self.auto_pos_weight = pos_weight == "auto"
         self.pos_weight: Tensor | None
         self.register_buffer("pos_weight", as_buffer(pos_weight))
@@ -109,15 +98,14 @@ class CrossEntropy(PixelLoss):
     def of_pixel(self, log_p: Tensor) -> Tensor:
         return -log_p
 
-    def binary_weights(self, logits: Tensor) -> Tensor | None:
-        self.weights_of_classes(logits)
+    def pixel_weights(self, logits: Tensor) -> Tensor | None:
+        weights = self.weights_of_classes(logits)
+        if logits.shape[1] > 1:
+            if self.pos_weight is not None:
+                raise InputError(f"pos_weight is for a binary task, not {logits.shape[1]} logits: use class_weights")
+            return weights
         foreground = filled(self.pos_weight, "pos_weight", logits)
         return None if foreground is None else torch.stack([torch.ones_like(foreground), foreground])
-
-    def weights_of_many(self, logits: Tensor) -> Tensor | None:
-        if self.pos_weight is not None:
-            raise InputError(f"pos_weight is for a binary task, of one logit, not {logits.shape[1]}: use class_weights")
-        return self.weights_of_classes(logits)
 
 
 class Focal(PixelLoss):
@@ -133,7 +121,6 @@ class Focal(PixelLoss):
             num_pos). null for none.
         gamma: 0 or more.
         max_weight: what the weights of more than two classes, made from the data, are capped at.
-        ignore_index: class index of pixels that count nowhere.
     """
 
     def __init__(
@@ -141,13 +128,16 @@ class Focal(PixelLoss):
         alpha: float | Weights = None,
         gamma: float = 2.0,
         max_weight: float = 10.0,
-        ignore_index: int = IGNORE_INDEX,
     ) -> None:
-        one = isinstance(alpha, int | float)
-        if gamma < 0 or (one and not 0 < alpha < 1):
-            raise InputError(f"Focal: gamma {gamma} must be 0 or more, and alpha {alpha} between 0 and 1, or a list")
-        super().__init__([1 - alpha, alpha] if one else alpha, max_weight, ignore_index)
-        self.gamma, self.one = gamma, one
+        self.one = isinstance(alpha, int | float)
+        if isinstance(alpha, int | float):
+            if not 0 < alpha < 1:
+                raise InputError(f"Focal: alpha {alpha} must be between 0 and 1, or a list of one number a class")
+            alpha = [1 - alpha, alpha]
+        if gamma < 0:
+            raise InputError(f"Focal: gamma {gamma} must be 0 or more")
+        super().__init__(alpha, max_weight)
+        self.gamma = gamma
 
     def of_pixel(self, log_p: Tensor) -> Tensor:
         if not self.gamma:
@@ -156,16 +146,15 @@ class Focal(PixelLoss):
         floor = torch.finfo(log_p.dtype).eps
         return -log_p * (-torch.expm1(log_p)).clamp(min=floor) ** self.gamma
 
-    def binary_weights(self, logits: Tensor) -> Tensor | None:
+    def pixel_weights(self, logits: Tensor) -> Tensor | None:
+        if logits.shape[1] > 1:
+            if self.one and logits.shape[1] != 2:
+                raise InputError(f"alpha of the loss: one number for {logits.shape[1]} classes; give a list, or auto")
+            return self.weights_of_classes(logits, "alpha")
         weights = filled(self.class_weights, "alpha", logits)
         if weights is not None and len(weights) != 2:
             raise InputError(f"alpha of the loss: {len(weights)} numbers for a binary task; give one between 0 and 1")
         return None if weights is None else weights / weights.sum()
-
-    def weights_of_many(self, logits: Tensor) -> Tensor | None:
-        if self.one and logits.shape[1] != 2:
-            raise InputError(f"alpha of the loss: one number for {logits.shape[1]} classes; give a list, or auto")
-        return self.weights_of_classes(logits, "alpha")
 
     def setup(self, census: Census) -> None:
         if len(census.pixels) == 2:  # alpha is a share of two, and bounded as it is

@@ -37,17 +37,15 @@ class ClassLoss(SegmentationLoss):
 
 
 class SoftOverlap(ClassLoss):
-    """1 - TP / (TP + alpha FP + beta FN), of soft counts; a subclass sets `alpha` and `beta`.
-
-    TP = sum of w p y over the pixels of the batch, FP = sum of w p (1 - y), FN = sum of w (1 - p) y, with the
-    probability p of the class, y = 1 on its pixels, and the pixel's weight w.
+    """1 - TP / (TP + alpha FP + beta FN), of soft counts over the batch: TP = sum of w p y, FP = sum of w p (1 - y) and
+    FN = sum of w (1 - p) y, with the probability p of the class, y = 1 on its pixels, and the pixel's weight w.
     """
 
     alpha: float
     beta: float
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        valid = (mask != self.ignore_index).unsqueeze(1)
+        valid = (mask != IGNORE_INDEX).unsqueeze(1)
         w = valid.to(logits.dtype) if weight is None else valid * weight.unsqueeze(1)
         p, y = probabilities(logits), one_hot(mask, logits.shape[1], logits)
         tp, predicted, true = ((w * x).sum(dim=(0, 2, 3)) for x in (p * y, p, y))
@@ -76,7 +74,6 @@ class Tversky(SoftOverlap):
         beta: of false negatives.
         class_weights: for K logits: factors in the mean over classes, as those of `CrossEntropy`.
         max_weight: what weights made from the data are capped at.
-        ignore_index: class index of pixels that count nowhere.
     """
 
     def __init__(
@@ -85,9 +82,8 @@ class Tversky(SoftOverlap):
         beta: float = 0.7,
         class_weights: Weights = None,
         max_weight: float = 10.0,
-        ignore_index: int = IGNORE_INDEX,
     ) -> None:
-        super().__init__(class_weights, max_weight, ignore_index)
+        super().__init__(class_weights, max_weight)
         if min(alpha, beta) <= 0:
             raise InputError(f"alpha {alpha} and beta {beta} of an overlap loss must be positive")
         self.alpha, self.beta = alpha, beta
@@ -101,9 +97,8 @@ class Lovasz(ClassLoss):
     """
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        valid = mask != self.ignore_index
-        w = torch.ones_like(mask, dtype=logits.dtype) if weight is None else weight.to(logits.dtype)
-        w = w[valid]
+        valid = mask != IGNORE_INDEX
+        w = (torch.ones_like(mask) if weight is None else weight).to(logits.dtype)[valid]
         y = one_hot(mask, logits.shape[1], logits).movedim(1, 0)[:, valid]  # (K, pixels)
         scores = (logits if logits.shape[1] == 1 else logits.softmax(dim=1)).movedim(1, 0)[:, valid]
         errors = F.relu(1 - scores * (2 * y - 1)) if logits.shape[1] == 1 else (y - scores).abs()

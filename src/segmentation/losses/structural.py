@@ -24,18 +24,15 @@ class MsSsim(SegmentationLoss):
     The similarities s of the scales enter as (1 + s) / 2: a negative one has no power, and cut off at 0 no gradient.
     Ignored pixels take the target's value. Pixel weights have no meaning here and change nothing. Classes absent from
     the batch are left out, as in overlap.py, and the others count alike.
-
-    Args:
-        ignore_index: class index of pixels that count nowhere.
     """
 
-    def __init__(self, ignore_index: int = IGNORE_INDEX) -> None:
-        super().__init__(ignore_index=ignore_index)
+    def __init__(self) -> None:
+        super().__init__()
         self.said: set[int] = set()
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         y = one_hot(mask, logits.shape[1], logits)
-        valid = (mask != self.ignore_index).unsqueeze(1)
+        valid = (mask != IGNORE_INDEX).unsqueeze(1)
         present = y.flatten(2).any(dim=2).any(dim=0)
         if not present.any():
             return torch.where(valid, logits, 0.0).sum() * 0

@@ -1,11 +1,10 @@
 """Sums of losses, each term logged under its own name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 from segmentation.data.census import Census
-from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss, Weights
 from segmentation.losses.cross_entropy import Focal
@@ -25,11 +24,11 @@ class WeightedSum(SegmentationLoss):
     """
 
     def __init__(self, losses: list[SegmentationLoss], weights: list[float] | None = None) -> None:
-        super().__init__(ignore_index=losses[0].ignore_index if losses else IGNORE_INDEX)
+        super().__init__()
         weights = [1.0] * len(losses) if weights is None else weights
         if not losses or len(weights) != len(losses):
             raise InputError(f"WeightedSum: {len(weights)} weights for {len(losses)} losses; give one a loss")
-        self.losses = nn.ModuleList(losses)
+        self.losses: Iterable[SegmentationLoss] = nn.ModuleList(losses)  # type: ignore[assignment]  # of one class
         self.weights = list(weights)
 
     def setup(self, census: Census) -> None:
@@ -40,8 +39,8 @@ class WeightedSum(SegmentationLoss):
         found: dict[str, Tensor] = {}
         for name, factor, loss in zip(_names(self.losses), self.weights, self.losses, strict=True):
             parts = {f"{name}/{key}": part for key, part in loss.terms(logits, mask, weight).items()}
-            parts = parts or {name: loss(logits, mask, weight)}
-            found |= {key: factor * part for key, part in parts.items()}
+            for key, part in (parts or {name: loss(logits, mask, weight)}).items():
+                found[key] = factor * part
         return found
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
@@ -54,20 +53,14 @@ class Hybrid(WeightedSum):
     Args:
         alpha: the focal loss's.
         gamma: the focal loss's.
-        ignore_index: class index of pixels that count nowhere.
     """
 
-    def __init__(self, alpha: float | Weights = None, gamma: float = 2.0, ignore_index: int = IGNORE_INDEX) -> None:
-        focal = Focal(alpha, gamma, ignore_index=ignore_index)
-        super().__init__([focal, MsSsim(ignore_index=ignore_index), Jaccard(ignore_index=ignore_index)])
+    def __init__(self, alpha: float | Weights = None, gamma: float = 2.0) -> None:
+        super().__init__([Focal(alpha, gamma), MsSsim(), Jaccard()])
 
 
-def _names(losses: Sequence[nn.Module]) -> list[str]:
+def _names(losses: Iterable[nn.Module]) -> list[str]:
     """Class names; a loss whose name is taken is numbered."""
-    names: list[str] = []
-    for loss in losses:
-        name, number = type(loss).__name__, 2
-        while name in names:
-            name, number = f"{type(loss).__name__}-{number}", number + 1
-        names.append(name)
-    return names
+    kinds = [type(loss).__name__ for loss in losses]
+    numbers = [kinds[: index + 1].count(kind) for index, kind in enumerate(kinds)]
+    return [kind if number == 1 else f"{kind}-{number}" for kind, number in zip(kinds, numbers, strict=True)]

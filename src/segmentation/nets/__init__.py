@@ -8,5 +8,3 @@ from segmentation.nets.baselines import SmpNet
 from segmentation.nets.unet import UNet
 from segmentation.nets.unet_3plus import UNet3Plus
 from segmentation.nets.unet_plus_plus import UNetPlusPlus
-
-__all__ = ["Heads", "SegmentationNet", "SmpNet", "UNet", "UNet3Plus", "UNetPlusPlus"]

@@ -18,22 +18,19 @@ CLOSED = -1e4
 
 
 class Heads(NamedTuple):
-    """What a net says about a batch. A NamedTuple because dataclasses fail torch.export.
+    """What a net says about a batch. A NamedTuple because dataclasses fail torch.export."""
 
-    Attributes:
-        logits: raw, ungated logits, each (N, K, H, W) at the input's size, ordered so that the last predicts.
-        presence: (N, K) logits of UNet3+'s classification-guided module: is class k anywhere in the image? Else None.
-            Their target comes from the masks: 1 if some pixel is k; with one channel, if some pixel is foreground.
-    """
-
+    #: Raw, ungated logits, each (N, K, H, W) at the input's size, ordered so that the last predicts.
     logits: tuple[Tensor, ...]
+    #: (N, K) logits of UNet3+'s classification-guided module: is class k (of one channel, the foreground) in the image?
     presence: Tensor | None = None
 
 
 def joined(parts: Sequence[Heads]) -> Heads:
     """The heads of a batch, from those of its parts."""
     logits = tuple(torch.cat(each) for each in zip(*(part.logits for part in parts), strict=True))
-    return Heads(logits, None if parts[0].presence is None else torch.cat([part.presence for part in parts]))
+    presence = [part.presence for part in parts if part.presence is not None]
+    return Heads(logits, torch.cat(presence) if presence else None)
 
 
 class SegmentationNet(nn.Module, ABC):
@@ -55,17 +52,11 @@ class SegmentationNet(nn.Module, ABC):
     stride: int = 1
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        num_classes: int = 1,
-        inference: Inference = "last",
-        num_heads: int = 1,
+        self, in_channels: int = 3, num_classes: int = 1, inference: Inference = "last", num_heads: int = 1
     ) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.num_classes = num_classes
+        self.in_channels, self.num_classes, self.num_heads = in_channels, num_classes, num_heads
         self.inference: Inference = inference
-        self.num_heads = num_heads
         if inference != "last" and num_heads == 1:
             raise InputError(f"inference: {inference!r} needs deep_supervision: true; the net has one head")
         if not isinstance(inference, str) and not 1 <= inference <= num_heads:
@@ -108,7 +99,8 @@ class SegmentationNet(nn.Module, ABC):
 
     def predict(self, image: Tensor) -> Tensor:
         """Logits that predict, (N, K, H, W): a forward pass of what the inference rule needs, then `combine`."""
-        level = {"last": self.num_heads, "mean": None}.get(self.inference, self.inference)
+        rule = self.inference
+        level = rule if isinstance(rule, int) else self.num_heads if rule == "last" else None
         return self.combine(self(image, level=level))  # not `self.forward`, which `net.compile()` leaves as it is
 
     def prune(self, level: int) -> "SegmentationNet":
@@ -129,12 +121,9 @@ class SegmentationNet(nn.Module, ABC):
 def gate(logits: Tensor, presence: Tensor) -> Tensor:
     """Logits in which a class that is absent from the image gets no pixel (UNet3+, section 2.3, for K classes).
 
-    The paper multiplies its probabilities by 0 or 1. On logits the same is `CLOSED` for 0: a factor of 0 would say
-    "half sure". Where every one of several classes is called absent, that is no answer, and the image stays ungated.
-
-    Args:
-        logits: (N, K, H, W).
-        presence: (N, K) logits; above 0 is present.
+    The paper multiplies its probabilities by 0 or 1. On logits (N, K, H, W) the same is `CLOSED` for 0: a factor of 0
+    would say "half sure". Presence, (N, K) logits, is above 0. Where every one of several classes is called absent,
+    that is no answer, and the image stays ungated.
     """
     absent = presence <= 0
     if logits.shape[1] > 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ def run(block: nn.Module, *inputs: Tensor, checkpointing: bool = False) -> Tenso
     """
     if not (checkpointing and torch.is_grad_enabled()):
         return block(*inputs)
-    options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in these blocks
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in these blocks
     if not torch.compiler.is_compiling():  # a compiled graph updates each statistic once by itself
         options["context_fn"] = lambda: (nullcontext(), statistics_kept(block))
     return checkpoint(block, *inputs, **options)
@@ -88,8 +88,8 @@ def statistics_kept(block: nn.Module) -> Iterator[None]:
     """While `block` runs a second time on the same batch, its batch norms must not count that batch a second time."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
+    for norm, (_, count) in zip(norms, before, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, count if count is None else count.clone()
     try:
         yield
     finally:

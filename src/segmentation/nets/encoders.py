@@ -13,9 +13,7 @@ from segmentation.nets.blocks import DoubleConv, Norm, init_he, run
 class ConvEncoder(nn.Module):
     """The encoder of all three papers: two 3x3 convolutions a level, max-pooling between the levels.
 
-    Attributes:
-        channels: of the maps, the finest first.
-        stride: sides of the image are multiples of it.
+    `channels` are those of the maps, the finest first; sides of the image are multiples of `stride`.
     """
 
     def __init__(self, in_channels: int, widths: Sequence[int], norm: Norm, checkpointing: bool = False) -> None:
@@ -29,7 +27,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
         """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
-        maps = []
+        maps: list[Tensor] = []
         for block in list(self.levels)[:levels]:
             maps.append(run(block, F.max_pool2d(maps[-1], 2) if maps else image, checkpointing=self.checkpointing))
         return maps
@@ -50,14 +48,11 @@ class LibraryEncoder(nn.Module):
         weights: see `library_encoder`.
         freeze: no gradients for the encoder, and its batch norms use, not gather, statistics.
 
-    Attributes:
-        body: the library's encoder, all that can be pretrained; None if nothing of it is needed.
-        channels: of the maps, the finest first.
-        stride: sides of the image are multiples of it.
-
     Raises:
         InputError: more than 6 widths, or an encoder that gives no such maps, or not of images of any size.
     """
+
+    body: nn.Module | None  # the library's encoder, all that can be pretrained; None if nothing of it is needed
 
     def __init__(
         self, in_channels: int, widths: Sequence[int], norm: Norm, name: str, weights: str | None, freeze: bool
@@ -83,8 +78,8 @@ class LibraryEncoder(nn.Module):
             self.channels.append(width if str(i) in self.stem else x.shape[1])
         init_he(self.stem)
         self.body = body if len(self.stem) < levels else None
-        self.frozen = freeze and self.body is not None
-        if self.frozen:
+        self.frozen = freeze
+        if freeze and self.body is not None:
             self.body.requires_grad_(False).eval()
 
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
@@ -93,21 +88,20 @@ class LibraryEncoder(nn.Module):
         The library's own encoders stop after the last map asked for; timm's (`tu-`) run whole, until a net is pruned.
         """
         count = len(self.channels) if levels is None else levels
+        given: list[Tensor] = []
         if self.body is not None:
-            self.body._depth = count - 1  # read by each of the library's encoders as it runs
+            self.body._depth = count - 1  # type: ignore[assignment]  # read by the library's encoders as they run
             given = self.body(image)
         maps: list[Tensor] = []
         for i in range(count):
-            if str(i) in self.stem:
-                maps.append(self.stem[str(i)](F.max_pool2d(maps[-1], 2) if maps else image))
-            else:
-                maps.append(given[i])
+            by_hand = str(i) in self.stem
+            maps.append(self.stem[str(i)](F.max_pool2d(maps[-1], 2) if maps else image) if by_hand else given[i])
         return maps
 
     def train(self, mode: bool = True) -> "LibraryEncoder":
         """Training mode, but not for a frozen body."""
         super().train(mode)
-        if self.frozen:
+        if self.frozen and self.body is not None:
             self.body.eval()
         return self
 
@@ -143,26 +137,13 @@ class Dropped(nn.Module):
 
 
 def drop_unused(
-    module: nn.Module,
-    outputs: Callable[[Tensor], list[Tensor]],
-    in_channels: int,
-    sides: Sequence[int],
-    name: str,
+    module: nn.Module, outputs: Callable[[Tensor], list[Tensor]], in_channels: int, sides: Sequence[int], name: str
 ) -> tuple[Tensor, list[Tensor]]:
     """Drop the parts of `module` that no output depends on: DDP fails on parameters without a gradient.
 
     Encoders at less than full depth keep the stages that they skip. Which those are is asked of autograd, not of each
-    encoder's code.
-
-    Args:
-        module: loses those parts.
-        outputs: runs it on an image.
-        in_channels: bands of the image.
-        sides: of the image, to be tried in this order.
-        name: of the module, for the error.
-
-    Returns:
-        the image (1, in_channels, side, side) with the first side on which it runs, and the outputs.
+    encoder's code: by `outputs`, which runs it on an image (1, in_channels, side, side), of the first of the `sides`
+    that it takes. Returns that image and the outputs.
 
     Raises:
         InputError: it runs on none of them.
@@ -176,22 +157,23 @@ def drop_unused(
         try:
             with torch.enable_grad():
                 maps = outputs(image)
-                total = sum(x.sum() for x in maps)
+                total = torch.stack([x.sum() for x in maps]).sum()
+            break
         except (AssertionError, RuntimeError, ValueError) as error:
             reason = error
-            continue
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else ()
-        used = {id(p) for p, gradient in zip(parameters, gradients, strict=False) if gradient is not None}
-        dropped = _drop(module, used)
-        try:
-            outputs(image)
-        except (AssertionError, RuntimeError, TypeError, ValueError):  # HRNet adds what it then throws away
-            for parent, child_name, child in dropped:
-                setattr(parent, child_name, child)
-                child.requires_grad_(False)
-        module.train(was_training)
-        return image, maps
-    raise InputError(f"{name} does not run on images of any size ({reason}); choose another encoder") from reason
+    else:
+        raise InputError(f"{name} does not run on images of any size ({reason}); choose another encoder") from reason
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else ()
+    used = {id(p) for p, gradient in zip(parameters, gradients, strict=False) if gradient is not None}
+    dropped = _drop(module, used)
+    try:
+        outputs(image)
+    except (AssertionError, RuntimeError, TypeError, ValueError):  # HRNet adds what it then throws away
+        for parent, child_name, child in dropped:
+            setattr(parent, child_name, child)
+            child.requires_grad_(False)
+    module.train(was_training)
+    return image, maps
 
 
 def _drop(module: nn.Module, used: set[int]) -> list[tuple[nn.Module, str, nn.Module]]:

@@ -5,6 +5,7 @@ The library takes seconds to import, so this module is imported where it is used
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -34,35 +35,30 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
         InputError: there is no such encoder, no such weights, or no way to fetch them; says what to do.
     """
     check_name(name)
-    encoder = _build(name, in_channels, depth, weights)
-    #: Mean and standard deviation of the images it was pretrained on, as it wants ours; None for random weights.
-    encoder.statistics = _statistics(name, weights) if weights is not None and in_channels == 3 else None
-    return encoder
-
-
-def _statistics(name: str, weights: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation, of 0..1, of the images that weights were made on: ImageNet's where the file says no more."""
-    if name.startswith("tu-"):
-        config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
-        found = {"mean": config.mean, "std": config.std} if config else {}
+    file = _file(name, weights)
+    if weights is None:
+        encoder = _built(name, in_channels, depth)
+    elif file is None:
+        encoder = _fetched(name, in_channels, depth, weights)
+    elif name.startswith("tu-"):
+        encoder = _built(name, in_channels, depth, weights=True, pretrained_cfg_overlay={"file": str(file)})
     else:
-        settings = encoders[name]["pretrained_settings"]
-        found = settings.get(weights) or next(iter(settings.values()), {})
-    mean, std = found.get("mean") or IMAGENET[0], found.get("std") or IMAGENET[1]
-    top = max(found.get("input_range") or [1])  # of some, 0..255
-    return [float(value) / top for value in mean], [float(value) / top for value in std]
-
-
-def _build(name: str, in_channels: int, depth: int, weights: str | None) -> nn.Module:
-    if name.startswith("tu-"):
-        return _timm_encoder(name, in_channels, depth, weights)
-    known = encoders[name]["pretrained_settings"]
-    if weights is None or _file(name, weights) is not None:
-        return _with_file(name, in_channels, depth, _file(name, weights))
-    if weights not in known:
-        raise InputError(f"encoder_weights: {name} has no {weights}; choose {', '.join(known)}, a file, or null")
-    url = "https://huggingface.co/{repo_id}/resolve/{revision}/model.safetensors".format(**known[weights])
-    return _fetched(name, in_channels, depth, weights, url)
+        encoder = _built(name, 3, depth)
+        try:
+            state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+            encoder.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(f"encoder_weights: {file} is not for {name}: {error}") from error
+        encoder.set_in_channels(in_channels, pretrained=True)
+    #: Mean and standard deviation of the images it was pretrained on, as it wants ours; None for random weights.
+    encoder.statistics = None
+    if weights is not None and in_channels == 3:
+        settings = {} if name.startswith("tu-") else encoders[name]["pretrained_settings"]
+        known = _known(name, weights) or next(iter(settings.values()), {})
+        top = max(known.get("input_range") or [1])  # of some, 0..255
+        mean, std = known.get("mean") or IMAGENET[0], known.get("std") or IMAGENET[1]
+        encoder.statistics = [float(value) / top for value in mean], [float(value) / top for value in std]
+    return encoder
 
 
 def check_name(name: str) -> None:
@@ -82,15 +78,19 @@ def place(name: str, weights: str) -> Path:
 def cached(name: str, weights: str) -> Path | None:
     """The file that weights by name would be read from without a network, if it is here: in `place`, or in the Hugging
     Face hub's cache."""
-    if _file(name, weights) is not None:
-        return _file(name, weights)
-    if name.startswith("tu-"):
-        config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
-        source = {"repo_id": config.hf_hub_id} if config and config.hf_hub_id else None
-    else:
-        source = encoders[name]["pretrained_settings"].get(weights)
-    found = source and try_to_load_from_cache(source["repo_id"], "model.safetensors", revision=source.get("revision"))
-    return Path(found) if isinstance(found, str) else None
+    known = _known(name, weights)
+    repository = known.get("repo_id")
+    found = repository and try_to_load_from_cache(repository, "model.safetensors", revision=known.get("revision"))
+    return _file(name, weights) or (Path(found) if isinstance(found, str) else None)
+
+
+def _known(name: str, weights: str) -> dict[str, Any]:
+    """What the library knows of weights by name, where it has such: repo_id (the Hugging Face hub's repository) and
+    revision, or url; mean, std and input_range of their images."""
+    if not name.startswith("tu-"):
+        return encoders[name]["pretrained_settings"].get(weights, {})
+    config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+    return {"repo_id": config.hf_hub_id, "url": config.url, "mean": config.mean, "std": config.std} if config else {}
 
 
 def _file(name: str, weights: str | None) -> Path | None:
@@ -105,35 +105,20 @@ def _file(name: str, weights: str | None) -> Path | None:
     return place(name, weights) if place(name, weights).is_file() else None
 
 
-def _with_file(name: str, in_channels: int, depth: int, file: Path | None) -> nn.Module:
-    encoder = get_encoder(name, in_channels=3, depth=depth, weights=None)
-    if file is not None:
-        try:
-            encoder.load_state_dict(_read(file))
-        except RuntimeError as error:
-            raise InputError(f"encoder_weights: {file} is not for {name}: {error}") from error
-    encoder.set_in_channels(in_channels, pretrained=file is not None)
-    return encoder
-
-
-def _timm_encoder(name: str, in_channels: int, depth: int, weights: str | None) -> nn.Module:
-    file = _file(name, weights)
+def _built(name: str, in_channels: int, depth: int, weights: Any = None, **options: Any) -> Any:
     try:
-        if weights is None:
-            return get_encoder(name, in_channels=in_channels, depth=depth, weights=None)
-        if file is not None:
-            source = {"pretrained_cfg_overlay": {"file": str(file)}}
-            return get_encoder(name, in_channels=in_channels, depth=depth, weights=True, **source)
+        return get_encoder(name, in_channels=in_channels, depth=depth, weights=weights, **options)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"encoder: {name} does not give maps at strides 2, 4, 8, ... ({error})") from error
-    known = timm.get_pretrained_cfg(name.removeprefix("tu-"))
-    if known is None or not (known.hf_hub_id or known.url):
-        raise InputError(f"encoder_weights: timm has none for {name}; give a file, or null")
-    url = f"https://huggingface.co/{known.hf_hub_id}/resolve/main/model.safetensors" if known.hf_hub_id else known.url
-    return _fetched(name, in_channels, depth, weights, url)
 
 
-def _fetched(name: str, in_channels: int, depth: int, weights: str, url: str) -> nn.Module:
+def _fetched(name: str, in_channels: int, depth: int, weights: str) -> Any:
+    known = _known(name, weights)
+    hub = f"https://huggingface.co/{known.get('repo_id')}/resolve/{known.get('revision') or 'main'}/model.safetensors"
+    url = hub if known.get("repo_id") else known.get("url")
+    if not url:
+        choices = "" if name.startswith("tu-") else f"{', '.join(encoders[name]['pretrained_settings'])}, "
+        raise InputError(f"encoder_weights: {name} has no {weights}; choose {choices}a file, or null")
     try:
         source = True if name.startswith("tu-") else weights
         return get_encoder(name, in_channels=in_channels, depth=depth, weights=source)
@@ -142,9 +127,3 @@ def _fetched(name: str, in_channels: int, depth: int, weights: str, url: str) ->
             f"encoder_weights: {weights} for {name} could not be fetched ({type(error).__name__}). Where there is "
             f"internet, download {url} and put it here as {place(name, weights)}, or name the file in encoder_weights"
         ) from error
-
-
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)

@@ -59,11 +59,10 @@ class UNet(SegmentationNet):
 
         skips = self.encoder.channels[:-1]
         below = [*widths[1:-1], self.encoder.channels[-1]]  # what comes up to each level
-        self.up = nn.ModuleList(Up(b, w, upsample) for b, w in zip(below, widths, strict=False))
-        self.fuse = nn.ModuleList(
-            DoubleConv(skip + up.out_channels, width, norm)
-            for skip, up, width in zip(skips, self.up, widths, strict=False)
-        )
+        ups = [Up(b, w, upsample) for b, w in zip(below, widths, strict=False)]
+        sizes = zip(skips, ups, widths, strict=False)
+        self.up = nn.ModuleList(ups)
+        self.fuse = nn.ModuleList(DoubleConv(skip + up.out_channels, width, norm) for skip, up, width in sizes)
         self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, kernel_size=1) for width in widths[:heads])
         init_he(self.up, self.fuse, self.heads)
 

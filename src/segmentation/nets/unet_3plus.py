@@ -21,11 +21,8 @@ class FullScaleNode(nn.Module):
     The paper has norm and ReLU in each branch; over the concatenation batch norm is the same function with the same
     parameters, and a training step keeps one map less. (Group norm's groups may span two branches.)
 
-    Args:
-        channels: of the maps, the finest first.
-        scale: place of this node among them.
-        width: channels of each branch; the node has as many times `width` as there are branches.
-        norm: `batch` or `group`.
+    Maps have these `channels`, the finest first, and the node is at place `scale` among them. Each branch has `width`
+    channels, the node as many times more as there are branches.
     """
 
     def __init__(self, channels: Sequence[int], scale: int, width: int, norm: Norm) -> None:
@@ -41,7 +38,7 @@ class FullScaleNode(nn.Module):
             if k <= self.scale:
                 parts.append(conv(F.max_pool2d(x, kernel_size=2 ** (self.scale - k)) if k < self.scale else x))
             else:
-                parts.append(conv_of_enlarged(x, conv.weight, 2 ** (k - self.scale)))
+                parts.append(conv_of_enlarged(x, conv.get_parameter("weight"), 2 ** (k - self.scale)))
         return self.fuse(F.relu(self.norm(torch.cat(parts, dim=1)), inplace=True))
 
 
@@ -107,18 +104,18 @@ class UNet3Plus(SegmentationNet):
         self.checkpointing = checkpointing
 
         channels = list(self.encoder.channels)
-        self.presence = (
-            nn.Sequential(nn.Dropout(0.5), nn.Conv2d(channels[-1], num_classes, kernel_size=1))
-            if classification_guided
-            else None
-        )
+        self.presence: nn.Module | None = None
+        if classification_guided:
+            self.presence = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(channels[-1], num_classes, kernel_size=1))
         nodes = []
         for i in reversed(range(scales - 1)):
             nodes.append(FullScaleNode(channels, i, skip_channels, norm))
             channels[i] = skip_channels * scales  # from here on the decoder's map stands for the encoder's
         self.nodes = nn.ModuleList(reversed(nodes))
         self.heads = nn.ModuleList(nn.Conv2d(c, num_classes, kernel_size=3, padding=1) for c in channels[:heads])
-        init_he(self.nodes, self.heads, *([self.presence] if classification_guided else []))
+        init_he(self.nodes, self.heads)
+        if self.presence is not None:
+            init_he(self.presence)
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         maps = self.encoder(image)  # En1 .. En5
@@ -145,13 +142,7 @@ def conv_of_enlarged(x: Tensor, weight: Tensor, factor: int) -> Tensor:
 
         conv(up(x)) = sum over dy of  shift_dy( up_y( sum over dx of  shift_dx( up_x( W[dy, dx] . x ))))
 
-    Args:
-        x: (N, C, h, w).
-        weight: (O, C, 3, 3).
-        factor: at least 2; for 1 the plain convolution is cheaper.
-
-    Returns:
-        (N, O, factor * h, factor * w).
+    With x (N, C, h, w) and weight (O, C, 3, 3) it is (N, O, factor * h, factor * w).
     """
     taps = weight.permute(3, 2, 0, 1).flatten(0, 2)[:, :, None, None]  # (dx dy O, C, 1, 1)
     y = F.conv2d(x, taps)  # (N, dx dy O, h, w)

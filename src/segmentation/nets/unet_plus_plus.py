@@ -83,16 +83,10 @@ class UNetPlusPlus(SegmentationNet):
         depth = len(widths) - 1
         super().__init__(in_channels, num_classes, inference, num_heads=depth if deep_supervision else 1)
         self.depth, self.checkpointing = depth, checkpointing
-        self.arguments = {
-            "in_channels": in_channels,
-            "num_classes": num_classes,
-            "widths": tuple(widths),
-            "encoder": encoder,
-            "freeze_encoder": freeze_encoder,
-            "upsample": upsample,
-            "norm": norm,
-            "checkpointing": checkpointing,
-        }
+        self.widths = tuple(widths)
+        self.arguments = {"in_channels": in_channels, "num_classes": num_classes, "encoder": encoder}
+        self.arguments |= {"freeze_encoder": freeze_encoder, "upsample": upsample, "norm": norm}
+        self.arguments |= {"checkpointing": checkpointing}
         self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, checkpointing)
         self.stride = pad_to or self.encoder.stride
         if self.stride % self.encoder.stride:
@@ -119,10 +113,7 @@ class UNetPlusPlus(SegmentationNet):
     def prune(self, level: int) -> "UNetPlusPlus":
         """The net that head `level` needs, with its own copy of the weights: its output equals that head's.
 
-        Parameters, FLOPs and time fall accordingly: at the paper's widths to 5.7 % of the parameters at level 2.
-
-        Args:
-            level: 1..num_heads.
+        At the paper's widths level 2 has 5.7 % of the parameters.
 
         Raises:
             InputError: there is no such head, for instance because the net was trained without deep supervision.
@@ -131,7 +122,7 @@ class UNetPlusPlus(SegmentationNet):
             small = type(self)(**self.pruned_arguments(level))
         state = self.state_dict()
         small.load_state_dict({key: state[key] for key in small.state_dict()})
-        like = self.heads[str(level)].weight
+        like = next(self.heads.parameters())
         small.to(like.device, like.dtype)
         convs = [p for p in self.parameters() if p.ndim == 4 and min(p.shape) > 1]
         if all(p.is_contiguous(memory_format=torch.channels_last) for p in convs):
@@ -144,7 +135,7 @@ class UNetPlusPlus(SegmentationNet):
             raise InputError("prune needs a head at every level: train with model.net.init_args.deep_supervision: true")
         if not 1 <= level <= self.num_heads:
             raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
-        return self.arguments | {"widths": self.arguments["widths"][: level + 1], "pad_to": self.stride}
+        return self.arguments | {"widths": self.widths[: level + 1], "pad_to": self.stride}
 
 
 def triangle(depth: int) -> list[tuple[int, int]]:
