@@ -132,10 +132,11 @@ class TrainLoader(DataLoader):
         self.load_state_dict({"epoch": 0, "batch": 0})
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator over what DataLoader gives
-        onward = self.onward
+        onward: Any = self.onward
         if onward is None or onward is not self._iterator:  # the workers have ended, or there are none
             self.batch_sampler.place = self.place["epoch"], self.place["batch"]
-            self.onward = onward = super().__iter__()
+            onward = super().__iter__()
+            self.onward = onward
         while True:
             batch = next(onward)
             self.place["batch"] += 1
