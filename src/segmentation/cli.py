@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Progress, Throughput
+from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput, progress_bar
 from segmentation.checkpoint import read_checkpoint
 from segmentation.cluster import Preemption, check_launch
 from segmentation.data import SegmentationDataModule
@@ -155,7 +155,7 @@ class SegmentationCLI(LightningCLI):
             LearningRateMonitor("step"),
             EpochLines(),
             Preemption(run),
-            *([Progress()] if trainer["enable_progress_bar"] is not False else []),
+            *progress_bar(trainer),
             *(trainer["callbacks"] or []),
         ]
         plugins = trainer["plugins"] or []

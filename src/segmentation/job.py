@@ -57,6 +57,7 @@ def start_job() -> None:
     logging.getLogger().addFilter(_of_use)
     for message in (
         ".*LeafSpec.*is deprecated.*",
+        '.*install "ipywidgets" for Jupyter support.*',  # a notebook without them has no bar, and needs none
         ".*`srun` command is available.*",  # on every login node
         ".*does not have many workers.*",
         ".*sync_dist=True.*",

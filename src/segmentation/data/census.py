@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from platformdirs import user_cache_path
+from rich.console import Console
 from rich.progress import track
 
 from segmentation.data.base import Sample, SegmentationData
@@ -134,7 +135,8 @@ def take_census(data: SegmentationData, split: str, skip: bool = False) -> Censu
             cached["names"], [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
         )
     except (OSError, ValueError, TypeError, KeyError):
-        found = list(track(examine_all(data, split), f"Reading {split} once", len(data.names(split)), transient=True))
+        bar = {"total": len(data.names(split)), "transient": True, "disable": not Console().is_terminal}
+        found = list(track(examine_all(data, split), f"Reading {split} once", **bar))
     bad = {index: str(each) for index, each in enumerate(found) if isinstance(each, InputError)}
     if bad and not skip:
         more = f" ({len(bad) - 1} more of {len(found)} {split} samples have problems too)" if len(bad) > 1 else ""

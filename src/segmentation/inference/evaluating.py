@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 
-from segmentation.callbacks import Progress, predict_one
+from segmentation.callbacks import predict_one, progress_bar
 from segmentation.data import SegmentationDataModule
 from segmentation.inference.averaged import Averaged, Symmetries
 from segmentation.inference.instances import InstanceScores
@@ -43,7 +43,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     if options.tile or options.tta != "none":
         average(module, options.tile, options.tta)
     scores = InstanceScores(module.labels, options.instances) if options.instances else None
-    callbacks = [Progress(), *([scores] if scores else [])]
+    callbacks = [*progress_bar(config), *([scores] if scores else [])]
     trainer = Trainer(**config, callbacks=callbacks)
     trainer.test(module, datamodule=data, verbose=False)
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}

@@ -105,6 +105,10 @@ class Predictor:
             )
         return image
 
+    def logits(self, image: np.ndarray | Tensor) -> Tensor:
+        """Logits (K, H, W) of an image (C, H, W), on the CPU; `module.classify` makes class indices of them."""
+        return torch.cat([strip.cpu() for _, strip in self.strips(image)], dim=1)
+
     def strips(self, image: np.ndarray | Tensor) -> Iterator[tuple[int, Tensor]]:
         """Logits of an image (C, H, W), from top to bottom: the first row of a strip, and (K, h, W)."""
         if isinstance(image, np.ndarray):

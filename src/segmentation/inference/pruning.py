@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from segmentation.callbacks import Progress, count_flops, in_millions
+from segmentation.callbacks import count_flops, in_millions, progress_bar
 from segmentation.checkpoint import load_module
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor
@@ -128,7 +128,7 @@ def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[
         The levels, and (H, W) of the image.
     """
     _, module, data, config = trained
-    trainer = Trainer(**config, callbacks=[Progress()])
+    trainer = Trainer(**config, callbacks=progress_bar(config))
     trainer.validate(module, datamodule=data, verbose=False)
     image = data.dataset.load("val", 0)["image"][None]
     device = predictor.device.type
