@@ -21,6 +21,7 @@ from segmentation.nets import UNet
 from segmentation.nets.base import CLOSED
 
 CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+NO_BAR = ["--trainer.enable_progress_bar", "false"]
 
 
 def test_eval_with_symmetries_and_tiles(trained: Path) -> None:
@@ -28,7 +29,7 @@ def test_eval_with_symmetries_and_tiles(trained: Path) -> None:
     plain = evaluate([str(trained), *CPU])
     summary = json.loads((trained.parents[1] / "summary.json").read_text())
     assert plain["miou"] == summary["test/miou"]
-    flips = evaluate([str(trained), "--tta", *CPU])
+    flips = evaluate([str(trained), "--tta", *CPU, *NO_BAR])
     assert flips["miou"] != plain["miou"]
     assert flips["loss"] < 1.05 * plain["loss"]  # of a mean of four opinions
     tiled = evaluate([str(trained), "--tile", "32", *CPU])
@@ -112,7 +113,7 @@ def test_a_pruned_checkpoint_is_an_ordinary_one(trained: Path, capsys: pytest.Ca
 
 
 def test_prune_measures_and_chooses(trained: Path) -> None:
-    levels = prune([str(trained), "--output", "out/x", "--repeats", "2", "--max-drop", "1", *CPU])
+    levels = prune([str(trained), "--output", "out/x", "--repeats", "2", "--max-drop", "1", *CPU, *NO_BAR])
     summary = json.loads((trained.parents[1] / "summary.json").read_text())
     assert [level.miou for level in levels] == [summary[f"val/head{k}/miou"] for k in (1, 2)]
     assert levels[0].parameters < levels[1].parameters

@@ -21,6 +21,7 @@ from segmentation.inference.comparing import compare
 from segmentation.inference.evaluating import evaluate
 from segmentation.inference.exporting import export
 from segmentation.inference.predicting import find_images, predict
+from segmentation.inference.predictor import Predictor
 from segmentation.inference.pruning import prune
 from segmentation.inference.results import Writer
 from segmentation.writing import written_whole
@@ -44,11 +45,14 @@ def read(path: str) -> np.ndarray:
 def test_masks_are_what_the_net_says_at_the_images_own_size(trained: Path, photos: Path) -> None:
     assert predict([str(trained), "photos", "out", *CPU]) == 3
     module = load_module(read_checkpoint(trained), "best.ckpt")
+    predictor, tiled = Predictor(trained, "cpu"), Predictor(trained, "cpu", tile=32)
     for name, file in (("a", "a.png"), ("deep/er/b c", "deep/er/b c.jpg"), ("deep/é%d", "deep/é%d.tif")):
         image = torch.from_numpy(read(f"photos/{file}").copy()).permute(2, 0, 1)
         with torch.inference_mode():
             expected = module.classify(module(image[None]))[0].numpy()
         assert (read(f"out/{name}.png") == module.labels.decode(expected)).all()
+        assert (module.classify(predictor.logits(image)).numpy() == expected).all()
+        assert tiled.logits(image).shape == (module.labels.num_outputs, *expected.shape)
     record = json.loads(Path("out/predict.json").read_text())
     assert record["classes"]["background"]["value"] == 0
     left = {path.name for path in Path("out").rglob("*") if path.is_file()}

@@ -46,6 +46,11 @@ class Progress(RichProgressBar):
         return f"epoch {current_epoch + 1:>3}/{self.trainer.max_epochs}"
 
 
+def progress_bar(trainer: dict[str, Any]) -> list[Callback]:
+    """The bar, unless the trainer's options say otherwise."""
+    return [Progress()] if trainer.get("enable_progress_bar") is not False else []
+
+
 class EpochLines(Checkpoint):
     """A line for every epoch, validated or not, on the terminal and in a cluster's log. (A Checkpoint, as Lightning
     calls these after the module's on_train_epoch_end, which logs the training figures.)"""

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Progress, Throughput
+from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput, progress_bar
 from segmentation.checkpoint import read_checkpoint
 from segmentation.cluster import MidEpoch, check_launch
 from segmentation.data import SegmentationDataModule
@@ -150,7 +150,7 @@ class SegmentationCLI(LightningCLI):
             LearningRateMonitor("step"),
             EpochLines(),
             MidEpoch(run, config.checkpoint.every_minutes),
-            *([Progress()] if trainer["enable_progress_bar"] is not False else []),
+            *progress_bar(trainer),
             *(trainer["callbacks"] or []),
         ]
         plugins = trainer["plugins"] or []

@@ -18,6 +18,7 @@ from segmentation.memory import keep_freed_memory
 #: Warnings meant for Lightning's developers, or of what a user can do nothing about.
 SMALL_TALK = (
     ".*LeafSpec.*is deprecated.*",
+    '.*install "ipywidgets" for Jupyter support.*',  # a notebook without them has no bar, and needs none
     ".*`srun` command is available.*",  # on every login node
     ".*does not have many workers.*",
     ".*sync_dist=True.*",

@@ -16,6 +16,7 @@ from itertools import combinations
 import numpy as np
 import torch
 from platformdirs import user_cache_path
+from rich.console import Console
 from rich.progress import track
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
@@ -149,7 +150,8 @@ def count(data: SegmentationData, split: str) -> tuple[Census, dict[int, InputEr
 
     with ThreadPoolExecutor(available_cores()) as pool:
         found = pool.map(read, range(len(names)))
-        for index, each in enumerate(track(found, f"Reading {split} once", len(names), transient=True)):
+        bar = {"total": len(names), "transient": True, "disable": not Console().is_terminal}
+        for index, each in enumerate(track(found, f"Reading {split} once", **bar)):
             if isinstance(each, Record):
                 records.append(each)
             else:

@@ -84,9 +84,15 @@ class Predictor:
             )
         return image
 
-    def strips(self, image: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+    def logits(self, image: np.ndarray | Tensor) -> Tensor:
+        """Logits (K, H, W) of an image (C, H, W), on the CPU; `module.classify` makes class indices of them."""
+        return torch.cat([strip.cpu() for _, strip in self.strips(image)], dim=1)
+
+    def strips(self, image: np.ndarray | Tensor) -> Iterator[tuple[int, Tensor]]:
         """Logits of an image (C, H, W), from top to bottom: the first row of a strip, and (K, h, W)."""
-        pixels = torch.from_numpy(image if image.flags.writeable else image.copy())  # Pillow's own is read-only
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image if image.flags.writeable else image.copy())  # Pillow's own is read-only
+        pixels = image
         averaged = self.tiled if pixels.shape[-2] * pixels.shape[-1] > self.limit else self.whole
         with torch.inference_mode(), self.fabric.autocast():
             for top, logits in averaged.strips(pixels, lambda x: self.module.normalize(x.to(self.device))):
