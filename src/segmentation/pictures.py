@@ -173,7 +173,7 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     side, label = cell * count, max(_font(font).getlength(name) for name in names) / 72 + 0.1
     left, bottom, rotation = 0.4 + label, 0.45 + (0.2 if label < cell else label), 0 if label < cell else 90
     width, height = left + side + 1.4, bottom + side + 0.7
-    figure = Figure(figsize=(width, height), dpi=144, facecolor="white", layout="none")
+    figure = Figure(figsize=(width, height), dpi=144, facecolor="white", layout="none")  # type: ignore[arg-type]  # "none" is one of them
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
     bars = figure.add_axes(((left + side + 0.15) / width, bottom / height, 0.7 / width, side / height))
     axes.set_facecolor("#E9EAEC")  # shines through where there is no share

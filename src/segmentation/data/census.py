@@ -150,8 +150,9 @@ def count(data: SegmentationData, split: str) -> tuple[Census, dict[int, InputEr
 
     with ThreadPoolExecutor(available_cores()) as pool:
         found = pool.map(read, range(len(names)))
-        bar = {"total": len(names), "transient": True, "disable": not Console().is_terminal}
-        for index, each in enumerate(track(found, f"Reading {split} once", **bar)):
+        hidden = not Console().is_terminal
+        bar = track(found, f"Reading {split} once", len(names), transient=True, disable=hidden)
+        for index, each in enumerate(bar):
             if isinstance(each, Record):
                 records.append(each)
             else:

@@ -92,10 +92,9 @@ class Predictor:
         """Logits of an image (C, H, W), from top to bottom: the first row of a strip, and (K, h, W)."""
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(image if image.flags.writeable else image.copy())  # Pillow's own is read-only
-        pixels = image
-        averaged = self.tiled if pixels.shape[-2] * pixels.shape[-1] > self.limit else self.whole
+        averaged = self.tiled if image.shape[-2] * image.shape[-1] > self.limit else self.whole
         with torch.inference_mode(), self.fabric.autocast():
-            for top, logits in averaged.strips(pixels, lambda x: self.module.normalize(x.to(self.device))):
+            for top, logits in averaged.strips(image, lambda x: self.module.normalize(x.to(self.device))):
                 yield top, logits.float()
 
 
