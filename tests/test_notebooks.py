@@ -93,6 +93,7 @@ def test_runs_and_shows(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (folder / "notebook.mplstyle").symlink_to(ROOT / "notebooks/notebook.mplstyle")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as for every script of the tests: workers of the loader run beside
     monkeypatch.setenv("PYTHONPATH", "")  # a clone has none: the notebook finds the project by itself
     monkeypatch.delenv("MPLBACKEND", raising=False)
 
