@@ -179,6 +179,7 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     axes.set_facecolor("#E9EAEC")  # shines through where there is no share
     # Rare confusions are what one looks for: the square root keeps them from fading into white.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    axes.grid(visible=False)  # whatever a user's style says
     axes.set_xticks(range(count), names, fontsize=font, rotation=rotation, parse_math=False)
     axes.set_yticks(range(count), names, fontsize=font, parse_math=False)
     axes.set_xlabel("predicted", fontsize=font + 1, color=SOFT)

@@ -1,0 +1,106 @@
+"""The notebooks: committed as executed, and run again from a copy, where each must show what it promises."""
+
+import re
+from pathlib import Path
+from textwrap import dedent
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+#: What must hold when a notebook has run, in its own namespace.
+SHOWN = {
+    "1_quickstart": """
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["test/miou"] > 0.45, summary["test/miou"]  # single pixels by their colour: under 0.35
+        assert mask.shape == truth.shape == (96, 192)
+        assert (mask == truth).float().mean() > 0.8
+        assert Path("runs/own/summary.json").is_file()
+    """,
+    "2_losses_and_metrics": """
+        from sklearn.metrics import jaccard_score
+        flat = truth.flatten(), predicted.flatten()
+        assert np.allclose(by_hand, jaccard_score(*flat, average=None), atol=1e-12)
+        assert np.allclose(by_hand, theirs, atol=1e-6)
+        assert abs(logged["test/miou"] - by_hand.mean()) < 1e-3  # the loader's batches, the notebook's single images
+        assert summaries["pos_weight"]["test/recall/star"] > summaries["plain"]["test/recall/star"]
+        p, value, gradient = of_pixel(losses["cross-entropy"], 1)
+        assert torch.allclose(value, -p.log(), atol=1e-5)
+        assert torch.allclose(gradient, 1 - p, atol=1e-5)
+    """,
+    "3_architectures": """
+        edges = {name: len([e for e in graph.edges if not e[1].startswith("heads")]) for name, graph in graphs.items()}
+        assert edges == {"UNet": 4 + 4 + 4, "UNet++": 4 + 20 + 10, "UNet3+": 4 + 4 * 5}, edges
+        into = {source for source, end in graphs["UNet++"].edges if end == "nodes.0_3"}
+        assert into == {"encoder.levels.0", "nodes.0_1", "nodes.0_2", "nodes.1_2"}, into
+        assert place(graphs["UNet++"])["nodes.0_4"] == (8, 0)
+        sides = {name: reach(seen)[1] - reach(seen)[0] + 1 for name, seen in sights.items()}
+        assert sides["UNet"] == 188, sides  # 8 pixels at stride 16, and 4 (8 + 4 + 2 + 1) of the encoder's convolutions
+        assert sides["UNet"] < sides["UNet++"] < SIDE
+        assert [level.level for level in levels] == [1, 2, 3, 4]
+        assert levels[0].gflops < levels[1].gflops < levels[2].gflops < levels[3].gflops
+    """,
+    "4_compare_runs": """
+        assert summaries["dice"]["test/miou"] > 0.2, summaries["dice"]["test/miou"]  # background everywhere: 0.15
+        for name, run in read.items():
+            assert abs(np.nanmean(iou(run.counts.sum(axis=0))[:-1]) - summaries[name]["test/miou"]) < 1e-9
+        one = found["difference"]["dice"]["mIoU"]
+        assert one["low"] < one["value"] < one["high"]
+        assert np.ptp(drawn_second - drawn_first) < np.ptp(apart[:, -1] - drawn_first)
+    """,
+}
+
+
+def texts(notebook: nbformat.NotebookNode) -> str:
+    """Everything that the outputs of a notebook say."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    said = [output.get("text", "") for output in outputs]
+    said += [value for output in outputs for key, value in output.get("data", {}).items() if key.startswith("text/")]
+    return "\n".join(said)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_as_executed(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = [output.output_type for cell in cells for output in cell.outputs]
+    data = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    assert "error" not in kinds
+    assert sum(bool({"image/png", "image/jpeg"} & each.keys()) for each in data) >= 4
+    said = texts(notebook)
+    assert not re.search(r"(?<![\w.])/(home|work|root|tmp|Users|opt|usr)/|Warning|ipywidgets|[━╸]{20}\s+\d+/\d+", said)
+    assert not [output.text for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+    assert path.stat().st_size < 700_000
+
+
+def test_there_is_a_claim_for_each() -> None:
+    assert [path.stem for path in NOTEBOOKS] == sorted(SHOWN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_and_shows(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "clone" / "notebooks"
+    folder.mkdir(parents=True)
+    for name in ("src", "configs"):
+        (folder.parent / name).symlink_to(ROOT / name)
+    (folder / "notebook.mplstyle").symlink_to(ROOT / "notebooks/notebook.mplstyle")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as for every script of the tests: workers of the loader run beside
+    monkeypatch.setenv("PYTHONPATH", "")  # a clone has none: the notebook finds the project by itself
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(dedent(SHOWN[path.stem])))
+    # Odd ones start in the root of the clone, even ones in notebooks/, as both must do.
+    where = folder.parent if int(path.stem[0]) % 2 else folder
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(where)}}).execute()
+    assert "not logged in" in texts(notebook) or path.stem != "4_compare_runs"
+    assert sorted(entry.name for entry in folder.parent.iterdir()) == ["configs", "notebooks", "src"]  # nothing left
