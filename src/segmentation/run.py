@@ -65,6 +65,7 @@ class RunFolder:
         """Let another process write."""
         file = _held.pop(self.lock.resolve(), None)
         if file:
+            self.lock.unlink(missing_ok=True)
             file.close()
 
 
@@ -86,11 +87,12 @@ def hold(path: Path, patience: float = 30.0) -> None:
     path, end = path.resolve(), time.monotonic() + patience
     if path in _held or fcntl is None:
         return
-    file = path.open("a+")
     while True:
+        file = path.open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break  # else it was removed meanwhile, by the process that had it
         except BlockingIOError:
             if time.monotonic() > end:
                 file.seek(0)
@@ -98,6 +100,7 @@ def hold(path: Path, patience: float = 30.0) -> None:
             time.sleep(0.2)
         except OSError:  # a file system without locks
             break
+        file.close()
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
