@@ -140,6 +140,7 @@ def main() -> None:
     try:
         cli.trainer.fit(cli.model, cli.datamodule)
     finally:
+        cli.run_folder.release()
         shutil.rmtree(cli.run_folder.path, ignore_errors=True)
     print_tables(cli.trainer, stopwatch, cli.datamodule.batch_size)
 
