@@ -19,7 +19,7 @@ COLORS = ("#3B7DBD", "#E07B39", "#4C9A5F", "#B5476D", "#7A63B0", "#8A7B52")
 def main(run: Path, output: Path) -> None:
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    figure = plt.figure(figsize=(12, 6.4), dpi=110, layout="constrained")
+    figure = plt.figure(figsize=(12, 6), dpi=110, layout="constrained")
     curves, pictures = figure.subfigures(2, 1, height_ratios=[1, 1.15])
     loss, miou, classes, rate = curves.subplots(1, 4)
     draw(loss, "loss", rows, {"train/loss": "train", "val/loss": "val"})
@@ -29,7 +29,7 @@ def main(run: Path, output: Path) -> None:
     draw(rate, "learning rate", rows, {next(key for key in rows[0] if key.startswith("lr-")): ""})
     left, right = pictures.subplots(1, 2, width_ratios=[2.2, 1])
     sheet = Image.open(sorted((run / "pictures").glob("epoch-*.png"))[-1])
-    left.imshow(sheet.crop((0, 0, sheet.width, int(sheet.width * 0.42))))
+    left.imshow(sheet.crop((0, 0, sheet.width, int(sheet.width * 0.345))))
     right.imshow(Image.open(run / "pictures/confusion.png"))
     for axes, title in ((left, "the same validation images, every few epochs"), (right, "confusion matrix, test")):
         axes.set_title(title, loc="left", fontsize=10, color=INK)
