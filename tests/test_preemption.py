@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from conftest import ROOT, TINY, train
+from segmentation.cli import SegmentationCLI
 from segmentation.cluster import check_launch
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Preempted
 
 #: A minute of steps, were it not for the kills: slow enough to be hit, in the middle of an epoch too.
 RUN = [*TINY, "--trainer.max_epochs", "4", "--data.dataset.train", "160", "--checkpoint.every_minutes", "0.02"]
@@ -62,6 +65,19 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     assert len(set(pieces)) == 1  # one W&B run
     train(*RUN, *workers, "--name", "whole")
     assert same("run", "whole")
+
+
+def test_a_signal_in_the_sanity_check() -> None:
+    """Lightning's own handler would end the run there with status 0, or wait for the other processes."""
+
+    class Signal(Callback):
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cli = SegmentationCLI([*TINY, "--name", "run"])
+    cli.trainer.callbacks.insert(0, Signal())
+    with pytest.raises(Preempted, match="at step 1,"):
+        cli.run()
 
 
 def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:

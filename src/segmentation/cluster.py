@@ -99,7 +99,8 @@ class MidEpoch(Checkpoint):
 
     A handler only sets a flag, and the step is finished. Lightning's own save within the signal, perhaps in the middle
     of a step of the optimizer, and speak to the other processes, who may be elsewhere. An epoch's last step leaves the
-    saving to the epoch's end, since Lightning cannot go on from between the two, nor from between accumulated batches.
+    saving to the epoch's end, since Lightning cannot go on from between the two, nor from between accumulated batches;
+    a step before a validation leaves it to the next, since Lightning would go on behind that validation.
     (A Checkpoint, as Lightning calls these after all others: a moving average has then taken the step in.)
 
     Args:
@@ -116,11 +117,11 @@ class MidEpoch(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.listen()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.listen()  # again: since `setup` Lightning has set its own
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()  # again: since `setup` Lightning has set its own, by which SIGTERM ends a run with status 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.listen()  # and again: else a SIGTERM in a validation would end the run with status 0, and no word
+        self.listen()  # and again: a resumed run has no sanity check
 
     def listen(self) -> None:
         for number in SIGNALS:
@@ -141,7 +142,8 @@ class MidEpoch(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
+        fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        if trainer.is_last_batch or fit._should_accumulate() or loop._should_check_val_fx(fit._data_fetcher):
             return
         due = time.monotonic() - self.saved >= self.every_seconds
         save, stop = self.agreed(trainer, batch_idx, save=due, stop=bool(self.received))
