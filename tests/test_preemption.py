@@ -95,10 +95,23 @@ def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> No
             check_launch(2, 2)
         with pytest.raises(InputError, match=r"--trainer.num_nodes 2"):
             check_launch(4, 1)
+    with monkeypatch.context() as env:
+        with pytest.raises(InputError, match=r"--trainer.num_nodes 1, or start by slurm/train.sbatch"):
+            check_launch("auto", 2)
+        env.setenv("MASTER_ADDR", "node1")  # started by hand on each node
+        check_launch("auto", 2)
     for key, value in (("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2"), ("SLURM_PROCID", "0"), ("SLURM_JOB_NAME", "x")):
         monkeypatch.setenv(key, value)
+    with pytest.raises(InputError, match=r"4 tasks, but the script starts one.* Fix: srun python"):
+        check_launch(2, 2)
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     check_launch(2, 2)
     with pytest.raises(InputError, match=r"--trainer.num_nodes 2, or #SBATCH --nodes=1"):
         check_launch(4, 1)
     with pytest.raises(InputError, match=r"--ntasks-per-node=1, or --trainer.devices 2"):
         check_launch(1, 2)
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    check_launch(4, 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(InputError, match=r"2 tasks in an interactive job.* srun --job-name=train"):
+        check_launch(2, 1)

@@ -28,6 +28,9 @@ STEPS, SECONDS = 10, 5.0
 #: Seconds after a signal for which the end of a validation is awaited, with the epoch's checkpoint after it.
 GRACE = 45.0
 
+#: Names of jobs that Lightning takes for a terminal: their processes it starts by itself.
+INTERACTIVE = ("bash", "interactive")
+
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -78,7 +81,7 @@ def check_launch(devices: Any, num_nodes: int) -> None:
                 f"torchrun starts {world} processes, {local} a node, but trainer.num_nodes is {num_nodes}. "
                 f"Fix: --trainer.num_nodes {world // local}"
             )
-    elif "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive") and "SLURM_PROCID" in env:
+    elif "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in INTERACTIVE and "SLURM_PROCID" in env:
         nodes = int(env.get("SLURM_NNODES", env.get("SLURM_JOB_NUM_NODES", "1")))
         tasks = int(env["SLURM_NTASKS"])
         if nodes != num_nodes:
@@ -91,6 +94,21 @@ def check_launch(devices: Any, num_nodes: int) -> None:
                 f"the job has {tasks} tasks on {nodes} nodes, but trainer.devices is {given}: a task is a device. "
                 f"Fix: #SBATCH --ntasks-per-node={given}, or --trainer.devices {tasks // nodes}"
             )
+        if tasks > 1 and "SLURM_STEP_ID" not in env:
+            raise InputError(
+                f"the job has {tasks} tasks, but the script starts one: this process would wait for the others. "
+                "Fix: srun python src/train.py, as in slurm/train.sbatch"
+            )
+    elif env.get("SLURM_JOB_NAME") in INTERACTIVE and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise InputError(
+            f"srun starts {env['SLURM_STEP_NUM_TASKS']} tasks in an interactive job, where Lightning takes each for a "
+            "run of its own. Fix: srun --job-name=train --kill-on-bad-exit=1 ..."
+        )
+    elif num_nodes > 1 and not {"MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"} & set(env):
+        raise InputError(
+            f"trainer.num_nodes is {num_nodes}, but nothing here starts processes on other nodes: this one would wait "
+            "for them. Fix: --trainer.num_nodes 1, or start by slurm/train.sbatch or torchrun"
+        )
 
 
 class MidEpoch(Checkpoint):
