@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from conftest import ROOT, TINY, train
+from segmentation.cli import SegmentationCLI
 from segmentation.cluster import check_launch
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Preempted
 
 #: A minute of steps, were it not for the kills: slow enough to be hit, in the middle of an epoch too.
 RUN = [*TINY, "--trainer.max_epochs", "4", "--data.dataset.train", "160", "--checkpoint.every_minutes", "0.02"]
@@ -64,6 +67,19 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     assert same("run", "whole")
 
 
+def test_a_signal_in_the_sanity_check() -> None:
+    """Lightning's own handler would end the run there with status 0, or wait for the other processes."""
+
+    class Signal(Callback):
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cli = SegmentationCLI([*TINY, "--name", "run"])
+    cli.trainer.callbacks.insert(0, Signal())
+    with pytest.raises(Preempted, match="at step 1,"):
+        cli.run()
+
+
 def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     check_launch("auto", 1)
     with monkeypatch.context() as env:
@@ -79,10 +95,23 @@ def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> No
             check_launch(2, 2)
         with pytest.raises(InputError, match=r"--trainer.num_nodes 2"):
             check_launch(4, 1)
+    with monkeypatch.context() as env:
+        with pytest.raises(InputError, match=r"--trainer.num_nodes 1, or start by slurm/train.sbatch"):
+            check_launch("auto", 2)
+        env.setenv("MASTER_ADDR", "node1")  # started by hand on each node
+        check_launch("auto", 2)
     for key, value in (("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2"), ("SLURM_PROCID", "0"), ("SLURM_JOB_NAME", "x")):
         monkeypatch.setenv(key, value)
+    with pytest.raises(InputError, match=r"4 tasks, but the script starts one.* Fix: srun python"):
+        check_launch(2, 2)
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     check_launch(2, 2)
     with pytest.raises(InputError, match=r"--trainer.num_nodes 2, or #SBATCH --nodes=1"):
         check_launch(4, 1)
     with pytest.raises(InputError, match=r"--ntasks-per-node=1, or --trainer.devices 2"):
         check_launch(1, 2)
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    check_launch(4, 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(InputError, match=r"2 tasks in an interactive job.* srun --job-name=train"):
+        check_launch(2, 1)

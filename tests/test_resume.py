@@ -30,6 +30,14 @@ class Pull(Callback):
         self.batches -= 1
 
 
+class PullInValidation(Callback):
+    """Pulls it before a validation within an epoch."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step == 5:
+            raise RuntimeError("plug pulled")
+
+
 def interrupted(name: str, batches: int, *args: str) -> None:
     cli = SegmentationCLI([*ARGS, *args, "--name", name])
     cli.trainer.callbacks.insert(0, Pull(batches))
@@ -82,6 +90,19 @@ def test_other_settings_resume_exactly(extra: list[str], monkeypatch: pytest.Mon
     train(*ARGS, *extra, "--name", "broken", "--resume")
     whole, broken = weights("whole"), weights("broken")
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
+    assert table("whole") == table("broken")
+
+
+@pytest.mark.parametrize("ema", [[], ["--config", str(ROOT / "configs/trainer/ema.yaml")]], ids=["plain", "ema"])
+def test_no_validation_is_lost_between_checkpoint_and_death(ema: list[str]) -> None:
+    args = [*ARGS, *ema, "--trainer.val_check_interval", "2"]
+    train(*args, "--name", "whole")
+    cli = SegmentationCLI([*args, "--name", "broken"])
+    cli.trainer.callbacks.insert(0, PullInValidation())
+    with pytest.raises(RuntimeError, match="plug pulled"):
+        cli.run()
+    train(*args, "--name", "broken", "--resume")
+    assert all(torch.equal(value, weights("broken")[key]) for key, value in weights("whole").items())
     assert table("whole") == table("broken")
 
 

@@ -28,6 +28,9 @@ STEPS, SECONDS = 10, 5.0
 #: Seconds after a signal for which the end of a validation is awaited, with the epoch's checkpoint after it.
 GRACE = 45.0
 
+#: Names of jobs that Lightning takes for a terminal: their processes it starts by itself.
+INTERACTIVE = ("bash", "interactive")
+
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -78,7 +81,7 @@ def check_launch(devices: Any, num_nodes: int) -> None:
                 f"torchrun starts {world} processes, {local} a node, but trainer.num_nodes is {num_nodes}. "
                 f"Fix: --trainer.num_nodes {world // local}"
             )
-    elif "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive") and "SLURM_PROCID" in env:
+    elif "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in INTERACTIVE and "SLURM_PROCID" in env:
         nodes = int(env.get("SLURM_NNODES", env.get("SLURM_JOB_NUM_NODES", "1")))
         tasks = int(env["SLURM_NTASKS"])
         if nodes != num_nodes:
@@ -91,6 +94,21 @@ def check_launch(devices: Any, num_nodes: int) -> None:
                 f"the job has {tasks} tasks on {nodes} nodes, but trainer.devices is {given}: a task is a device. "
                 f"Fix: #SBATCH --ntasks-per-node={given}, or --trainer.devices {tasks // nodes}"
             )
+        if tasks > 1 and "SLURM_STEP_ID" not in env:
+            raise InputError(
+                f"the job has {tasks} tasks, but the script starts one: this process would wait for the others. "
+                "Fix: srun python src/train.py, as in slurm/train.sbatch"
+            )
+    elif env.get("SLURM_JOB_NAME") in INTERACTIVE and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise InputError(
+            f"srun starts {env['SLURM_STEP_NUM_TASKS']} tasks in an interactive job, where Lightning takes each for a "
+            "run of its own. Fix: srun --job-name=train --kill-on-bad-exit=1 ..."
+        )
+    elif num_nodes > 1 and not {"MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"} & set(env):
+        raise InputError(
+            f"trainer.num_nodes is {num_nodes}, but nothing here starts processes on other nodes: this one would wait "
+            "for them. Fix: --trainer.num_nodes 1, or start by slurm/train.sbatch or torchrun"
+        )
 
 
 class MidEpoch(Checkpoint):
@@ -99,7 +117,8 @@ class MidEpoch(Checkpoint):
 
     A handler only sets a flag, and the step is finished. Lightning's own save within the signal, perhaps in the middle
     of a step of the optimizer, and speak to the other processes, who may be elsewhere. An epoch's last step leaves the
-    saving to the epoch's end, since Lightning cannot go on from between the two, nor from between accumulated batches.
+    saving to the epoch's end, since Lightning cannot go on from between the two, nor from between accumulated batches;
+    a step before a validation leaves it to the next, since Lightning would go on behind that validation.
     (A Checkpoint, as Lightning calls these after all others: a moving average has then taken the step in.)
 
     Args:
@@ -116,11 +135,11 @@ class MidEpoch(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.listen()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.listen()  # again: since `setup` Lightning has set its own
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()  # again: since `setup` Lightning has set its own, by which SIGTERM ends a run with status 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.listen()  # and again: else a SIGTERM in a validation would end the run with status 0, and no word
+        self.listen()  # and again: a resumed run has no sanity check
 
     def listen(self) -> None:
         for number in SIGNALS:
@@ -141,7 +160,8 @@ class MidEpoch(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
+        fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        if trainer.is_last_batch or fit._should_accumulate() or loop._should_check_val_fx(fit._data_fetcher):
             return
         due = time.monotonic() - self.saved >= self.every_seconds
         save, stop = self.agreed(trainer, batch_idx, save=due, stop=bool(self.received))
