@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,7 +35,7 @@ from segmentation.module import SegmentationModule
 
 ROOT = Path(__file__).parents[1]
 #: Epochs of each data set: so long that the whole table takes an hour and a half of a CPU core.
-EPOCHS = {"nuclei": 4, "isbi2012": 20, "camvid": 3}
+EPOCHS = {"nuclei": 5, "isbi2012": 20, "camvid": 3}
 ROWS = {
     "unet": "UNet",
     "unet_plus_plus": "UNet++",
@@ -94,7 +93,7 @@ def train(data: str, row: str, seed: int) -> None:
     for level in LEVELS if row == DEEP else ():
         pruned, figures = folder / f"checkpoints/best_L{level}.ckpt", folder / f"L{level}.json"
         if not pruned.is_file():
-            call([str(ROOT / "src/prune.py"), str(best(folder)), "--level", str(level)])
+            call([str(ROOT / "src/prune.py"), str(folder / "checkpoints/best.ckpt"), "--level", str(level)])
         if not figures.is_file():
             call([str(ROOT / "src/eval.py"), str(pruned), "--output", str(figures)])
 
@@ -104,16 +103,12 @@ def call(words: list[str]) -> None:
     subprocess.run([sys.executable, *words], check=True, stdout=sys.stderr)
 
 
-def best(folder: Path) -> Path:
-    return folder / "checkpoints/best.ckpt"
-
-
 def places(data: str, rows: list[str]) -> list[tuple[str, Path, Path]]:
     """(title, checkpoint, table of its tested images) of each row that there is, the levels of UNet++ among them."""
     found = []
     for row in rows:
         folder = RUNS / run_name(data, row)
-        found.append((ROWS[row], best(folder), folder / "per_image.csv"))
+        found.append((ROWS[row], folder / "checkpoints/best.ckpt", folder / "per_image.csv"))
         if row == DEEP:
             for level in LEVELS:
                 pruned, table = folder / f"checkpoints/best_L{level}.ckpt", folder / f"L{level}_per_image.csv"
@@ -121,52 +116,41 @@ def places(data: str, rows: list[str]) -> list[tuple[str, Path, Path]]:
     return [(title, checkpoint, table) for title, checkpoint, table in found if table.is_file()]
 
 
-@dataclass
-class Cost:
-    """A net and its measurements: seconds of training steps and predictions, GiB."""
-
-    title: str
-    module: SegmentationModule
-    train: list[float] = field(default_factory=list)
-    inference: list[float] = field(default_factory=list)
-    memory: float = float("nan")
-
-
 def measure(args: argparse.Namespace) -> None:
     """Write what each row costs, by the nets of the first data set's runs, on crops of its budget."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = places(args.data[0], args.rows)
-    budget = read_checkpoint(rows[0][1])["datamodule_hyper_parameters"]
-    costs = [Cost(title, prepared(checkpoint, device)) for title, checkpoint, _ in rows]
-    labels = costs[0].module.labels
+    if not rows:
+        sys.exit(f"{RUNS.resolve()} has no finished run of {args.data[0]}: first without --measure")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    modules = {title: prepared(checkpoint, device) for title, checkpoint, _ in rows}
+    budget, labels = read_checkpoint(rows[0][1])["datamodule_hyper_parameters"], next(iter(modules.values())).labels
     shape = (budget["batch_size"], labels.channels, budget["crop"], budget["crop"])
-    batch = {
-        "image": torch.randint(0, 256, shape, dtype=torch.uint8, device=device),
-        "mask": torch.randint(0, labels.num_classes, (shape[0], *shape[2:]), device=device),
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    mask = torch.randint(0, labels.num_classes, (shape[0], *shape[2:]), device=device)
+    predictions = {title: prediction(module, image[:1], device) for title, module in modules.items()}
+    steps = {  # what is pruned has been trained as a whole
+        title: training_step(module, {"image": image, "mask": mask}, device)
+        for title, module in modules.items()
+        if "pruned" not in title
     }
-    steps = [training_step(cost.module, batch, device) for cost in costs]
-    for cost, step in zip(costs, steps, strict=True):  # first: memory that is kept cannot be counted
+    found: dict[str, dict[str, float]] = {}
+    for title, module in modules.items():
+        parameters = sum(parameter.numel() for parameter in module.net.parameters())
+        found[title] = {"parameters": parameters, "gflops": count_flops(module.net, (1, *shape[1:])) / 1e9}
+    for title, step in steps.items():  # before memory is kept, which cannot be counted
         step()
-        cost.memory = peak_memory(step, device)
+        found[title]["gib"] = peak_memory(step, device)
     keep_freed_memory()  # as train.py does
-    for number in range(args.repeats + 1):
-        for cost, step in zip(costs, steps, strict=True):
-            step_taken = seconds(step, device)
-            predict = prediction(cost.module, batch["image"][:1], device)
-            predict()
-            if number:  # the first round warms up
-                cost.train.append(step_taken)
-                cost.inference.append(seconds(predict, device))
-    found = {
-        cost.title: {
-            "parameters": sum(parameter.numel() for parameter in cost.module.net.parameters()),
-            "gflops": count_flops(cost.module.net, (1, *shape[1:])) / 1e9,
-            "images_per_second": shape[0] / statistics.median(cost.train),
-            "ms": statistics.median(cost.inference) * 1e3,
-            "gib": cost.memory,
-        }
-        for cost in costs
-    }
+    rates, ms = ({title: [] for title in modules} for _ in range(2))
+    for _ in range(args.repeats + 1):
+        for title, predict in predictions.items():
+            rates[title].append(shape[0] / seconds(steps.get(title, predict), device))
+            predict()  # the first after a training step is slower
+            ms[title].append(seconds(predict, device) * 1e3)
+    for title, cost in found.items():  # the first round warms up
+        cost["ms"] = statistics.median(ms[title][1:])
+        if title in steps:
+            cost["images_per_second"] = statistics.median(rates[title][1:])
     where = f"{machine(device)}, {'bf16' if has_bf16(device) else 'float32'}"
     MEASURED.write_text(json.dumps({"machine": where, "shape": shape, "costs": found}, indent=1))
 
@@ -214,8 +198,8 @@ def print_tables(sets: list[str], rows: list[str]) -> None:
     heading("net", *(f"mIoU, {data}" for data in sets), *SHOWN)
     for title in titles:
         scores = (miou(tables[data][title]) if title in tables[data] else "" for data in sets)
-        cost = measured["costs"].get(title)
-        print_row(title, *scores, *(show(cost[key]) if cost else "" for key, show in SHOWN.values()))
+        cost = measured["costs"].get(title, {})
+        print_row(title, *scores, *(show(cost[key]) if key in cost else "" for key, show in SHOWN.values()))
     for data in sets:
         print(f"\nIoU of each class, {data}\n")
         for number, (title, table) in enumerate(tables[data].items()):
