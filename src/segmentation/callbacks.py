@@ -132,8 +132,6 @@ class Throughput(Callback):
         return {"images": self.images, "seconds": self.seconds, "minutes": self.total_minutes()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        if self.images:  # the best checkpoint, loaded to be tested: this run knows better
-            return
         self.images, self.seconds, self.minutes = state["images"], state["seconds"], state["minutes"]
 
     def total_minutes(self) -> float:

@@ -206,7 +206,9 @@ class SegmentationCLI(LightningCLI):
             return
         tested = Path(trainer.checkpoint_callback.best_model_path or run.checkpoints / "last.ckpt")  # never validated
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
-        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
+        # Not by ckpt_path, for which a weight-averaging callback would go back to the weights that it averaged.
+        self.model.load_state_dict(read_checkpoint(tested)["state_dict"])
+        trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
             for logged in wandb_runs(trainer):
