@@ -35,7 +35,7 @@ from segmentation.module import SegmentationModule
 
 ROOT = Path(__file__).parents[1]
 #: Epochs of each data set: so long that the whole table takes an hour and a half of a CPU core.
-EPOCHS = {"nuclei": 5, "isbi2012": 60, "camvid": 5}
+EPOCHS = {"nuclei": 5, "isbi2012": 40, "camvid": 5}
 ROWS = {
     "unet": "UNet",
     "unet_plus_plus": "UNet++",

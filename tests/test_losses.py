@@ -190,8 +190,8 @@ TP, P, N = 0.95 + 0.4, 0.95 + 0.4 + 0.3, 2
 ln = math.log
 # p = 0.95 counts twice, 0.4 once, and the third pixel nowhere.
 PARTLY = logit(0.95, 0.4, 0.3), row(1, 1, IGNORE_INDEX), torch.tensor([[[2.0, 1.0, 5.0]]])
-# p = 0.6 where all is foreground: no variance, so that SSIM is its first factor, (2xy + C) / (x^2 + y^2 + C). In float64,
-# as a variance is a difference of means.
+# p = 0.6 where all is foreground: no variance, so that SSIM is its first factor, (2xy + C) / (x^2 + y^2 + C). In
+# float64, as a variance is a difference of means.
 EVEN = logit(0.6).double().expand(1, 1, 11, 11), torch.ones(1, 11, 11, dtype=torch.int64)
 SSIM = (2 * 0.6 + 0.01**2) / (0.6**2 + 1 + 0.01**2)
 FORMULAS = {
