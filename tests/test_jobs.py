@@ -38,9 +38,10 @@ def test_eval_with_symmetries_and_tiles(trained: Path) -> None:
 
 
 def test_what_training_tests_are_the_averaged_weights_of_the_checkpoint() -> None:
-    """Lightning's callback goes back to the weights it averaged when the trainer loads a checkpoint of its own."""
+    """Lightning's callback goes back to the weights it averaged when the trainer loads a checkpoint of its own; and it
+    copies the module before Lightning sets it up, which fills in the loss's class weights."""
     average = "[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
-    train(*TINY, "--name", "run", "--trainer.callbacks", average)
+    train(*TINY, "--name", "run", "--trainer.callbacks", average, "--model.loss.class_weights", "auto")
     summary = json.loads(Path("runs/run/summary.json").read_text())
     found = evaluate(["runs/run/checkpoints/best.ckpt", *CPU])
     assert (found["loss"], found["miou"]) == (summary["test/loss"], summary["test/miou"])

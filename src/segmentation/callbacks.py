@@ -67,6 +67,10 @@ class Introduction(Callback):
     def __init__(self, run: RunFolder) -> None:
         self.run = run
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # before a callback of the user's copies the module, to average its weights
+            pl_module.fill()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
