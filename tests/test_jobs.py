@@ -38,6 +38,16 @@ def test_eval_with_symmetries_and_tiles(trained: Path) -> None:
     assert evaluate([str(trained), "--tile", "512", *CPU])["miou"] == plain["miou"]  # one tile holds the image
 
 
+def test_what_training_tests_are_the_averaged_weights_of_the_checkpoint() -> None:
+    """Lightning's callback goes back to the weights it averaged when the trainer loads a checkpoint of its own; and it
+    copies the module before Lightning sets it up, which fills in the loss's class weights."""
+    average = "[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
+    train(*TINY, "--name", "run", "--trainer.callbacks", average, "--model.loss.class_weights", "auto")
+    summary = json.loads(Path("runs/run/summary.json").read_text())
+    found = evaluate(["runs/run/checkpoints/best.ckpt", *CPU])
+    assert (found["loss"], found["miou"]) == (summary["test/loss"], summary["test/miou"])
+
+
 def test_eval_writes_figures_counts_and_a_sheet_once(trained: Path) -> None:
     found = evaluate([str(trained), "--instances", "--output", "out/val.json", *CPU])
     assert set(map(str, Path("out").iterdir())) == {

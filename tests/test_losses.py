@@ -31,6 +31,7 @@ from segmentation.losses import (
     Tversky,
     WeightedSum,
 )
+from segmentation.losses.structural import BETAS, ms_ssim
 from segmentation.module import SegmentationModule
 
 
@@ -189,8 +190,9 @@ TP, P, N = 0.95 + 0.4, 0.95 + 0.4 + 0.3, 2
 ln = math.log
 # p = 0.95 counts twice, 0.4 once, and the third pixel nowhere.
 PARTLY = logit(0.95, 0.4, 0.3), row(1, 1, IGNORE_INDEX), torch.tensor([[[2.0, 1.0, 5.0]]])
-# p = 0.6 where all is foreground: no variance, so that SSIM is its first factor, (2xy + C) / (x^2 + y^2 + C).
-EVEN = logit(0.6).expand(1, 1, 11, 11), torch.ones(1, 11, 11, dtype=torch.int64)
+# p = 0.6 where all is foreground: no variance, so that SSIM is its first factor, (2xy + C) / (x^2 + y^2 + C). In
+# float64, as a variance is a difference of means.
+EVEN = logit(0.6).double().expand(1, 1, 11, 11), torch.ones(1, 11, 11, dtype=torch.int64)
 SSIM = (2 * 0.6 + 0.01**2) / (0.6**2 + 1 + 0.01**2)
 FORMULAS = {
     "binary cross-entropy": (CrossEntropy(), BINARY, -(ln(0.95) + ln(0.4) + ln(0.7)) / 3),
@@ -319,6 +321,20 @@ def test_batches_add_up_by_their_mass(seed: int, cut: int) -> None:
     for loss in (CrossEntropy(), CrossEntropy(WEIGHTS), Focal(WEIGHTS)):
         total = sum((loss(*part) * loss.mass(*part)).item() for part in parts)
         assert total == pytest.approx((loss(logits, mask) * loss.mass(logits, mask)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "scales"), [((176, 181), 5), ((50, 77), 3), ((11, 30), 1)])
+def test_ms_ssim_is_that_of_torchmetrics(size: tuple[int, int], scales: int) -> None:
+    """Value and gradient, also of noise, whose structure is unlike the truth's (negative similarities)."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as reference
+
+    p = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    y = (torch.rand(2, 3, *size) > 0.7).double()
+    betas = torch.tensor(BETAS[:scales], dtype=torch.float64)
+    expected = reference(p, y, data_range=1.0, betas=tuple((betas / betas.sum()).tolist()), normalize="simple")
+    found = ms_ssim(p, y, scales)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)  # torchmetrics' window is of float32 numbers
+    torch.testing.assert_close(*(torch.autograd.grad(one, p)[0] for one in (found, expected)), rtol=1e-4, atol=1e-10)
 
 
 def test_ms_ssim_drops_scales_on_small_sides_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

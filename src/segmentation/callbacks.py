@@ -77,6 +77,10 @@ class Introduction(Callback):
     def __init__(self, run: RunFolder) -> None:
         self.run = run
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":  # before a callback of the user's copies the module, to average its weights
+            pl_module.fill()
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
@@ -142,8 +146,7 @@ class Throughput(Callback):
         return {"images": self.images, "seconds": self.seconds, **self.figures()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self.images:  # else it is the best checkpoint, loaded to be tested: this run knows better
-            self.images, self.seconds, self.minutes = (state_dict[key] for key in ("images", "seconds", "minutes"))
+        self.images, self.seconds, self.minutes = (state_dict[key] for key in ("images", "seconds", "minutes"))
 
     def figures(self) -> dict[str, Any]:
         """Of the whole run."""

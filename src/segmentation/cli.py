@@ -208,7 +208,9 @@ class SegmentationCLI(LightningCLI):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         tested = Path(best or run.checkpoints / "last.ckpt")  # never validated
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
-        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
+        # Not by ckpt_path, for which a weight-averaging callback would go back to the weights that it averaged.
+        self.model.load_state_dict(read_checkpoint(tested)["state_dict"])
+        trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
             close_wandb(0)  # a second run of this process, in a notebook, is a run of its own

@@ -92,6 +92,7 @@ class SegmentationModule(LightningModule):
         self.channels_last, self.compile_net, self.init_from = channels_last, compile, init_from
         # Normalisation travels with the weights: prediction cannot drift from training.
         self.auto_normalize = mean is None or std is None
+        self.filled = False  # from the data
         self.warned = False  # of a collapse
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
@@ -101,14 +102,20 @@ class SegmentationModule(LightningModule):
         """What feeds this module."""
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
 
+    def fill(self) -> None:
+        """Fill in what the config leaves to the training split: weights of the classes, normalisation. Once."""
+        if self.filled:
+            return
+        self.filled, census = True, self.data.census("train")
+        self.loss.setup(census)
+        if self.auto_normalize:
+            mean, std = self.net.statistics or (census.mean, census.std)
+            self.mean.copy_(_per_band(mean, len(self.mean), 0.0))
+            self.std.copy_(_per_band([value or 1.0 for value in std], len(self.std), 1.0))  # 0: an empty band
+
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            census = self.data.census("train")
-            self.loss.setup(census)
-            if self.auto_normalize:
-                mean, std = self.net.statistics or (census.mean, census.std)
-                self.mean.copy_(_per_band(mean, len(self.mean), 0.0))
-                self.std.copy_(_per_band([value or 1.0 for value in std], len(self.std), 1.0))  # 0: an empty band
+            self.fill()
             if self.init_from and not self.trainer.ckpt_path:
                 warm_start(self, self.init_from)
         if self.channels_last:

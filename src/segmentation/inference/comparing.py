@@ -106,12 +106,8 @@ def read_run(text: str) -> Run:
         raise InputError(f"{text}: is no run's folder (it would hold a config.yaml). Runs are in {RUNS}/")
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        with (folder / "per_image.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        images, classes, counts = read_counts(folder / "per_image.csv")
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        images, classes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("name", "class"))
-        counts = np.array([[int(row[key]) for key in ("tp", "fp", "fn")] for row in rows], dtype=np.int64)
-        counts = counts.reshape(len(images), len(classes), 3).transpose(0, 2, 1)
         if not (isinstance(summary, dict) and isinstance(config, dict) and images):
             raise ValueError("nothing is in it")
     except FileNotFoundError as error:
@@ -119,6 +115,15 @@ def read_run(text: str) -> Run:
     except (ValueError, KeyError, yaml.YAMLError) as error:
         raise InputError(f"{folder}: its summary.json, per_image.csv or config.yaml is damaged ({error})") from error
     return Run(folder.resolve(), summary, _flat(config), images, classes, counts)
+
+
+def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Names of the images and classes of a `per_image.csv`, and its counts (images, 3, K)."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    images, classes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("name", "class"))
+    counts = np.array([[int(row[key]) for key in ("tp", "fp", "fn")] for row in rows], dtype=np.int64)
+    return images, classes, counts.reshape(len(images), len(classes), 3).transpose(0, 2, 1)
 
 
 def _named(runs: list[Run]) -> dict[str, Run]:
