@@ -161,7 +161,8 @@ class MidEpoch(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
-        if trainer.is_last_batch or fit._should_accumulate() or loop._should_check_val_fx(fit._data_fetcher):
+        ends = trainer.is_last_batch or loop._is_training_done  # by max_steps
+        if ends or fit._should_accumulate() or loop._should_check_val_fx(fit._data_fetcher):
             return
         due = time.monotonic() - self.saved >= self.every_seconds
         save, stop = self.agreed(trainer, batch_idx, save=due, stop=bool(self.received))
