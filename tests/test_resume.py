@@ -38,6 +38,14 @@ class PullInValidation(Callback):
             raise RuntimeError("plug pulled")
 
 
+class PullAfterTheLastStep(Callback):
+    """Pulls it before the figures of an epoch that max_steps ends."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step == 5:
+            raise RuntimeError("plug pulled")
+
+
 def interrupted(name: str, batches: int, *args: str) -> None:
     cli = SegmentationCLI([*ARGS, *args, "--name", name])
     cli.trainer.callbacks.insert(0, Pull(batches))
@@ -90,6 +98,19 @@ def test_other_settings_resume_exactly(extra: list[str], monkeypatch: pytest.Mon
     train(*ARGS, *extra, "--name", "broken", "--resume")
     whole, broken = weights("whole"), weights("broken")
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
+    assert table("whole") == table("broken")
+
+
+def test_max_steps_in_mid_epoch() -> None:
+    """Interrupted after the last step, before the figures of the epoch that it ends: they are not lost."""
+    args = [*ARGS, "--trainer.max_steps", "5"]
+    train(*args, "--name", "whole")
+    cli = SegmentationCLI([*args, "--name", "broken"])
+    cli.trainer.callbacks.insert(0, PullAfterTheLastStep())
+    with pytest.raises(RuntimeError, match="plug pulled"):
+        cli.run()
+    train(*args, "--name", "broken", "--resume")
+    assert all(torch.equal(value, weights("broken")[key]) for key, value in weights("whole").items())
     assert table("whole") == table("broken")
 
 

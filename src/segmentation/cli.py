@@ -136,7 +136,7 @@ class SegmentationCLI(LightningCLI):
         """The trainer with its loggers and callbacks, which live in the run folder."""
         config, run = self.config_init, self.run_folder
         check_launch(config.trainer.devices, config.trainer.num_nodes)
-        self.throughput = Throughput()
+        self.throughput, self.mid_epoch = Throughput(), MidEpoch(run, config.checkpoint.every_minutes)
         trainer = dict(config.trainer)
         if trainer["precision"] is None:
             trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
@@ -149,7 +149,7 @@ class SegmentationCLI(LightningCLI):
             Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
             LearningRateMonitor("step"),
             EpochLines(),
-            MidEpoch(run, config.checkpoint.every_minutes),
+            self.mid_epoch,
             *progress_bar(trainer),
             *(trainer["callbacks"] or []),
         ]
@@ -173,7 +173,8 @@ class SegmentationCLI(LightningCLI):
     def run(self) -> None:
         """Check the data, train, test the best checkpoint, report."""
         try:
-            self.train_and_test()
+            with self.mid_epoch.listening():
+                self.train_and_test()
         finally:
             self.run_folder.release()
 

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -132,6 +134,17 @@ class MidEpoch(Checkpoint):
         self.saved = time.monotonic()
         self.begin()
 
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While a run lasts: what a signal did before, in a notebook, it does again after it."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.listen()
 
@@ -161,8 +174,9 @@ class MidEpoch(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        ends = trainer.is_last_batch or loop._is_training_done  # by max_steps
         validates = loop._should_check_val_fx(fit._data_fetcher)  # type: ignore[arg-type]  # an epoch has one
-        if trainer.is_last_batch or fit._should_accumulate() or validates:
+        if ends or fit._should_accumulate() or validates:
             return
         due = time.monotonic() - self.saved >= self.every_seconds
         save, stop = self.agreed(trainer, batch_idx, save=due, stop=bool(self.received))

@@ -66,6 +66,8 @@ class RunFolder:
         file = _held.pop(self.lock.resolve(), None)
         if file:
             self.lock.unlink(missing_ok=True)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_UN)  # forked workers of a loader have the file open too
             file.close()
 
 

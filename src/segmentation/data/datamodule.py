@@ -231,7 +231,8 @@ class SegmentationDataModule(LightningDataModule):
 
     def _workers(self) -> dict[str, Any]:
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""
-        own = os.environ.get("SLURM_CPUS_PER_TASK")  # a task's cores are its own; others share the machine's
+        # The cores of a task of SLURM are its own, but where torchrun starts several processes in it; others share.
+        own = os.environ.get("SLURM_CPUS_PER_TASK") if "TORCHELASTIC_RUN_ID" not in os.environ else None
         shared = min(8, max(1, int(own) if own else available_cores() // max(1, self.trainer.num_devices)))
         workers = shared if self.num_workers is None else self.num_workers
         return {
