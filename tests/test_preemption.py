@@ -1,6 +1,7 @@
 """A scheduler's signals: the run saves, stops, and goes on as if nothing had been. What starts it fits its options."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,3 +116,36 @@ def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(InputError, match=r"2 tasks in an interactive job.* srun --job-name=train"):
         check_launch(2, 1)
+
+
+def test_after_a_run_signals_do_what_they_did_before() -> None:
+    """In a notebook, which a later SIGTERM must be able to end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    train(*TINY, "--name", "run", "--trainer.max_epochs", "1")
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--model.net UNet --wandb.tags '[a, b]'", ["--model.net", "UNet", "--wandb.tags", "[a, b]"]),
+        ("--data.dataset.root /it's/here", None),
+        ("", None),
+    ],
+)
+def test_a_line_of_a_sweep(line: str, expected: list[str] | None, tmp_path: Path) -> None:
+    """array.sbatch gives srun the words of its line as a shell would split them, or says what is wrong with it."""
+    (tmp_path / "lines.txt").write_text(f"--first\n{line}\n")
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_NUM_NODES": "1"}
+    env = {**os.environ, **slurm, "SLURM_NTASKS_PER_NODE": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "slurm/array.sbatch"), "lines.txt", "--wandb.group", "all"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if expected is None:
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+    else:
+        words = done.stdout.splitlines()
+        assert words[words.index("--name") :] == ["--name", "lines-2", "--resume", "--wandb.group", "all", *expected]

@@ -136,14 +136,13 @@ class MidEpoch(Checkpoint):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While a run lasts: what a signal did before, in a notebook, it does again after it."""
+        """While a run lasts: what a signal did before, in a notebook, it does again when the run is finished. (One that
+        is stopped has a W&B run to close and a job to requeue yet, and a second signal must not end it there.)"""
         before = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.listen()
