@@ -34,7 +34,7 @@ from segmentation.memory import keep_freed_memory
 from segmentation.module import SegmentationModule
 
 ROOT = Path(__file__).parents[1]
-#: Epochs of each data set: so long that the whole table takes an hour and a half of a CPU core.
+#: Epochs of each data set: an hour of one CPU thread for the first two.
 EPOCHS = {"nuclei": 5, "isbi2012": 40, "camvid": 5}
 ROWS = {
     "unet": "UNet",

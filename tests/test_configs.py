@@ -89,7 +89,11 @@ def test_overlays_hold_differences_only() -> None:
             continue
         overlay = _flat(yaml.safe_load(path.read_text()))
         same = [k for k, v in overlay.items() if k in default and default[k] == v and not k.endswith("class_path")]
-        explicit = {"trainer.devices", *(f"model.loss.init_args.{key}" for key in ("class_weights", "pos_weight"))}
+        explicit = {
+            "trainer.devices",
+            "data.batch_size",
+            *(f"model.loss.init_args.{key}" for key in ("class_weights", "pos_weight")),
+        }
         assert set(same) <= explicit, f"{path}: {same}"  # but for what an overlay's name promises
 
 
