@@ -68,7 +68,6 @@ LOST_PEER = (
 
 #: What uses the kernels that --trainer.deterministic refuses on a GPU, and what to take instead.
 NOT_DETERMINISTIC = {
-    "reflection_pad": "MS-SSIM, of MsSsim and Hybrid, uses it: take another loss, --config configs/model/dice.yaml",
     "adaptive_": "a library's net pools by it: take another architecture or encoder, "
     "--config configs/model/unet_resnet34.yaml",
     "": "or go on with a warning where it is used: --trainer.deterministic warn",
