@@ -16,7 +16,8 @@ from segmentation.nets import SmpNet, UNet, UNet3Plus, UNetPlusPlus
 from test_resume import weights
 
 #: Operators that are refused on a GPU (torch.use_deterministic_algorithms lists them), as far as a net of two
-#: dimensions can use them, most in the backward pass. Cross-entropy's is deterministic where it is not reduced (NLLLoss2d.cu).
+#: dimensions can use them, most in the backward pass. Cross-entropy's is deterministic where it is not reduced
+#: (NLLLoss2d.cu).
 REFUSED = re.compile(
     r"_?(upsample_(linear|bilinear|bicubic)|adaptive_|reflection_pad|fractional|grid_sampler)\w*_backward|max_unpool|histc"
 )
