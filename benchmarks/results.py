@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run_name(data: str, row: str, seed: int = 0) -> str:
-    return f"{data}-{row}" + (f"-seed{seed}" if seed else "")
+    return f"budget-{data}-{row}" + (f"-seed{seed}" if seed else "")
 
 
 def command(data: str, row: str, seed: int = 0) -> list[str]:

@@ -28,10 +28,10 @@ def make_run(name: str, *tables: tuple[str, list[tuple[int, int, int]]]) -> None
 
 
 def test_tables_of_two_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    make_run("nuclei-unet", ("per_image.csv", [(8, 1, 1), (3, 1, 0)]))  # IoU 0.8, 0.75
-    make_run("nuclei-unet-seed1", ("per_image.csv", [(8, 2, 0), (1, 1, 0)]))  # 0.8, 0.5
+    make_run("budget-nuclei-unet", ("per_image.csv", [(8, 1, 1), (3, 1, 0)]))  # IoU 0.8, 0.75
+    make_run("budget-nuclei-unet-seed1", ("per_image.csv", [(8, 2, 0), (1, 1, 0)]))  # 0.8, 0.5
     make_run(
-        "nuclei-unet_plus_plus_deep",
+        "budget-nuclei-unet_plus_plus_deep",
         ("per_image.csv", [(9, 1, 0), (7, 1, 2)]),  # 0.9, 0.7
         ("L1_per_image.csv", [(1, 1, 0), (1, 2, 1)]),  # 0.5, 0.25
     )

@@ -21,7 +21,7 @@ from segmentation.losses.presence import presence_loss
 from segmentation.metrics import SegmentationMetrics
 from segmentation.nets import Heads, SegmentationNet
 from segmentation.nets.base import joined
-from segmentation.schedules import WarmupDecay
+from segmentation.schedules import WarmupDecay, tell_length
 
 
 class SegmentationModule(LightningModule):
@@ -145,13 +145,7 @@ class SegmentationModule(LightningModule):
 
     def on_train_start(self) -> None:
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
-        for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, WarmupDecay):
-                epochs = self.trainer.max_epochs if config.interval == "epoch" else None
-                total = epochs or self.trainer.estimated_stepping_batches
-                if config.scheduler.decay != "constant" and not 0 < total < float("inf"):
-                    raise InputError("a schedule that decays needs an end: give trainer.max_epochs, or decay: constant")
-                config.scheduler.set_total_steps(max(1, int(min(total, 2**53))))
+        tell_length(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         if self.current_epoch + 1 == self.trainer.max_epochs and self.trainer.check_val_every_n_epoch is not None:

@@ -3,9 +3,12 @@
 import math
 from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from segmentation.errors import InputError
 
 
 class WarmupDecay(LRScheduler):
@@ -56,3 +59,18 @@ class WarmupDecay(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """The place in the schedule; its shape is the config's, so that a resumed run may be lengthened."""
         return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs, "_step_count": self._step_count}
+
+
+def tell_length(trainer: Trainer) -> None:
+    """Tell each WarmupDecay of a trainer how many steps the run has.
+
+    Raises:
+        InputError: it decays, and the run has no end.
+    """
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, WarmupDecay):
+            epochs = trainer.max_epochs if config.interval == "epoch" else None
+            total = epochs or trainer.estimated_stepping_batches
+            if config.scheduler.decay != "constant" and not 0 < total < float("inf"):
+                raise InputError("a schedule that decays needs an end: give trainer.max_epochs, or decay: constant")
+            config.scheduler.set_total_steps(max(1, int(min(total, 2**53))))
