@@ -20,6 +20,9 @@ class Estimate:
         interval = f"{self.value:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
         return "-" if np.isnan(self.value) else interval
 
+    def __str__(self) -> str:
+        return format(self)
+
     @property
     def sure(self) -> bool:
         """Whether the interval of a difference leaves zero out."""
