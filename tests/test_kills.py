@@ -144,6 +144,21 @@ def test_death_of_one_process_of_two(launcher: str) -> None:
     assert_same("run", "whole")
 
 
+def test_a_signal_to_every_process() -> None:
+    """As SLURM's scancel does, which finds workers of the loader and W&B's own process, too."""
+    args = ["--data.num_workers", "1", "--trainer.max_epochs", "40", "--trainer.log_every_n_steps", "1"]
+    started = Started([], *args, "--name", "run", WANDB_MODE="offline")
+    wait_for_steps("run", 0, started)
+    family = started.family()
+    assert len(family) >= 3  # the run, a worker, W&B
+    for pid in family:
+        os.kill(pid, signal.SIGTERM)
+    said = started.ends_within(60)
+    assert started.process.returncode == 143, said
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("preempted: stopped by a signal at step ")
+
+
 def test_a_signal_to_one_process_of_two() -> None:
     """Both finish the step, which takes four batches here, save, and stop; then they go on."""
     args = ["--trainer.devices", "2", "--trainer.accumulate_grad_batches", "4", "--trainer.max_epochs", "8"]

@@ -24,7 +24,7 @@ from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet
 from segmentation.pictures import contact_sheet, evenly, save_png, to_rgb
 from segmentation.run import RunFolder
-from segmentation.tracking import wandb_runs
+from segmentation.tracking import log_to_wandb, wandb_runs
 
 #: Seconds that an epoch must have waited for data before it is said: a run of a moment need not be told.
 PATIENCE = 5.0
@@ -221,9 +221,9 @@ class Pictures(Callback):
         indices = evenly(len(trainer.datamodule.dataset.names(split)), self.images)
         sheet, samples = predicted_sheet(trainer, module, split, indices, title)
         save_png(sheet, self.run.pictures / f"{file}.png")
-        for logged in wandb_runs(trainer):
+        if wandb_runs(trainer):
             overlays = [_overlay(sample, module.labels.names) for sample in samples]
-            logged.log({f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
+            log_to_wandb(trainer, {f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
 
 
 def predicted_sheet(

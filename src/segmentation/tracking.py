@@ -2,6 +2,8 @@
 
 import csv
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -124,6 +126,36 @@ class MetricsFile(Logger):
         """config.yaml has them."""
 
 
+class Wandb(WandbLogger):
+    """Lightning's logger, but a run outlives W&B's own process, which a scheduler's SIGTERM ends at once, while the run
+    saves."""
+
+    gone = False
+
+    @contextmanager
+    def outlived(self) -> Iterator[None]:
+        """What is logged here is lost without W&B, and nothing else is."""
+        try:
+            yield
+        except Exception as error:  # each of W&B's layers has errors of its own
+            self.gone = True
+            print(f"W&B       its process has ended ({type(error).__name__}): the run goes on without", flush=True)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if not self.gone:
+            with self.outlived():
+                super().log_metrics(metrics, step)
+
+
+def log_to_wandb(trainer: Trainer, values: dict[str, Any]) -> None:
+    """Pictures, say: what Lightning's loggers do not take."""
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb) and not logger.gone:
+            with logger.outlived():
+                logger.experiment.log(values)
+
+
 def metrics_file(trainer: Trainer) -> MetricsFile:
     """The trainer's `metrics.csv`, which must be written before a checkpoint of the same step."""
     return next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
@@ -137,7 +169,7 @@ def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> lis
         _wandb_settings()
         env, swept = os.environ, "WANDB_SWEEP_ID" in os.environ
         given = run.name != env.get("SEGMENTATION_RUN")  # by --name
-        logger = WandbLogger(
+        logger = Wandb(
             name=run.name if given else env.get("WANDB_NAME", run.name),
             id=run.wandb_id,
             save_dir=str(run.path.resolve() if swept else env.get("WANDB_DIR") or run.path.resolve()),
@@ -154,7 +186,7 @@ def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> lis
 
 def wandb_runs(trainer: Trainer) -> list[Any]:
     """The W&B run that a trainer logs to, if it does."""
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, Wandb) and not logger.gone]
 
 
 def _wandb_settings() -> Any:
