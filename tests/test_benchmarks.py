@@ -110,6 +110,7 @@ def test_nets_refuses_graphs_without_a_gpu() -> None:
     assert done.stderr == "nets.py: --modes graphs needs a GPU: on a CPU leave it out\n"
 
 
+@pytest.mark.slow
 def test_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEG_DATA", raising=False)
     small = ["--data.dataset.train", "12", "--data.dataset.size", "48", "--model.net.widths", "[4,8]"]

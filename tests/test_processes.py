@@ -37,6 +37,7 @@ def exactly_equal(found: dict[str, float], expected: dict[str, float]) -> None:
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_split_smaller_than_the_number_of_processes() -> None:
     train(*TINY, "--name", "run", "--data.dataset.test", "2")
     checkpoint = "runs/run/checkpoints/best.ckpt"
