@@ -171,7 +171,7 @@ class SegmentationCLI(LightningCLI):
         return built
 
     def run(self) -> None:
-        """Check the data, train, test the best checkpoint, report."""
+        """The whole run; afterwards signals mean what they meant before it, and another process may write its folder."""
         try:
             with self.mid_epoch.listening():
                 self.train_and_test()
@@ -179,6 +179,7 @@ class SegmentationCLI(LightningCLI):
             self.run_folder.release()
 
     def train_and_test(self) -> None:
+        """Check the data, train, test the best checkpoint, report."""
         run, trainer = self.run_folder, self.trainer
         config = self.parser.dump(self.config, skip_none=False)
         lost = next((line.strip() for line in config.splitlines() if "Unable to serialize" in line), None)
