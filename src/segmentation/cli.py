@@ -171,7 +171,7 @@ class SegmentationCLI(LightningCLI):
         return built
 
     def run(self) -> None:
-        """The whole run; afterwards signals mean what they meant before it, and another process may write its folder."""
+        """The whole run; afterwards signals mean what they meant before it, and others may write its folder."""
         try:
             with self.mid_epoch.listening():
                 self.train_and_test()
