@@ -35,7 +35,7 @@ from segmentation.module import SegmentationModule
 
 ROOT = Path(__file__).parents[1]
 #: Epochs of each data set: an hour of one CPU thread for the first two.
-EPOCHS = {"nuclei": 5, "isbi2012": 40, "camvid": 15}
+EPOCHS = {"nuclei": 5, "isbi2012": 40, "camvid": 30}
 ROWS = {
     "unet": "UNet",
     "unet_plus_plus": "UNet++",
