@@ -1,4 +1,5 @@
-"""Time and memory of the nets, side by side: `python benchmarks/nets.py`; about an hour on 2 CPU cores.
+"""Time and memory of the nets, side by side: `python benchmarks/nets.py`; about an hour on 2 CPU cores. On a
+GPU most of the time is compiling: where a run is short of it, give some nets at a time.
 
     python benchmarks/nets.py --size 64 --batch 1 --repeats 1 --modes eager          # does it work? a minute
     python benchmarks/nets.py --nets UNet3+ "UNet3+, plain form" --modes eager       # one question
@@ -24,6 +25,7 @@ import argparse
 import itertools
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo
+import torch._inductor.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -127,12 +130,18 @@ def main() -> None:
 
 
 def run_rows(rows: list[Row], images: Tensor, args: argparse.Namespace) -> None:
-    for row in rows:  # warm up: compile, try algorithms, record graphs; and then measure memory
+    for number, row in enumerate(rows, start=1):  # warm up: compile, try algorithms, record graphs; then measure memory
+        began = time.perf_counter()
         for _ in range(3 if args.device == "cuda" else 1):
             measure(row, images, args)
         if row.mode != "graphs":  # a graph holds its memory between steps too
             row.memory = peak_memory(lambda row=row: train_step(row, images[: args.batch]), args.device)
-        print(".", end="", file=sys.stderr, flush=True)
+        took = f"warm after {time.perf_counter() - began:.0f} s"
+        print(
+            f"{number}/{len(rows)} {row.name}, {row.dtype}, {row.layout}, {row.mode}: {took}",
+            file=sys.stderr,
+            flush=True,
+        )
     for row in rows:
         row.train, row.inference = [], []
     for _ in range(args.repeats):
@@ -181,6 +190,8 @@ def build(name: str, layout: str, mode: str, device: str) -> SegmentationNet:
         # All nets share `SegmentationNet.forward`: beyond eight compiled versions of it torch runs the rest eagerly.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
         torch._dynamo.config.fail_on_recompile_limit_hit = True
+        # Where a graph cannot be recorded the compiler goes on without, and a row of graphs would be none.
+        torch._inductor.config.triton.cudagraph_or_error = mode == "graphs"
         net.compile(dynamic=False, mode="reduce-overhead" if mode == "graphs" else None)
     return net
 

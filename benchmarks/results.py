@@ -4,9 +4,9 @@
     python benchmarks/results.py --measure                        # times and memory, on a quiet machine
     python benchmarks/results.py --data nuclei --rows unet unet_3plus --seeds 0 1 2
 
-A run is `runs/DATA-ROW`, made by the command that is printed before it; interrupted, the same command goes on. All rows
+A run is `runs/budget-DATA-ROW`, made by the command that is printed before it; interrupted, the same command goes on. All rows
 of a data set see as many crops of the same images in the same order. mIoU is that of the validation split, over the
-whole images, its interval a bootstrap over them; the levels of UNet++ are `src/prune.py`'s, tested by `src/eval.py`.
+whole images, its interval a bootstrap over them; of several seeds it is their mean, ± the standard deviation; the levels of UNet++ are `src/prune.py`'s, tested by `src/eval.py`.
 
 `--measure` writes `runs/measured.json`: every net takes a training step (forward, its loss, backward, AdamW) and
 predicts an image in turn, as many rounds as `--repeats`, in one process, so that what else the machine does hits all
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
@@ -34,7 +35,7 @@ from segmentation.memory import keep_freed_memory
 from segmentation.module import SegmentationModule
 
 ROOT = Path(__file__).parents[1]
-#: Epochs of each data set: an hour of one CPU thread for the first two.
+#: Epochs of each data set: with one thread of a CPU minutes a row, and about an hour for CamVid's last.
 EPOCHS = {"nuclei": 5, "isbi2012": 40, "camvid": 30}
 ROWS = {
     "unet": "UNet",
@@ -220,19 +221,23 @@ SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def miou(table: Path) -> str:
-    """mIoU and its interval; where there are runs of other seeds also the mean and standard deviation of all."""
-    of_seeds = [table, *table.parent.parent.glob(f"{table.parent.name}-seed*/{table.name}")]
-    values = [score(one)["mIoU"] for one in of_seeds]
-    if len(values) == 1:
-        return str(values[0])
-    each = [one.value for one in values]
-    return f"{values[0]}; {len(each)} seeds: {statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}"
+    """mIoU and its interval; of several seeds, the mean and its interval, and the standard deviation between them."""
+    each, found = [iou(counts.sum(axis=0))[-1] for counts in counts_of_seeds(table)[1]], score(table)["mIoU"]
+    return f"{found}" if len(each) == 1 else f"{found}".replace(" ", f" ± {statistics.stdev(each):.3f} ", 1)
 
 
 def score(table: Path) -> dict[str, Estimate]:
-    """IoU of each class and, last, mIoU, with their intervals."""
-    _, classes, counts = read_counts(table)
-    return intervals([*classes, "mIoU"], iou(counts.sum(axis=0)), bootstrap([counts])[0])
+    """IoU of each class and, last, mIoU, with their intervals; the mean over seeds, for which the same images are drawn."""
+    classes, counts = counts_of_seeds(table)
+    values, drawn = [iou(each.sum(axis=0)) for each in counts], bootstrap(counts)
+    return intervals([*classes, "mIoU"], np.mean(values, axis=0), np.mean(drawn, axis=0))
+
+
+def counts_of_seeds(table: Path) -> tuple[list[str], list[np.ndarray]]:
+    """Classes, and the counts of a tested run and of its like with other seeds."""
+    seeds = [table, *sorted(table.parent.parent.glob(f"{table.parent.name}-seed*/{table.name}"))]
+    read = [read_counts(path) for path in seeds]
+    return read[0][1], [counts for *_, counts in read]
 
 
 def print_row(*cells: str) -> None:

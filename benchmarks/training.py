@@ -1,13 +1,14 @@
 """How much of the training step's speed a whole epoch keeps: `python benchmarks/training.py`, CamVid with SEG_DATA set.
 
-    python benchmarks/training.py --net UNetPlusPlus --batch-size 16 --workers 16     # options of train.py may follow
+    python benchmarks/training.py --net UNetPlusPlus --batch-size 16 --workers 16     # a GPU with 16 cores to feed it
     python benchmarks/training.py --epochs 1 --trainer.limit_train_batches 10         # does it work? a minute on a CPU
 
 An epoch is train.py's own: loader, trainer, loggers, callbacks, last.ckpt at its end; without validation. It counts
 from its start to the next one's, the first is left out. The step alone is forward, loss, backward, clipping and
 optimizer on one batch that already lies on the device, before the epochs and after them. Where the time of the epochs
 went is from Lightning's profiler: `step` is what the step alone does, `counting` the confusion matrices. On CUDA these
-are the host's times; the device's work shows up where the host waits for it, which should be in the finite check alone.
+are the host's times; the device's work shows up where the host waits for it: in the finite check, and in the step every
+log_every_n_steps, for the losses that are logged.
 """
 
 import argparse

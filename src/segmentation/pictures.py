@@ -259,8 +259,8 @@ def _legend(masks: list[Mask], labels: Labels, width: int, errors: bool) -> Imag
     entries = [(_shorten(labels.names[i], font, 210), labels.palette[i]) for i in listed]
     entries += [("ignored", HATCH[:swatch, :swatch])] if IGNORE_INDEX in shown else []
     if errors:
-        binary = labels.task == "binary"
-        entries += [("false positive", WRONG), ("false negative", MISSED)] if binary else [("wrong class", WRONG)]
+        found, missed = (f"{what} {labels.names[-1]}" for what in ("false", "missed"))  # binary: of the foreground
+        entries += [(found, WRONG), (missed, MISSED)] if labels.task == "binary" else [("wrong class", WRONG)]
     pitch = math.ceil(max(font.getlength(name) for name, _ in entries)) + swatch + 30
     columns = max(1, (width + 22) // pitch)
     legend = Image.new("RGB", (width, 24 * math.ceil(len(entries) / columns)), "white")

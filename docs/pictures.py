@@ -1,0 +1,118 @@
+"""The README's pictures, from run folders, which their checkpoints' data must lie where it lay:
+
+python docs/pictures.py predictions docs/predictions.png runs/first:0,2
+python docs/pictures.py predictions docs/predictions_real.png runs/one:3,7:384x288 runs/two:0:384x288
+python docs/pictures.py logged docs/logged.png runs/first
+
+The first two predict the images of these numbers of the tested split, shown whole, or cut from their middle, width by
+height; mIoU is that of what is shown.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.inference.source import open_trained
+from segmentation.machine import has_bf16
+from segmentation.metrics import confusion_counts, mean_iou
+from segmentation.pictures import contact_sheet
+
+INK, SOFT = "#262B33", "#6E7278"
+TRAIN_VAL = ("#3B7DBD", "#E07B39")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("predictions", "logged"))
+    parser.add_argument("output", type=Path)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    args = parser.parse_args()
+    if args.what == "predictions":
+        stacked([sheet(*run.split(":")) for run in args.runs]).save(args.output, optimize=True)
+    else:
+        logged(Path(args.runs[0])).savefig(args.output, dpi=110, bbox_inches="tight")
+
+
+def sheet(run: str, numbers: str, size: str = "") -> Image.Image:
+    """A contact sheet of some images of a run's tested split."""
+    checkpoint = f"{run}/checkpoints/best.ckpt"
+    module, data, _ = open_trained("eval", argparse.Namespace(checkpoint=checkpoint, data=None), [])
+    split, images, truths, found, scores = data.test_split, [], [], [], []
+    indices = [int(number) for number in numbers.split(",")]
+    for index in indices:
+        sample = data.dataset.load(split, index)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
+            predicted = module.classify(module(sample["image"][None]))[0]
+        window = middle(sample["mask"].shape, size)
+        images.append(sample["image"][:, *window])
+        truths.append(sample["mask"][window])
+        found.append(predicted[window])
+        counts = confusion_counts(found[-1][None], truths[-1][None], module.labels.num_classes)
+        scores.append(float(mean_iou(counts)))
+    names = data.dataset.names(split)
+    return contact_sheet(images, truths, found, module.labels, [names[i] for i in indices], scores=scores)
+
+
+def middle(shape: tuple[int, ...], size: str) -> tuple[slice, slice]:
+    """Rows and columns of a window of `size`, width x height, in the middle of an image; all of it for no size."""
+    width, height = map(int, size.split("x")) if size else (shape[1], shape[0])
+    top, left = max(0, (shape[0] - height) // 2), max(0, (shape[1] - width) // 2)
+    return slice(top, top + height), slice(left, left + width)
+
+
+def stacked(sheets: list[Image.Image]) -> Image.Image:
+    whole = Image.new("RGB", (max(one.width for one in sheets), sum(one.height for one in sheets)), "white")
+    top = 0
+    for one in sheets:
+        whole.paste(one, (0, top))
+        top += one.height
+    return whole
+
+
+def logged(run: Path) -> plt.Figure:
+    """What a run logs: its curves, its sheet of validation images, its confusion matrix."""
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    labels = load_module(read_checkpoint(run / "checkpoints/best.ckpt"), str(run)).labels
+    figure = plt.figure(figsize=(12, 6.4), layout="constrained")
+    curves, pictures = figure.subfigures(2, 1, height_ratios=[1, 1.35])
+    loss, miou, classes, rate = curves.subplots(1, 4)
+    draw(loss, "train/loss, val/loss", rows, {"train/loss": "train", "val/loss": "val"}, TRAIN_VAL)
+    draw(miou, "train/miou, val/miou", rows, {"train/miou": "train", "val/miou": "val"}, TRAIN_VAL)
+    shown = [labels.names[index] for index in labels.reported]
+    colors = [labels.colors[index] for index in labels.reported]
+    draw(classes, "val/iou/<class>", rows, {f"val/iou/{name}": name for name in shown}, colors)
+    key = next(key for key in rows[0] if key.startswith("lr-"))
+    draw(rate, key, rows, {key: ""}, TRAIN_VAL)
+    left, right = pictures.subplots(1, 2, width_ratios=[1.75, 1])
+    picture = Image.open(sorted((run / "pictures").glob("epoch-*.png"))[-1])
+    left.imshow(picture.crop((0, 0, picture.width, int(picture.width * 0.345))))
+    right.imshow(Image.open(run / "pictures/confusion.png"))
+    for axes in (left, right):
+        axes.axis("off")
+    return figure
+
+
+def draw(axes: Axes, title: str, rows: list[dict[str, str]], keys: dict[str, str], colors: tuple | list) -> None:
+    for (key, label), color in zip(keys.items(), colors, strict=False):
+        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
+        axes.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.8)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("step", color=SOFT)
+    axes.tick_params(colors=SOFT, labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(bottom=0)
+    if any(keys.values()):
+        axes.legend(frameon=False, fontsize=8)
+
+
+if __name__ == "__main__":
+    main()
