@@ -4,9 +4,10 @@
     python benchmarks/results.py --measure                        # times and memory, on a quiet machine
     python benchmarks/results.py --data nuclei --rows unet unet_3plus --seeds 0 1 2
 
-A run is `runs/budget-DATA-ROW`, made by the command that is printed before it; interrupted, the same command goes on. All rows
-of a data set see as many crops of the same images in the same order. mIoU is that of the validation split, over the
-whole images, its interval a bootstrap over them; of several seeds it is their mean, ± the standard deviation; the levels of UNet++ are `src/prune.py`'s, tested by `src/eval.py`.
+A run is `runs/budget-DATA-ROW`, made by the command that is printed before it; interrupted, the same command goes on.
+All rows of a data set see as many crops of the same images in the same order. mIoU is that of the validation split,
+over the whole images, its interval a bootstrap over them; of several seeds it is their mean, ± the standard deviation.
+The levels of UNet++ are `src/prune.py`'s, tested by `src/eval.py`.
 
 `--measure` writes `runs/measured.json`: every net takes a training step (forward, its loss, backward, AdamW) and
 predicts an image in turn, as many rounds as `--repeats`, in one process, so that what else the machine does hits all
@@ -227,7 +228,7 @@ def miou(table: Path) -> str:
 
 
 def score(table: Path) -> dict[str, Estimate]:
-    """IoU of each class and, last, mIoU, with their intervals; the mean over seeds, for which the same images are drawn."""
+    """IoU of each class and, last, mIoU, with intervals; means over seeds, for which the same images are drawn."""
     classes, counts = counts_of_seeds(table)
     values, drawn = [iou(each.sum(axis=0)) for each in counts], bootstrap(counts)
     return intervals([*classes, "mIoU"], np.mean(values, axis=0), np.mean(drawn, axis=0))

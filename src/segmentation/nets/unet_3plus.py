@@ -77,8 +77,8 @@ class UNet3Plus(SegmentationNet):
         freeze_encoder: keep the encoder's weights as they are.
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, `mean`, or a level.
-        checkpointing: keep only each node's output in training and compute the rest again: a tenth less memory in float32,
-            hardly any in bf16, a third more time.
+        checkpointing: keep only each node's output in training and compute the rest again: a tenth less memory
+            in float32, hardly any less in bf16, a third more time.
     """
 
     def __init__(
