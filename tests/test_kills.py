@@ -240,3 +240,34 @@ def test_two_writers_of_one_run() -> None:
         assert f"process {first.process.pid} on " in second.stderr
     first.ends_within(120)
     assert first.process.returncode == 0
+
+
+HANGS = """
+import time
+from torch.utils.data import get_worker_info
+from segmentation.data import ShapesData
+
+
+class Hangs(ShapesData):
+    def load(self, split, index):
+        if get_worker_info() and split == "train":
+            time.sleep(1000)
+        return super().load(split, index)
+"""
+
+
+def test_a_worker_hangs() -> None:
+    """No batch for as long as is waited for one, here three seconds: a line, and the end."""
+    Path("my_data.py").write_text(HANGS)
+    train = "import segmentation.data.datamodule as m; m.PATIENCE = 3.0; import segmentation.errors as e; "
+    train += "e.run_job('segmentation.cli:train')"
+    args = [*TINY, "--data.num_workers", "1", "--data.dataset", "my_data.Hangs", "--name", "run"]
+    done = subprocess.run(
+        [sys.executable, "-c", train, *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no batch came for 3")

@@ -1,5 +1,6 @@
 """Every command of the README and the guides, as it stands there, shortened by options appended to it."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -71,13 +72,20 @@ def run_onnx(exported: str, image: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("src", "configs"):
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user stands: a clone, and SEG_DATA with small data in the real formats."""
+    for folder in ("src", "configs", "slurm"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.setenv("SEG_DATA", str(tmp_path / "data"))
     for name in ("camvid", "isbi2012", "nuclei"):
         fake_data(tmp_path / "data", yaml.safe_load((ROOT / f"configs/data/{name}.yaml").read_text()))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_command(clone: Path) -> None:
+    tmp_path = clone
     make_folder(tmp_path / "pool", {"train": 12, "val": 4}, size=(64, 64))
     own = blocks(README, "yaml")["my_data.yaml"]
     (tmp_path / "my_data.yaml").write_text(own.replace("/path/to/my_data", str(tmp_path / "pool")))
@@ -116,7 +124,65 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         done = script(job, *args)
         expected = 2 if job == "doctor" and "--data.dataset.root" in args else 0  # no classes yet would stop a run
         assert done.returncode == expected, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    more = ["--data.dataset.root", str(tmp_path / "pool"), "--data.crop", "32", "--name", "binary", *SHORT]
+    done = script("train", "--config", "my_data.yaml", "--model.loss", "my_loss.Smoothed", *more)
+    assert done.returncode == 0, done.stderr
     image = next((tmp_path / "pool/train/images").iterdir())
     said = run_onnx("runs/unetpp/checkpoints/best.onnx", image)
     assert [line.split()[0] for line in said.splitlines()] == ["background", "disk", "ring", "triangle", "star"]
     assert Path("mask.png").is_file()
+
+
+#: A run of a moment, in words without a space.
+MOMENT = [*SHORT, "--data.crop", "32", "--data.batch_size", "2", "--model.net.widths", "[4,8,16]"]
+
+
+@pytest.mark.slow
+def test_the_command_of_torchrun(clone: Path) -> None:
+    (words,) = re.findall(r"`torchrun ([^`]*)`", README)
+    assert words.count(" 8") == 2
+    words, args = words.replace(" 8", " 2"), [*MOMENT, "--trainer.devices", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(words), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "2 images x 2 processes" in done.stdout
+    assert Path("runs/wide/summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_of_sbatch(clone: Path) -> None:
+    """As SLURM runs the scripts, by a srun that runs its command once; tests/test_preemption.py has a real SLURM."""
+    (clone / "srun").write_text('#!/bin/bash\nshift\nexec "$@" $MOMENT\n')
+    (clone / "srun").chmod(0o755)
+    (lines,) = re.findall(r"printf '%s\\n' (.*) > nets.txt", (ROOT / "slurm/array.sbatch").read_text())
+    Path("nets.txt").write_text("".join(f"{line}\n" for line in shlex.split(lines)))
+    slurm = {"SLURM_SUBMIT_DIR": str(clone), "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    slurm |= {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    places = [f"{clone}", str(Path(sys.executable).parent), os.environ["PATH"]]
+    env = {**os.environ, **slurm, "MOMENT": " ".join(MOMENT), "PATH": os.pathsep.join(places)}
+    found = re.findall(r"`sbatch (?:-\S+ )*([^`]*)`", README)
+    assert len(found) == 2
+    for words in found:
+        done = subprocess.run(["bash", *shlex.split(words)], env=env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    assert Path("runs/slurm-7/summary.json").is_file()
+    assert "UNet3Plus" in Path("runs/nets-3/config.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_the_line_of_a_notebook(clone: Path) -> None:
+    (line,) = re.findall(r"From a notebook: `([^`]*)`", README)
+    short = line.replace('"3"', '"1", "--data.dataset.train", "16", "--trainer.accelerator", "cpu"')
+    assert short != line
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {short}"], timeout=200)
+    assert done.returncode == 0
+
+
+def test_the_tables_of_both_readmes_agree() -> None:
+    """Every number of the tables of results, and those of docs/results.md."""
+    tables = [re.findall(r"^\|.* \[0\.\d+, .*$", text, re.MULTILINE) for text in (README, CHINESE)]
+    numbers = [
+        [re.findall(r"\d[\d.,]*", line.partition("|")[2].partition("|")[2]) for line in table] for table in tables
+    ]
+    assert len(numbers[0]) >= 12
+    assert numbers[0] == numbers[1]
