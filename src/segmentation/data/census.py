@@ -169,7 +169,7 @@ def examine(sample: Sample, labels: Labels, name: str) -> Record:
     """The record of a sample.
 
     Raises:
-        InputError: it does not hold to the contract of a data set (`FileData` does); or its image is not finite.
+        InputError: it does not hold to the contract of a data set (`FolderData` does); or its image is not finite.
     """
     _check_sample(sample, labels, name)
     image, mask, classes = sample["image"], sample["mask"], labels.num_classes

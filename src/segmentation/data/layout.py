@@ -101,9 +101,8 @@ def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, File
     return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
 
 
-def read_list(path: Path, split: str, shared: bool) -> list[str]:
-    """The names in a list file of a split: lines of text; or of a .csv file that has a heading with `name`, and with
-    `split` where all splits share the file.
+def read_list(path: Path, split: str) -> list[str]:
+    """The names in a list file of a split: lines of text, or of a .csv file with a heading of `name` and `split`.
 
     Raises:
         InputError: no such column.
@@ -112,10 +111,10 @@ def read_list(path: Path, split: str, shared: bool) -> list[str]:
     if path.suffix.lower() != ".csv":
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = list(csv.DictReader(text.splitlines()))
-    for column in ("name", "split") if shared else ("name",):
+    for column in ("name", "split"):
         if not rows or rows[0].get(column) is None:
-            raise InputError(f"{path}: has no column {column!r}. Its first line must be: name{',split' * shared}")
-    return [row["name"] for row in rows if not shared or row["split"] == split]
+            raise InputError(f"{path}: has no column {column!r}. Its first line must be: name,split")
+    return [row["name"] for row in rows if row["split"] == split]
 
 
 def listed(path: Path, lines: list[str], samples: dict[str, Files], folders: list[Path]) -> dict[str, Files]:
