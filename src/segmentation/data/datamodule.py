@@ -171,17 +171,19 @@ class SegmentationDataModule(LightningDataModule):
         return self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Trainer sets it without declaring it
 
     def train_dataloader(self) -> DataLoader:
+        self.train_loader = self._train_loader()
+        self.train_loader.load_state_dict(self.place)
+        return self.train_loader
+
+    def _train_loader(self) -> TrainLoader:
         if self.overfit:
             split = self._split("train", Augment(self.augment.crop, []))
         else:
             split = self._split("train", self.augment, self._rare())
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        batches = TrainBatches(len(split), self.batch_size, self.seed, rank, world_size, shuffle=not self.overfit)
-        limit = self.trainer.limit_train_batches
-        limit = limit if isinstance(limit, int) else max(1, int(len(batches) * limit))
-        self.train_loader = TrainLoader(split, batch_sampler=batches, limit=limit, **self._workers())
-        self.train_loader.load_state_dict(self.place)
-        return self.train_loader
+        trainer, shuffle = self.trainer, not self.overfit
+        place, limit = (trainer.global_rank, trainer.world_size), trainer.limit_train_batches
+        batches = TrainBatches(len(split), self.batch_size, self.seed, *place, shuffle, limit)
+        return TrainLoader(split, batch_sampler=batches, **self._workers())
 
     # Lightning gives a loader its state back in mid-epoch only; a new one must know its epoch in any case.
     def state_dict(self) -> dict[str, int]:
@@ -192,11 +194,8 @@ class SegmentationDataModule(LightningDataModule):
         self.place = state_dict
 
     def val_dataloader(self) -> DataLoader:
-        if self.overfit:  # does the net know by heart what it was trained on?
-            split = self._split("train", Augment(self.augment.crop, []))
-            batches = TrainBatches(len(split), self.batch_size, self.seed, shuffle=False)
-            return DataLoader(split, batch_sampler=batches, **self._workers())
-        return self._eval_loader("val")
+        # Where a batch is overfitted: does the net know by heart what it was trained on?
+        return self._train_loader() if self.overfit else self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)
