@@ -175,18 +175,13 @@ def examine(sample: Sample, labels: Labels, name: str) -> Record:
     image, mask, classes = sample["image"], sample["mask"], labels.num_classes
     *pixels, ignored = torch.bincount(mask.where(mask != IGNORE_INDEX, classes).flatten(), minlength=classes + 1)
     numbers, scale = image.numpy(), scale_of(image.dtype, labels)
-    if image.dtype == torch.uint8:  # of bytes there are only 256: counting them is several times faster
-        counts = np.stack([np.bincount(band.ravel(), minlength=256) for band in numbers])
-        total, squares = counts @ (np.arange(256) / scale), counts @ (np.arange(256) / scale) ** 2
-    else:
-        bands = numbers.reshape(len(numbers), -1).astype(np.float64) / scale
-        total, squares = bands.sum(1), np.square(bands).sum(1)
+    bands = numbers.reshape(len(numbers), -1).astype(np.float64)
     return Record(
         size=(mask.shape[0], mask.shape[1]),
         pixels=[int(number) for number in pixels],
         ignored=int(ignored),
-        total=total.tolist(),
-        squares=squares.tolist(),
+        total=(bands.sum(axis=1) / scale).tolist(),
+        squares=(np.einsum("ij,ij->i", bands, bands) / scale**2).tolist(),
         low=float(numbers.min()),
         high=float(numbers.max()),
         digest=hashlib.blake2b(numbers.tobytes() + repr(numbers.shape).encode(), digest_size=8).hexdigest(),
