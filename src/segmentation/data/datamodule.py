@@ -105,7 +105,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def _leave_out(self) -> None:
         """The data set without the samples that cannot be used."""
-        bad = {split: set(census.bad) for split, census in self._censuses.items() if census.bad}
+        bad = {split: census.bad for split, census in self._censuses.items() if census.bad}
         self.dataset = without(self.whole, bad) if bad else self.whole
 
     def skipped(self) -> list[str]:

@@ -4,7 +4,7 @@ Nothing here is ever guessed from pixels. A mask value that nobody declared is a
 """
 
 import colorsys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -147,16 +147,9 @@ class Labels:
             codes = codes.astype(np.int64)
         # Of bytes there are only 256: looking those up, not the pixels, is ten times faster.
         index = self._look_up(np.arange(256)).take(codes) if codes.dtype == np.uint8 else self._look_up(codes)
-        undeclared = index == UNDECLARED
-        if undeclared.any():
-            counts = count_values(codes[undeclared], self.by_color)
-            swapped = self._swapped(codes)
-            raise UndeclaredValues(
-                f"{source}: mask values that classes does not declare: {listed(counts)}, of {codes.size:,}. "
-                f"{self.advice(counts, swapped)}",
-                counts,
-                swapped,
-            )
+        if (index == UNDECLARED).any():
+            counts = count_values(codes, self.by_color)
+            raise UndeclaredValues(f"{source}: {self.complaint(counts)}", counts)
         return index
 
     def decode(self, index: np.ndarray) -> np.ndarray:
@@ -176,33 +169,42 @@ class Labels:
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
         return np.where(known[place] == codes, index[place], UNDECLARED)
 
-    def mended(self, undeclared: Collection[Value], swapped: bool) -> dict[str, Any]:
-        """`classes` with what is not declared: name -> value, or list of values. `swapped`: the undeclared values are
-        the same two classes in other values, 0/255 where 0/1 is declared."""
-        if swapped:
-            top = max(map(code_of, undeclared))
-            first, second = (code_of(values[0]) for values in self.values)
-            return dict(zip(self.names, (0, top) if first < second else (top, 0), strict=True))
+    def undeclared(self, values: Iterable[Value]) -> list[Value]:
+        """Those of some mask values that nobody declared."""
+        declared = {code_of(value) for group in [*self.values, self.ignore] for value in group}
+        return [value for value in values if code_of(value) not in declared]
+
+    def mended(self, values: Collection[Value]) -> dict[str, Any] | None:
+        """`classes` that fit masks of these values, name -> value or list of values; None where that cannot be said:
+        nothing is undeclared, or so much that it is no class.
+
+        Two classes in other values than declared, 0 and 255 for 0 and 1, are still these two.
+        """
+        undeclared = self.undeclared(values)
+        if not undeclared or len(undeclared) > FEW:
+            return None
+        codes = {code_of(value) for value in values} | {0}
+        simple = not self.by_color and [len(group) for group in self.values] == [1, 1]
+        if simple and codes in ({0, 1}, {0, 255}) and not codes & {code_of(value) for value in self.ignore}:
+            first, second = (code_of(group[0]) for group in self.values)
+            return dict(zip(self.names, sorted(codes, reverse=first > second), strict=True))
         declared = {name: v[0] if len(v) == 1 else v for name, v in zip(self.names, self.values, strict=True)}
         return declared | {name_of(value): value for value in undeclared}
 
-    def advice(self, undeclared: Collection[Value], swapped: bool) -> str:
-        """What to do about mask values that are not declared: the YAML of `mended`, where they are few."""
-        if len(undeclared) > FEW:
-            return (
-                "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a photo?): "
-                "save masks as PNG with one value a class; or, where smeared masks tell two classes, "
-                "mask_threshold: 128"
-            )
-        fix = as_yaml("classes", self.mended(undeclared, swapped))
-        return f"Fix: {fix}, or, if they count nowhere, {as_yaml('ignore', [*self.ignore, *undeclared])}"
-
-    def _swapped(self, codes: np.ndarray) -> bool:
-        """Whether two classes of one value each meet a mask of the values 0 and 1, or 0 and 255, neither ignored."""
-        if self.by_color or [len(values) for values in self.values] != [1, 1]:
-            return False
-        top = int(codes.max())
-        return top in (1, 255) and not {0, top} & set(self.ignore) and bool(np.isin(codes, (0, top)).all())
+    def complaint(self, counts: dict[Value, int]) -> str:
+        """What to say about masks of these values, value -> pixels, of which some are not declared: with the YAML of
+        `mended`, where they are few."""
+        undeclared = {value: counts[value] for value in self.undeclared(counts)}
+        classes = self.mended(counts)
+        fix = (
+            "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a photo?): save "
+            "masks as PNG with one value a class; or, where smeared masks tell two classes, mask_threshold: 128"
+        )
+        if classes:
+            ignore = as_yaml("ignore", [*self.ignore, *undeclared])
+            fix = f"Fix: {as_yaml('classes', classes)}, or, if they count nowhere, {ignore}"
+        said = f"mask values that classes does not declare: {listed(undeclared)}, of {sum(counts.values()):,}"
+        return f"{said}. {fix}"
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:

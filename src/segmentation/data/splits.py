@@ -92,8 +92,8 @@ def cross_validation(data: SegmentationData, folds: int, number: int, seed: int)
     return _Selection(data, parts | {"test": _all(data, "test")})
 
 
-def without(data: SegmentationData, bad: dict[str, set[int]]) -> SegmentationData:
-    """A data set without its bad samples: split -> indices."""
+def without(data: SegmentationData, bad: dict[str, dict[int, str]]) -> SegmentationData:
+    """A data set without its bad samples: split -> index -> what is wrong."""
     return _Selection(data, {s: [(s, i) for s, i in _all(data, s) if i not in bad.get(s, ())] for s in SPLITS})
 
 

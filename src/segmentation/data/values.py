@@ -18,33 +18,26 @@ MANY = 64  # values in the masks of a data set of which nobody says that they ar
 
 
 class UndeclaredValues(InputError):
-    """A mask holds values that nobody declared: `counts` are their pixels, `swapped` is as `Labels.mended` takes it."""
+    """A mask holds values that nobody declared; `counts` are the pixels of all that it holds."""
 
-    def __init__(self, message: str, counts: dict[Value, int] | None = None, swapped: bool = False) -> None:
+    def __init__(self, message: str, counts: dict[Value, int] | None = None) -> None:
         super().__init__(message)
-        self.counts, self.swapped = counts or {}, swapped
+        self.counts = counts or {}
 
 
 class ClassesMissing(InputError):
     """Nobody declared the classes of masks that hold `counts`, value -> pixels; `suggested` is a declaration."""
 
     def __init__(self, counts: dict[Value, int]) -> None:
-        values, many = sorted(counts, key=code_of), len(counts) > MANY
-        self.suggested: dict[str, Value]  # names to be replaced
-        if many:
-            self.suggested = {"background": 0, "foreground": 255}
-        elif len(values) == 2:
-            self.suggested = {"background": values[0], "foreground": values[1]}
-        else:
-            self.suggested = {"background" if v in (0, "#000000") else name_of(v): v for v in values}
+        values, fix = sorted(counts, key=code_of), ", with names of yours"
+        if len(values) > MANY:
+            values = [values[0], values[-1]]
+            fix = " and mask_threshold: 128, or save masks as PNG with one value a class: these are smeared, like JPEGs"
+        names = ["background", "foreground"] if len(values) == 2 else [name_of(value) for value in values]
+        self.suggested = dict(zip(names, values, strict=True))
+        found = listed(counts, commonest_first=True)
         declaration = as_yaml("classes", self.suggested)
-        fix = f"Fix: {declaration}, with names of yours"
-        if many:
-            fix = (
-                "JPEG and anti-aliased masks do so: save them as PNG with one value a class; or, of two classes, "
-                f"{declaration} and mask_threshold: 128"
-            )
-        super().__init__(f"classes is not declared. The masks hold {listed(counts, commonest_first=True)}. {fix}")
+        super().__init__(f"classes is not declared. The masks hold {found}. Fix: {declaration}{fix}")
 
 
 def name_of(value: Value) -> str:
