@@ -31,7 +31,7 @@ class ClassLoss(SegmentationLoss):
 
     def mean_over_classes(self, losses: Tensor, present: Tensor, logits: Tensor) -> Tensor:
         """(..., K) losses and whether each counts -> scalar."""
-        weights = self.weights_of_classes(logits)
+        weights = self.weights_of_classes(logits.shape[1], logits)
         share = present.to(losses.dtype) if weights is None else present * weights
         return (losses * share).sum() / share.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
