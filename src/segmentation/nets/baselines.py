@@ -65,16 +65,8 @@ class SmpNet(SegmentationNet):
         name = f"{architecture} with encoder {encoder}"
         image, _ = drop_unused(self.model, lambda image: [self.model(image)], in_channels, (32, 64, 128), name)
         self.stride = image.shape[-1]
-        self.frozen = freeze_encoder
         if freeze_encoder:
             self.backbone.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "SmpNet":
-        """Training mode, but not for a frozen encoder."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
 
     @property
     def backbone(self) -> nn.Module:
