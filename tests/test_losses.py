@@ -432,8 +432,6 @@ def test_what_cannot_be_used_is_said() -> None:
         CrossEntropy([1.0, 2.0], pos_weight=2.0)
     with pytest.raises(InputError, match="1 weights for 2 losses"):
         WeightedSum([Dice(), Jaccard()], [1.0])
-    with pytest.raises(InputError, match="gamma -1"):
-        Focal(gamma=-1)
     with pytest.raises(InputError, match="pos_weight is for two classes, not 3"):
         CrossEntropy(pos_weight="auto").setup(census([1, 2, 3]))
     with pytest.raises(InputError, match="pos_weight, and one alpha, are for two"):

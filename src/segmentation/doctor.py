@@ -16,7 +16,7 @@ from rich.text import Text
 from segmentation.cli import SegmentationCLI
 from segmentation.data import SegmentationDataModule
 from segmentation.data.audit import Audit, audit, suggest_overlay
-from segmentation.data.values import ClassesMissing
+from segmentation.data.labels import ClassesMissing
 from segmentation.errors import InputError, Problem
 from segmentation.machine import examine_machine
 from segmentation.parser import Parser

@@ -8,8 +8,8 @@ from typing import Any
 from segmentation.data.base import SPLITS, SegmentationData
 from segmentation.data.census import Census, count, find_leaks
 from segmentation.data.datamodule import SegmentationDataModule
+from segmentation.data.labels import UndeclaredValues, Value
 from segmentation.data.splits import without
-from segmentation.data.values import UndeclaredValues, Value
 from segmentation.errors import InputError, Problem
 
 

@@ -12,10 +12,9 @@ import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.files import read_image, read_mask
-from segmentation.data.labels import Labels
+from segmentation.data.labels import ClassesMissing, Labels, Value, codes_of, count_values
 from segmentation.data.layout import Files, Pattern, listed, pair, read_list
 from segmentation.data.splits import divide
-from segmentation.data.values import ClassesMissing, Value, codes_of, count_values
 from segmentation.errors import InputError
 
 

@@ -119,8 +119,6 @@ class Focal(PixelLoss):
             if not 0 < alpha < 1:
                 raise InputError(f"Focal: alpha {alpha} must be between 0 and 1, or a list of one number a class")
             alpha = [1 - alpha, alpha]
-        if gamma < 0:
-            raise InputError(f"Focal: gamma {gamma} must be 0 or more")
         super().__init__(alpha, max_weight)
         self.gamma = gamma
 
