@@ -83,8 +83,6 @@ def suggest_overlay(module: SegmentationDataModule, dataset: dict[str, Any], fou
     if len(set(train.sizes)) > 1:
         data["eval_batch_size"] = 1
     rarest = float(train.shares[train.shares > 0].min(initial=1.0))
-    if crop and rarest < 0.02:
-        data["rare_crops"] = 0.3
     loss: dict[str, Any] = {"class_path": "CrossEntropy"}
     if rarest < 0.5 / labels.num_classes:  # every class counts alike in an overlap loss, however rare
         if labels.task == "multiclass":

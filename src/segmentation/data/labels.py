@@ -179,16 +179,13 @@ class Labels:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
         """
         codes = codes_of(mask)
-        if self.by_color and mask.ndim != 3:
+        if self.by_color != (mask.ndim == 3):
+            counts = count_values(codes, mask.ndim == 3)
+            held, declared = ("colours", "integer") if mask.ndim == 3 else ("one value a pixel", "colour")
+            example = dict(zip(self.names, counts if mask.ndim == 3 else range(self.num_classes), strict=False))
             raise InputError(
-                f"{source}: the classes are declared by colour, but this mask holds one value a pixel. "
-                f"Fix: {as_yaml('classes', {name: i for i, name in enumerate(self.names)})}, or the values it has"
-            )
-        if not self.by_color and mask.ndim == 3:
-            raise InputError(
-                f"{source}: this mask is a colour image, but the classes are declared by integer. Its colours: "
-                f"{listed(count_values(codes, True), commonest_first=True)}. "
-                f'Fix: give each class its colour, e.g. {self.names[0]}: "#000000"'
+                f"{source}: holds {held}: {listed(counts, commonest_first=True)}. But the classes are declared by "
+                f"{declared}. Fix: {as_yaml('classes', example)}, or as they are meant"
             )
         if codes.dtype.kind == "f":
             if not np.array_equal(codes, np.rint(codes)):
