@@ -31,8 +31,8 @@ def audit(module: SegmentationDataModule) -> Audit:
         raise InputError(f"{type(module.source).__name__} has no sample to train on, or none to validate on")
     found, unusable = Audit(data, bad=[*data.problems]), [*data.problems]
     for split in filter(data.names, SPLITS):
-        found.censuses[split], errors = count(data, split)
-        for error in errors.values():
+        found.censuses[split] = count(data, split)
+        for error in found.censuses[split].bad.values():
             found.bad.append(str(error))
             if isinstance(error, UndeclaredValues):
                 found.values.update(error.counts)

@@ -110,7 +110,8 @@ class SegmentationDataModule(LightningDataModule):
 
     def skipped(self) -> list[str]:
         """What is wrong with the files that were left out (`on_bad_file: skip`), a message each."""
-        return [*self.whole.problems, *(text for census in self._censuses.values() for text in census.bad.values())]
+        bad = (error for census in self._censuses.values() for error in census.bad.values())
+        return [*self.whole.problems, *map(str, bad)]
 
     def check(self, splits: Sequence[str] = SPLITS) -> None:
         """Read every sample of `splits` once and say, before the first step, what would stop a run or spoil it.

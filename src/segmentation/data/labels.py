@@ -47,7 +47,8 @@ class ClassesMissing(InputError):
         if len(values) > MANY:
             values = [values[0], values[-1]]
             fix = " and mask_threshold: 128, or save masks as PNG with one value a class: these are smeared, like JPEGs"
-        names = ["background", "foreground"] if len(values) == 2 else [name_of(value) for value in values]
+        names = ["background" if value in (0, "#000000") else name_of(value) for value in values]
+        names = ["background", "foreground"] if len(values) == 2 else names
         self.suggested = dict(zip(names, values, strict=True))
         found = listed(counts, commonest_first=True)
         declaration = as_yaml("classes", self.suggested)
