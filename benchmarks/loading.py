@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.data import SegmentationDataModule
 from segmentation.data.loading import SplitDataset, collate
-from segmentation.data.sampler import TrainBatches
+from segmentation.data.sampler import TrainBatches, TrainLoader
 from segmentation.doctor import DoctorCLI, build_data
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +93,7 @@ def loaders(module: SegmentationDataModule, args: argparse.Namespace) -> None:
     for workers in args.workers:
         options = {"num_workers": workers, "persistent_workers": workers > 0}
         made = [
-            DataLoader(split, batch_sampler=TrainBatches(len(split), args.batch, 0), collate_fn=how, **options)
+            TrainLoader(split, batch_sampler=TrainBatches(len(split), args.batch, 0), collate_fn=how, **options)
             for split, how in ((plain, len), (whole, collate))
         ]
         rates: list[list[float]] = [[], []]

@@ -62,7 +62,7 @@ def test_everything_that_is_wrong_is_found_at_once(place: Path, capsys: pytest.C
         assert name in bad, name
     assert len(bad.splitlines()) == 8
     texts = "\n".join(problem.text for problem in problems)
-    assert "7 (1,920 pixels in 1 masks)" in texts
+    assert "7 (1,920 pixels)" in texts
     assert "classes: {background: 0, cell: 255, class_7: 7}" in texts
     assert "7 files cannot be used" in texts
     assert texts.count("does not declare") == 1

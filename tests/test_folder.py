@@ -131,7 +131,7 @@ def test_list_files_that_cannot_be_used(place: Path) -> None:
     write_image(place / "images/lonely.png", number(0)[0])
     (place / "train.txt").write_text("a\n")
     root = str(place)
-    assert "val.txt: no such list file" in refusal(root=root, lists="{split}.txt")
+    assert f"the val split is empty. List its images in {place}/val.txt" in refusal(root=root, lists="{split}.txt")
     (place / "val.txt").write_text("\n")
     message = refusal(root=root, lists="{split}.txt")
     assert "the val split is empty" in message

@@ -51,17 +51,9 @@ def test_color_masks() -> None:
     assert (labels.decode(np.array([[0, 1]])) == rgb("804080", "40FF80")).all()
 
 
-@pytest.mark.parametrize(
-    ("count", "task", "found", "outputs"),
-    [
-        (2, None, "binary", 1),
-        (2, "multiclass", "multiclass", 2),
-        (3, None, "multiclass", 3),
-        (2, "binary", "binary", 1),
-    ],
-)
-def test_task(count: int, task: str | None, found: str, outputs: int) -> None:
-    labels = Labels.parse({f"c{i}": i for i in range(count)}, task=task)
+@pytest.mark.parametrize(("count", "found", "outputs"), [(2, "binary", 1), (3, "multiclass", 3)])
+def test_task(count: int, found: str, outputs: int) -> None:
+    labels = Labels.parse({f"c{i}": i for i in range(count)})
     assert (labels.task, labels.num_outputs, labels.num_classes) == (found, outputs, count)
 
 
@@ -70,8 +62,6 @@ def test_task(count: int, task: str | None, found: str, outputs: int) -> None:
     [
         ({"classes": {}}, "at least two"),
         ({"classes": {"only": 0}}, "at least two, e.g. classes: "),
-        ({"classes": {"a": 0, "b": 1, "c": 2}, "task": "binary"}, "'binary' does not fit 3 classes"),
-        ({"classes": {"a": 0, "b": 1}, "task": "regression"}, "'regression'"),
         ({"classes": {"a": 0, "b": [1, 0]}}, "mask value 0 is declared twice"),
         ({"classes": {"a": 0, "b": 255}, "ignore": 255}, "mask value 255 is declared twice"),
         ({"classes": {"a": "#00ff00", "b": "#00FF00"}}, "declared twice"),
@@ -86,9 +76,6 @@ def test_task(count: int, task: str | None, found: str, outputs: int) -> None:
         ({"classes": {"a": 0, "b": None}}, "in quotes"),  # what YAML makes of b: #00FF00
         ({"classes": {"a": 0, "b": 1.5}}, "class 'b' has the mask value 1.5"),
         ({"classes": {"a": 0, "b": True}}, "class 'b' has the mask value True"),
-        ({"classes": {"a": 0, "b": []}}, "class 'b' has an empty list"),
-        ({"classes": {"a": 0, "b": -1}}, "class 'b' has a mask value outside 0..65535"),
-        ({"classes": {"a": 0, "b": [1, 65536]}}, "class 'b' has a mask value outside 0..65535"),
         ({"classes": {"a": 0, "b": 1}, "ignore": "void"}, "ignore has the colour 'void'"),
     ],
 )
@@ -208,7 +195,7 @@ def test_color_and_index_masks_are_told_apart() -> None:
     with pytest.raises(InputError, match=r"m\.png: .*one value a pixel.*Fix: classes: \{a: 0, b: 1\}"):
         Labels.parse({"a": "#000000", "b": "#FFFFFF"}).encode(np.zeros((2, 2), np.uint8), "m.png")
     with pytest.raises(
-        InputError, match=r"m\.png: .*#FF0000 \(2 pixels\), #00FF00 \(1 pixels\)\. Fix: .*a: \"#000000\""
+        InputError, match=r"m\.png: .*#FF0000 \(2 pixels\), #00FF00 \(1 pixels\)\..*Fix: classes: .a: '#00FF00'"
     ):
         Labels.parse({"a": 0, "b": 1}).encode(rgb("FF0000", "00FF00", "FF0000"), "m.png")
 

@@ -71,7 +71,7 @@ def test_splits_under_other_names(inner: str, place: Path) -> None:
 def test_a_validation_folder_of_another_name_is_named_in_the_error(place: Path) -> None:
     for split in ("train", "valid"):
         write(place, f"{split}/images/a.png", f"{split}/masks/a.png", 1)
-    with pytest.raises(InputError, match=r"the val split is empty\. Fix: splits: \{val: valid\}"):
+    with pytest.raises(InputError, match=r"the val split is empty\..*splits: \{val: valid\}"):
         FolderData(str(place), CLASSES)
     assert len(FolderData(str(place), CLASSES, splits={"val": "valid"}).names("val")) == 1
 

@@ -1,5 +1,7 @@
 """The figures, against a matrix done by hand and scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,8 @@ LOSS = torch.tensor(0.5)
 
 
 def labels(count: int, task: str | None = None) -> Labels:
-    return Labels.parse({f"class{index}": index for index in range(count)}, task=task)
+    parsed = Labels.parse({f"class{index}": index for index in range(count)})
+    return replace(parsed, task=task) if task else parsed
 
 
 def compute(metrics: SegmentationMetrics) -> dict[str, float]:

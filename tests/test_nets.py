@@ -106,7 +106,6 @@ def test_inference_rules(name):
         (lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(5), "1 to 4"),
         (lambda: UNetPlusPlus(widths=WIDTHS, pad_to=8), "multiple of 16"),
         (lambda: SmpNet(architecture="Unett"), "choose one of .*Unet,"),
-        (lambda: SmpNet(encoder="resnet18", options={"decoder_chanels": 3}), "decoder_channels"),
     ],
 )
 def test_errors_say_the_fix(build, says):

@@ -15,9 +15,8 @@ from rich.text import Text
 
 from segmentation.cli import SegmentationCLI
 from segmentation.data import SegmentationDataModule
-from segmentation.data.audit import Audit, audit, mended_classes, suggest_overlay, undeclared_problem
-from segmentation.data.splits import without
-from segmentation.data.values import ClassesMissing
+from segmentation.data.audit import Audit, audit, suggest_overlay
+from segmentation.data.labels import ClassesMissing
 from segmentation.errors import InputError, Problem
 from segmentation.machine import examine_machine
 from segmentation.parser import Parser
@@ -96,11 +95,10 @@ def _examine_data(config: Namespace) -> tuple[tuple[SegmentationDataModule, Audi
     try:
         module, problems = build_data(config)
         found = audit(module)
-        options = config.data.dataset.init_args or Namespace()
-        classes = mended_classes(module.labels, options.get("classes") or {}, found)
+        classes = module.labels.mended(found.values)
         if classes:  # say what the data is like once they are declared
-            problems.append(undeclared_problem(module, found))
-            options.classes = classes
+            problems += found.problems[:1]
+            config.data.dataset.init_args.classes = classes
             module, bad = build_data(config)[0], found.bad
             found = audit(module)
             found.bad = bad
@@ -161,8 +159,6 @@ def _print_data(console: Console, module: SegmentationDataModule, found: Audit) 
             Bar(1, 0, float(train.shares[index]), width=24, color="cyan"),
             f"{int((train.counts[:, index] > 0).sum()):,}",
         )
-    for value, (pixels, masks) in list(found.undeclared.items())[:8]:  # more than could be classes
-        table.add_row(Text("undeclared", "red"), str(value), f"{pixels:,} pixels", *blank, f"{masks:,}")
     if labels.ignore:
         share = train.ignored / max(1, sum(train.pixels) + train.ignored)
         table.add_row("ignored", ", ".join(map(str, labels.ignore)), f"{share:.2%} of all", *blank, "")
@@ -180,7 +176,7 @@ def _sizes(sizes: list[tuple[int, int]]) -> str:
 def _write(console: Console, output: Path, config: Namespace, module: SegmentationDataModule, found: Audit) -> None:
     """Contact sheets, the list of bad files, the suggested overlay."""
     output.mkdir(parents=True, exist_ok=True)
-    data = without(module.whole, {split: set(census.bad) for split, census in found.censuses.items()})
+    data = found.usable
     for split in filter(data.names, found.censuses):
         names = data.names(split)
         chosen = np.unique(np.linspace(0, len(names) - 1, 8).round().astype(int)).tolist()

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import os
 import platform
 import shutil
 import time
@@ -30,7 +29,7 @@ def examine_machine(
         "python": f"{platform.python_version()}, torch {torch.__version__}",
         "devices": _devices(),
         "bf16": "yes" if has_bf16("auto") else "no: trains in 32-true",
-        "cores": f"{available_cores()}, {_memory()}",
+        "cores": str(available_cores()),
         "disk": f"{free / GIB:,.1f} GiB free for {RUNS}/",
     }
     if free < GIB:
@@ -76,13 +75,6 @@ def _devices() -> str:
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices)
     return "Apple GPU (mps)" if torch.backends.mps.is_available() else "no GPU: trains on the CPU"
-
-
-def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIB:.0f} GiB of memory"
-    except (AttributeError, ValueError, OSError):  # Windows
-        return "memory unknown"
 
 
 def seconds(job: Callable[[], object], device: str) -> float:

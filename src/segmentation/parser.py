@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
 from segmentation.data import SegmentationData
-from segmentation.data.values import HEX
+from segmentation.data.labels import HEX
 from segmentation.errors import InputError
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet

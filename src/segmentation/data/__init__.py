@@ -3,7 +3,6 @@
 from segmentation.data.base import Sample, SegmentationData
 from segmentation.data.census import Census
 from segmentation.data.datamodule import SegmentationDataModule
-from segmentation.data.file_data import FileData
 from segmentation.data.folder import FolderData
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.shapes import ShapesData

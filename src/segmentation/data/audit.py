@@ -1,16 +1,15 @@
 """What the doctor says about a data set: facts of each split, what is wrong and its remedy, and an overlay for it."""
 
+from collections import Counter
 from dataclasses import dataclass, field
-from inspect import signature
 from statistics import median
 from typing import Any
 
-from segmentation.data.base import SPLITS
+from segmentation.data.base import SPLITS, SegmentationData
 from segmentation.data.census import Census, count, find_leaks
 from segmentation.data.datamodule import SegmentationDataModule
-from segmentation.data.labels import FEW, Labels
+from segmentation.data.labels import UndeclaredValues, Value
 from segmentation.data.splits import without
-from segmentation.data.values import UndeclaredValues, Value, code_of
 from segmentation.errors import InputError, Problem
 
 
@@ -18,9 +17,9 @@ from segmentation.errors import InputError, Problem
 class Audit:
     """What was found in a data set."""
 
+    usable: SegmentationData  # without the files that cannot be used
     censuses: dict[str, Census] = field(default_factory=dict)  # split -> what its usable samples hold
-    undeclared: dict[Value, tuple[int, int]] = field(default_factory=dict)  # mask value -> (pixels, masks)
-    swapped: bool = False  # whether these are the declared two classes in other values
+    values: Counter[Value] = field(default_factory=Counter)  # of masks with undeclared ones, value -> pixels
     bad: list[str] = field(default_factory=list)  # what is wrong with files that cannot be used, a message each
     problems: list[Problem] = field(default_factory=list)  # all that is wrong
 
@@ -30,64 +29,39 @@ def audit(module: SegmentationDataModule) -> Audit:
     data = module.whole
     if not (data.names("train") and data.names("val")):
         raise InputError(f"{type(module.source).__name__} has no sample to train on, or none to validate on")
-    found, unusable = Audit(bad=[*data.problems]), [*data.problems]
-    undeclared: dict[Value, tuple[int, int]] = {}
+    found, unusable = Audit(data, bad=[*data.problems]), [*data.problems]
     for split in filter(data.names, SPLITS):
-        found.censuses[split], errors = count(data, split)
-        for error in errors.values():
+        found.censuses[split] = count(data, split)
+        for error in found.censuses[split].bad.values():
             found.bad.append(str(error))
-            if not isinstance(error, UndeclaredValues):
+            if isinstance(error, UndeclaredValues):
+                found.values.update(error.counts)
+            else:
                 unusable.append(str(error))
-                continue
-            found.swapped = error.swapped and (found.swapped or not undeclared)
-            for value, more in error.counts.items():
-                pixels, masks = undeclared.get(value, (0, 0))
-                undeclared[value] = pixels + more, masks + 1
-    found.undeclared = {value: undeclared[value] for value in sorted(undeclared, key=code_of)}
+    found.usable = without(data, {split: census.bad for split, census in found.censuses.items()})
     found.problems = _problems(module, found, unusable)
     return found
 
 
-def undeclared_problem(module: SegmentationDataModule, found: Audit) -> Problem:
-    """All mask values that nobody declared, in one."""
-    listed = ", ".join(f"{v} ({p:,} pixels in {m} masks)" for v, (p, m) in list(found.undeclared.items())[:8])
-    advice = module.labels.advice(found.undeclared, found.swapped)
-    return Problem(f"mask values that classes does not declare: {listed}. {advice}", not module.skip)
-
-
 def _problems(module: SegmentationDataModule, found: Audit, unusable: list[str]) -> list[Problem]:
-    problems = [undeclared_problem(module, found)] if found.undeclared else []
+    problems = [Problem(module.labels.complaint(found.values), not module.skip)] if found.values else []
     if unusable:
         skip = "" if module.skip else " To leave such files out: data.on_bad_file: skip"
-        text = f"{len(unusable)} files cannot be used, e.g. {unusable[0]}{skip}"
-        problems.append(Problem(text, not module.skip))
+        problems.append(Problem(f"{len(unusable)} files cannot be used, e.g. {unusable[0]}{skip}", not module.skip))
     empty = [split for split in ("train", "val") if not found.censuses[split].records]
     if empty:
         problems.append(Problem(f"nothing usable is left in {' and '.join(empty)}: mend what is said above", True))
-    usable = without(module.whole, {split: set(census.bad) for split, census in found.censuses.items()})
-    problems += [Problem(leak) for leak in find_leaks(usable, found.censuses)]
+    problems += [Problem(leak) for leak in find_leaks(found.usable, found.censuses)]
     for split, census in found.censuses.items():
         if census.absent and census.records:
             fix = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
             problems.append(Problem(f"{split} has no pixel of {', '.join(census.absent)}. Fix: {fix}"))
-        blank = sum(record.low == record.high for record in census.records)
-        if blank:
-            problems.append(Problem(f"{blank} {split} images are of one colour: look at them"))
     train = found.censuses["train"]
     sizes = len(set(train.sizes))
     if sizes > 1 and not module.augment.crop and module.batch_size > 1:
         text = f"training images have {sizes} sizes and cannot be batched. Fix: data.crop: {suggest_crop(train)}"
         problems.append(Problem(text, True))
     return problems
-
-
-def mended_classes(labels: Labels, given: dict[str, Any], found: Audit) -> dict[str, Any] | None:
-    """`classes` as given, and with the values that nobody declared; None where nothing is to be mended."""
-    if not found.undeclared or len(found.undeclared) > FEW:
-        return None
-    mended = labels.mended(found.undeclared, found.swapped)
-    colored = {name: spec for name, spec in given.items() if name in mended and isinstance(spec, dict)}
-    return mended | {name: spec | {"value": mended[name]} for name, spec in colored.items()}
 
 
 def suggest_crop(train: Census) -> int | None:
@@ -101,19 +75,14 @@ def suggest_overlay(module: SegmentationDataModule, dataset: dict[str, Any], fou
     """An overlay to train on this data: `dataset` (`class_path` and `init_args`) as given, and crop and loss that suit
     what was found."""
     labels, train = module.labels, found.censuses["train"]
-    given, defaults = dataset.get("init_args", {}), signature(type(module.source)).parameters
-    options = {key: value for key, value in given.items() if key not in defaults or value != defaults[key].default}
-    path = dataset["class_path"]  # classes of ours answer to their name alone; one's own needs its import path
-    name = path.rpartition(".")[2] if path.startswith("segmentation.") else path
-    data: dict[str, Any] = {"dataset": {"class_path": name, "init_args": options}}
+    options = {key: value for key, value in dataset.get("init_args", {}).items() if value is not None}
+    data: dict[str, Any] = {"dataset": {"class_path": dataset["class_path"], "init_args": options}}
     crop = suggest_crop(train)
     if crop:
         data["crop"] = crop
     if len(set(train.sizes)) > 1:
         data["eval_batch_size"] = 1
     rarest = float(train.shares[train.shares > 0].min(initial=1.0))
-    if crop and rarest < 0.02:
-        data["rare_crops"] = 0.3
     loss: dict[str, Any] = {"class_path": "CrossEntropy"}
     if rarest < 0.5 / labels.num_classes:  # every class counts alike in an overlap loss, however rare
         if labels.task == "multiclass":

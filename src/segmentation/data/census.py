@@ -48,7 +48,7 @@ class Census:
 
     names: list[str]  # of the classes
     records: list[Record]  # of the samples, in the order of their names
-    bad: dict[int, str] = field(default_factory=dict)  # index -> what is wrong with a sample not in `records`
+    bad: dict[int, InputError] = field(default_factory=dict)  # index -> what is wrong with a sample not in `records`
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -122,25 +122,22 @@ def take_census(data: SegmentationData, split: str, skip: bool = False) -> Censu
         cached = json.loads(path.read_text())
         records = [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
         return Census(cached["names"], records)
-    census, errors = count(data, split)
-    first = next(iter(errors.values()), "")
-    if errors and not skip:
-        others = f" ({len(errors) - 1} more of {len(data.names(split))} {split} samples have problems too)"
-        raise InputError(f"{first}{others if len(errors) > 1 else ''}")
+    census = count(data, split)
+    first, others = next(iter(census.bad.values()), ""), len(census.bad) - 1
+    if census.bad and not skip:
+        more = f" ({others} more of {len(data.names(split))} {split} samples have problems too)" if others else ""
+        raise InputError(f"{first}{more}")
     if not census.records:
-        raise InputError(f"none of the {len(errors)} {split} samples can be used. {first}")
-    if not errors:  # a disk that was away for a moment must not be remembered
+        raise InputError(f"none of the {len(census.bad)} {split} samples can be used. {first}")
+    if not census.bad:  # a disk that was away for a moment must not be remembered
         with suppress(OSError):  # a cache that cannot be written only costs time
             write_text(path, json.dumps(asdict(census)))
     return census
 
 
-def count(data: SegmentationData, split: str) -> tuple[Census, dict[int, InputError]]:
-    """Read every sample of a split, in several threads and with a progress bar: the census of those that can be used,
-    and what is wrong with the others, by their index."""
+def count(data: SegmentationData, split: str) -> Census:
+    """Read every sample of a split, in several threads and with a progress bar."""
     names = data.names(split)
-    records: list[Record] = []
-    errors: dict[int, InputError] = {}
 
     def read(index: int) -> Record | InputError:
         try:
@@ -151,13 +148,10 @@ def count(data: SegmentationData, split: str) -> tuple[Census, dict[int, InputEr
     with ThreadPoolExecutor(available_cores()) as pool:
         found = pool.map(read, range(len(names)))
         hidden = not Console().is_terminal
-        bar = track(found, f"Reading {split} once", len(names), transient=True, disable=hidden)
-        for index, each in enumerate(bar):
-            if isinstance(each, Record):
-                records.append(each)
-            else:
-                errors[index] = each
-    return Census(data.labels.names, records, {index: str(error) for index, error in errors.items()}), errors
+        read_ones = list(track(found, f"Reading {split} once", len(names), transient=True, disable=hidden))
+    records = [each for each in read_ones if isinstance(each, Record)]
+    bad = {index: each for index, each in enumerate(read_ones) if isinstance(each, InputError)}
+    return Census(data.labels.names, records, bad)
 
 
 def available_cores() -> int:
@@ -169,24 +163,19 @@ def examine(sample: Sample, labels: Labels, name: str) -> Record:
     """The record of a sample.
 
     Raises:
-        InputError: it does not hold to the contract of a data set (`FileData` does); or its image is not finite.
+        InputError: it does not hold to the contract of a data set (`FolderData` does); or its image is not finite.
     """
     _check_sample(sample, labels, name)
     image, mask, classes = sample["image"], sample["mask"], labels.num_classes
     *pixels, ignored = torch.bincount(mask.where(mask != IGNORE_INDEX, classes).flatten(), minlength=classes + 1)
     numbers, scale = image.numpy(), scale_of(image.dtype, labels)
-    if image.dtype == torch.uint8:  # of bytes there are only 256: counting them is several times faster
-        counts = np.stack([np.bincount(band.ravel(), minlength=256) for band in numbers])
-        total, squares = counts @ (np.arange(256) / scale), counts @ (np.arange(256) / scale) ** 2
-    else:
-        bands = numbers.reshape(len(numbers), -1).astype(np.float64) / scale
-        total, squares = bands.sum(1), np.square(bands).sum(1)
+    bands = numbers.reshape(len(numbers), -1).astype(np.float64)
     return Record(
         size=(mask.shape[0], mask.shape[1]),
         pixels=[int(number) for number in pixels],
         ignored=int(ignored),
-        total=total.tolist(),
-        squares=squares.tolist(),
+        total=(bands.sum(axis=1) / scale).tolist(),
+        squares=(np.einsum("ij,ij->i", bands, bands) / scale**2).tolist(),
         low=float(numbers.min()),
         high=float(numbers.max()),
         digest=hashlib.blake2b(numbers.tobytes() + repr(numbers.shape).encode(), digest_size=8).hexdigest(),

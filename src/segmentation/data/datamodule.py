@@ -33,8 +33,8 @@ class SegmentationDataModule(LightningDataModule):
             never put into one batch. No figure depends on it.
         crop: side of the random square crop to train on, or [height, width]; null for whole images.
         zoom: [smallest, largest] random enlargement of a crop; null: none.
-        rare_crops: share of the training crops that hold a rare class at least; images that have one come more often.
-        rare_classes: names of these classes; null: those with less than half of an equal share of the pixels.
+        rare_crops: share of the training crops that hold a rare class at least, which is one with less than half of an
+            equal share of the pixels; images that have one come more often.
         augment: transforms of torchvision.transforms.v2, applied to image, mask, instances and weights together.
         num_workers: processes that read and augment, for each training process; null means the machine's cores
             shared among the training processes, 8 at most.
@@ -55,7 +55,6 @@ class SegmentationDataModule(LightningDataModule):
         crop: int | list[int] | None = None,
         zoom: list[float] | None = None,
         rare_crops: float = 0.0,
-        rare_classes: list[str] | None = None,
         augment: list[v2.Transform] | None = None,
         num_workers: int | None = None,
         cache: bool = False,
@@ -81,17 +80,10 @@ class SegmentationDataModule(LightningDataModule):
             )
         if seed < 0 or (num_workers or 0) < 0:
             raise InputError(f"data.seed {seed} and data.num_workers {num_workers} must be 0 or more")
-        if zoom is not None and len(zoom) != 2:
-            raise InputError(f"data.zoom {zoom} must be the smallest and the largest factor, e.g. [0.5, 2.0]")
-        crop_size, factors = (sides[0], sides[1]) if sides else None, (zoom[0], zoom[1]) if zoom else None
-        self.augment = Augment(crop_size, augment or [], factors)
-        unknown = set(rare_classes or ()) - set(self.labels.names)
-        if not 0 <= rare_crops <= 1 or unknown or (rare_crops and not sides):
-            raise InputError(
-                f"data.rare_crops {rare_crops} must be a share of the crops (data.crop {crop}), and data.rare_classes "
-                f"{rare_classes} some of {', '.join(self.labels.names)}"
-            )
-        self.rare_crops, self.rare_classes = rare_crops, rare_classes
+        self.augment = Augment((sides[0], sides[1]) if sides else None, augment or [], zoom)
+        if not 0 <= rare_crops <= 1 or (rare_crops and not sides):
+            raise InputError(f"data.rare_crops {rare_crops} must be a share of the crops (data.crop {crop})")
+        self.rare_crops = rare_crops
         self.num_workers, self.cache, self.skip = num_workers, cache, on_bad_file == "skip"
         self.seed = seed
         self._censuses: dict[str, Census] = {}
@@ -113,12 +105,13 @@ class SegmentationDataModule(LightningDataModule):
 
     def _leave_out(self) -> None:
         """The data set without the samples that cannot be used."""
-        bad = {split: set(census.bad) for split, census in self._censuses.items() if census.bad}
+        bad = {split: census.bad for split, census in self._censuses.items() if census.bad}
         self.dataset = without(self.whole, bad) if bad else self.whole
 
     def skipped(self) -> list[str]:
         """What is wrong with the files that were left out (`on_bad_file: skip`), a message each."""
-        return [*self.whole.problems, *(text for census in self._censuses.values() for text in census.bad.values())]
+        bad = (error for census in self._censuses.values() for error in census.bad.values())
+        return [*self.whole.problems, *map(str, bad)]
 
     def check(self, splits: Sequence[str] = SPLITS) -> None:
         """Read every sample of `splits` once and say, before the first step, what would stop a run or spoil it.
@@ -171,17 +164,19 @@ class SegmentationDataModule(LightningDataModule):
         return self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Trainer sets it without declaring it
 
     def train_dataloader(self) -> DataLoader:
+        self.train_loader = self._train_loader()
+        self.train_loader.load_state_dict(self.place)
+        return self.train_loader
+
+    def _train_loader(self) -> TrainLoader:
         if self.overfit:
             split = self._split("train", Augment(self.augment.crop, []))
         else:
             split = self._split("train", self.augment, self._rare())
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        batches = TrainBatches(len(split), self.batch_size, self.seed, rank, world_size, shuffle=not self.overfit)
-        limit = self.trainer.limit_train_batches
-        limit = limit if isinstance(limit, int) else max(1, int(len(batches) * limit))
-        self.train_loader = TrainLoader(split, batch_sampler=batches, limit=limit, **self._workers())
-        self.train_loader.load_state_dict(self.place)
-        return self.train_loader
+        trainer, shuffle = self.trainer, not self.overfit
+        place, limit = (trainer.global_rank, trainer.world_size), trainer.limit_train_batches
+        batches = TrainBatches(len(split), self.batch_size, self.seed, *place, shuffle, limit)
+        return TrainLoader(split, batch_sampler=batches, **self._workers())
 
     # Lightning gives a loader its state back in mid-epoch only; a new one must know its epoch in any case.
     def state_dict(self) -> dict[str, int]:
@@ -192,11 +187,8 @@ class SegmentationDataModule(LightningDataModule):
         self.place = state_dict
 
     def val_dataloader(self) -> DataLoader:
-        if self.overfit:  # does the net know by heart what it was trained on?
-            split = self._split("train", Augment(self.augment.crop, []))
-            batches = TrainBatches(len(split), self.batch_size, self.seed, shuffle=False)
-            return DataLoader(split, batch_sampler=batches, **self._workers())
-        return self._eval_loader("val")
+        # Where a batch is overfitted: does the net know by heart what it was trained on?
+        return self._train_loader() if self.overfit else self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)
@@ -216,17 +208,11 @@ class SegmentationDataModule(LightningDataModule):
         """Which crops of the training split are to hold which classes."""
         if not self.rare_crops:
             return None
-        census, names = self.census("train"), self.labels.names
-        if self.rare_classes:
-            classes = [names.index(name) for name in self.rare_classes]
-        else:
-            classes = np.flatnonzero(census.shares < 0.5 / len(names)).tolist()
+        census = self.census("train")
+        classes = np.flatnonzero(census.shares < 0.5 / len(census.names)).tolist()
         samples = np.flatnonzero(census.counts[:, classes].sum(axis=1)).tolist()
         if not samples:
-            raise InputError(
-                f"data.rare_crops: no training image has {', '.join(names[k] for k in classes) or 'a rare class'}. "
-                "Name others in data.rare_classes, or set rare_crops: 0"
-            )
+            raise InputError(f"data.rare_crops {self.rare_crops}: no training image has a rare class. Set it to 0")
         return RareCrops(self.rare_crops, classes, samples)
 
     def _workers(self) -> dict[str, Any]:

@@ -48,11 +48,11 @@ def open_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.nda
         InputError: the file is missing, not an image, cut off, or has another number of bands.
     """
     pixels, mode = _read(path, channels)
-    if as_rgb and isinstance(pixels, Image.Image) and pixels.mode[0] not in "IF":  # of 8 bits
-        pixels = pixels.convert("RGB")
-        mode = pixels.mode
-    if mode == "P" and isinstance(pixels, Image.Image):
-        pixels = pixels.convert("RGBA" if "transparency" in pixels.info else "RGB")
+    if isinstance(pixels, Image.Image):
+        if as_rgb and mode[0] not in "IF":  # of 8 bits
+            pixels = pixels.convert("RGB")
+        elif mode == "P":
+            pixels = pixels.convert("RGBA" if "transparency" in pixels.info else "RGB")
         mode = pixels.mode
     pixels = _numeric(pixels)
     pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
@@ -142,21 +142,14 @@ def _tiff(path: Path, channels: int | None) -> np.ndarray:
     with tifffile.TiffFile(path) as file:
         first = file.series[0]  # of a pyramid the first level is the image itself
         axes, shape = first.axes, dict(zip(first.axes, first.shape, strict=True))
-        pages = len(file.series)
-        if pages == 1:
-            pages = math.prod(size for axis, size in shape.items() if axis not in "YXSC")
-        if pages > 1 and pages != channels:
-            raise InputError(
-                f"{path}: holds {pages} pictures. Save each as a file of its own, or, if they are bands, "
-                f"declare channels: {pages}"
-            )
+        pages = len(file.series) * math.prod(size for axis, size in shape.items() if axis not in "YXSC")
+        if pages > 1 and (pages != channels or len(file.series) > 1):
+            bands = f", or, if they are bands, declare channels: {pages}" if len(file.series) == 1 else ""
+            raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own{bands}")
         _check_area(shape["Y"] * shape["X"])
-        if len(file.series) > 1:
-            pixels = np.stack([one.asarray() for one in file.series], axis=-1)
-        else:  # of a large one only what is looked at is kept
-            pixels = first.asarray(out="memmap" if math.prod(first.shape) > LARGE else None)
-            pixels = np.moveaxis(pixels, (axes.index("Y"), axes.index("X")), (0, 1))
-            pixels = pixels.reshape(shape["Y"], shape["X"], -1)
+        # Of a large one only what is looked at is kept.
+        pixels = first.asarray(out="memmap" if math.prod(first.shape) > LARGE else None)
+        pixels = np.moveaxis(pixels, (axes.index("Y"), axes.index("X")), (0, 1)).reshape(shape["Y"], shape["X"], -1)
         orientation = file.pages.first.tags.valueof("Orientation", 1)
     if not pixels.size:
         raise ValueError("no pixels")

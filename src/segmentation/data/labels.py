@@ -4,24 +4,16 @@ Nothing here is ever guessed from pixels. A mask value that nobody declared is a
 """
 
 import colorsys
-from collections.abc import Collection, Mapping
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL.ImageColor import getrgb
 
-from segmentation.data.values import (
-    HEX,
-    UndeclaredValues,
-    Value,
-    as_yaml,
-    code_of,
-    codes_of,
-    count_values,
-    listed,
-    name_of,
-)
 from segmentation.errors import InputError
 
 #: Class index of pixels that count nowhere: void, padding. It is the default of torch's own cross-entropy.
@@ -31,6 +23,71 @@ IGNORE_INDEX = -100
 UNDECLARED = -1
 
 FEW = 8  # undeclared values that may be classes; of more, the mask is none
+MANY = 64  # values in the masks of a data set of which nobody says that they are classes
+
+#: A mask value: an integer of an index mask, or "#RRGGBB" of a colour mask.
+Value = int | str
+
+HEX = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+class UndeclaredValues(InputError):
+    """A mask holds values that nobody declared; `counts` are the pixels of all that it holds."""
+
+    def __init__(self, message: str, counts: dict[Value, int] | None = None) -> None:
+        super().__init__(message)
+        self.counts = counts or {}
+
+
+class ClassesMissing(InputError):
+    """Nobody declared the classes of masks that hold `counts`, value -> pixels; `suggested` is a declaration."""
+
+    def __init__(self, counts: dict[Value, int]) -> None:
+        values, fix = sorted(counts, key=code_of), ", with names of yours"
+        if len(values) > MANY:
+            values = [values[0], values[-1]]
+            fix = " and mask_threshold: 128, or save masks as PNG with one value a class: these are smeared, like JPEGs"
+        names = ["background" if value in (0, "#000000") else name_of(value) for value in values]
+        names = ["background", "foreground"] if len(values) == 2 else names
+        self.suggested = dict(zip(names, values, strict=True))
+        found = listed(counts, commonest_first=True)
+        declaration = as_yaml("classes", self.suggested)
+        super().__init__(f"classes is not declared. The masks hold {found}. Fix: {declaration}{fix}")
+
+
+def name_of(value: Value) -> str:
+    """A class name to be replaced."""
+    return f"class_{str(value).lstrip('#')}"
+
+
+def as_yaml(option: str, value: Any) -> str:
+    """An option in one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return f"{option}: {text.strip()}"
+
+
+def listed(counts: dict[Value, int], commonest_first: bool = False) -> str:
+    """Eight values with their pixels."""
+    pairs = sorted(counts.items(), key=lambda pair: -pair[1]) if commonest_first else list(counts.items())
+    first = ", ".join(f"{value} ({pixels:,} pixels)" for value, pixels in pairs[:8])
+    return first + (f" and {len(pairs) - 8} more" if len(pairs) > 8 else "")
+
+
+def code_of(value: Value) -> int:
+    """A colour as one integer, 0xRRGGBB; an integer as it is."""
+    return int(value[1:], 16) if isinstance(value, str) else value
+
+
+def codes_of(mask: np.ndarray) -> np.ndarray:
+    """(H, W, 3 or more) uint8 colours as (H, W) integers, 0xRRGGBB; (H, W) integers as they are."""
+    return mask if mask.ndim == 2 else mask[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1)
+
+
+def count_values(codes: np.ndarray, colors: bool) -> dict[Value, int]:
+    """Value -> pixels, of codes of colours or of integers; in the order of the values."""
+    values, counts = np.unique(codes, return_counts=True)
+    found = zip(values.tolist(), counts.tolist(), strict=True)
+    return {f"#{value:06X}" if colors else value: count for value, count in found}
 
 
 @dataclass(frozen=True)
@@ -47,25 +104,19 @@ class Labels:
     scale: float | None = None  # what stands for 1.0 in an image; None: its type's largest integer, 1 for floats
 
     @classmethod
-    def parse(
-        cls, classes: Mapping[str, Any], ignore: Any = None, channels: int = 3, task: str | None = None
-    ) -> "Labels":
-        """Read the declaration as users write it in YAML.
+    def parse(cls, classes: Mapping[str, Any], ignore: Any = None, channels: int = 3) -> "Labels":
+        """Read the declaration as users write it in YAML. Two classes are a binary task.
 
         Args:
             classes: name -> value, list of values, "#RRGGBB", or {"value": any of these, "color": "#RRGGBB"}.
             ignore: a value, a list of values, or None.
             channels: bands of the images.
-            task: None means `binary` for two classes and `multiclass` for more.
         """
         if len(classes) < 2:
             raise InputError(
                 f"classes declares {list(classes)}: segmentation needs at least two, "
                 "e.g. classes: {background: 0, nucleus: 255}"
             )
-        task = task or ("binary" if len(classes) == 2 else "multiclass")
-        if task not in ("binary", "multiclass") or (task == "binary" and len(classes) != 2):
-            raise InputError(f"task {task!r} does not fit {len(classes)} classes: binary takes two, else multiclass")
         values: list[list[Value]] = []
         colors: list[str] = []
         for name, spec in classes.items():
@@ -74,8 +125,6 @@ class Labels:
             if unknown := sorted(set(spec) - {"value", "color"}):
                 raise InputError(f"{where} has {unknown}: a class has value and color, nothing else")
             values.append(_as_values(spec.get("value"), where))
-            if any(isinstance(value, int) and not 0 <= value < 2**16 for value in values[-1]):
-                raise InputError(f"{where} has a mask value outside 0..65535, which no PNG can hold")
             mask_color = next((v for v in values[-1] if isinstance(v, str)), None)
             colors.append(_check_color(spec.get("color") or mask_color or _distinct_color(len(colors)), where))
         ignored = [] if ignore is None else _as_values(ignore, "ignore")
@@ -85,6 +134,7 @@ class Labels:
             raise InputError(f"mask value {', '.join(twice)} is declared twice in classes and ignore: keep one")
         if len({isinstance(value, str) for value in declared}) > 1:
             raise InputError("classes and ignore mix integers and colours: a mask is one or the other")
+        task = "binary" if len(classes) == 2 else "multiclass"
         return cls(task, [str(name) for name in classes], values, colors, ignored, channels)
 
     @property
@@ -130,16 +180,13 @@ class Labels:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
         """
         codes = codes_of(mask)
-        if self.by_color and mask.ndim != 3:
+        if self.by_color != (mask.ndim == 3):
+            counts = count_values(codes, mask.ndim == 3)
+            held, declared = ("colours", "integer") if mask.ndim == 3 else ("one value a pixel", "colour")
+            example = dict(zip(self.names, counts if mask.ndim == 3 else range(self.num_classes), strict=False))
             raise InputError(
-                f"{source}: the classes are declared by colour, but this mask holds one value a pixel. "
-                f"Fix: {as_yaml('classes', {name: i for i, name in enumerate(self.names)})}, or the values it has"
-            )
-        if not self.by_color and mask.ndim == 3:
-            raise InputError(
-                f"{source}: this mask is a colour image, but the classes are declared by integer. Its colours: "
-                f"{listed(count_values(codes, True), commonest_first=True)}. "
-                f'Fix: give each class its colour, e.g. {self.names[0]}: "#000000"'
+                f"{source}: holds {held}: {listed(counts, commonest_first=True)}. But the classes are declared by "
+                f"{declared}. Fix: {as_yaml('classes', example)}, or as they are meant"
             )
         if codes.dtype.kind == "f":
             if not np.array_equal(codes, np.rint(codes)):
@@ -147,16 +194,9 @@ class Labels:
             codes = codes.astype(np.int64)
         # Of bytes there are only 256: looking those up, not the pixels, is ten times faster.
         index = self._look_up(np.arange(256)).take(codes) if codes.dtype == np.uint8 else self._look_up(codes)
-        undeclared = index == UNDECLARED
-        if undeclared.any():
-            counts = count_values(codes[undeclared], self.by_color)
-            swapped = self._swapped(codes)
-            raise UndeclaredValues(
-                f"{source}: mask values that classes does not declare: {listed(counts)}, of {codes.size:,}. "
-                f"{self.advice(counts, swapped)}",
-                counts,
-                swapped,
-            )
+        if (index == UNDECLARED).any():
+            counts = count_values(codes, self.by_color)
+            raise UndeclaredValues(f"{source}: {self.complaint(counts)}", counts)
         return index
 
     def decode(self, index: np.ndarray) -> np.ndarray:
@@ -176,39 +216,46 @@ class Labels:
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
         return np.where(known[place] == codes, index[place], UNDECLARED)
 
-    def mended(self, undeclared: Collection[Value], swapped: bool) -> dict[str, Any]:
-        """`classes` with what is not declared: name -> value, or list of values. `swapped`: the undeclared values are
-        the same two classes in other values, 0/255 where 0/1 is declared."""
-        if swapped:
-            top = max(map(code_of, undeclared))
-            first, second = (code_of(values[0]) for values in self.values)
-            return dict(zip(self.names, (0, top) if first < second else (top, 0), strict=True))
+    def undeclared(self, values: Iterable[Value]) -> list[Value]:
+        """Those of some mask values that nobody declared."""
+        declared = {code_of(value) for group in [*self.values, self.ignore] for value in group}
+        return [value for value in values if code_of(value) not in declared]
+
+    def mended(self, values: Collection[Value]) -> dict[str, Any] | None:
+        """`classes` that fit masks of these values, name -> value or list of values; None where that cannot be said:
+        nothing is undeclared, or so much that it is no class.
+
+        Two classes in other values than declared, 0 and 255 for 0 and 1, are still these two.
+        """
+        undeclared = self.undeclared(values)
+        if not undeclared or len(undeclared) > FEW:
+            return None
+        codes = {code_of(value) for value in values} | {0}
+        simple = not self.by_color and [len(group) for group in self.values] == [1, 1]
+        if simple and codes in ({0, 1}, {0, 255}) and not codes & {code_of(value) for value in self.ignore}:
+            first, second = (code_of(group[0]) for group in self.values)
+            return dict(zip(self.names, sorted(codes, reverse=first > second), strict=True))
         declared = {name: v[0] if len(v) == 1 else v for name, v in zip(self.names, self.values, strict=True)}
         return declared | {name_of(value): value for value in undeclared}
 
-    def advice(self, undeclared: Collection[Value], swapped: bool) -> str:
-        """What to do about mask values that are not declared: the YAML of `mended`, where they are few."""
-        if len(undeclared) > FEW:
-            return (
-                "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a photo?): "
-                "save masks as PNG with one value a class; or, where smeared masks tell two classes, "
-                "mask_threshold: 128"
-            )
-        fix = as_yaml("classes", self.mended(undeclared, swapped))
-        return f"Fix: {fix}, or, if they count nowhere, {as_yaml('ignore', [*self.ignore, *undeclared])}"
-
-    def _swapped(self, codes: np.ndarray) -> bool:
-        """Whether two classes of one value each meet a mask of the values 0 and 1, or 0 and 255, neither ignored."""
-        if self.by_color or [len(values) for values in self.values] != [1, 1]:
-            return False
-        top = int(codes.max())
-        return top in (1, 255) and not {0, top} & set(self.ignore) and bool(np.isin(codes, (0, top)).all())
+    def complaint(self, counts: dict[Value, int]) -> str:
+        """What to say about masks of these values, value -> pixels, of which some are not declared: with the YAML of
+        `mended`, where they are few."""
+        undeclared = {value: counts[value] for value in self.undeclared(counts)}
+        classes = self.mended(counts)
+        fix = (
+            "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a photo?): save "
+            "masks as PNG with one value a class; or, where smeared masks tell two classes, mask_threshold: 128"
+        )
+        if classes:
+            ignore = as_yaml("ignore", [*self.ignore, *undeclared])
+            fix = f"Fix: {as_yaml('classes', classes)}, or, if they count nowhere, {ignore}"
+        said = f"mask values that classes does not declare: {listed(undeclared)}, of {sum(counts.values()):,}"
+        return f"{said}. {fix}"
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:
     values = list(declared) if isinstance(declared, (list, tuple)) else [declared]
-    if not values:
-        raise InputError(f"{where} has an empty list of mask values: give at least one")
     for value in values:
         if isinstance(value, str):
             _check_color(value, where)

@@ -101,9 +101,8 @@ def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, File
     return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
 
 
-def read_list(path: Path, split: str, shared: bool) -> list[str]:
-    """The names in a list file of a split: lines of text; or of a .csv file that has a heading with `name`, and with
-    `split` where all splits share the file.
+def read_list(path: Path, split: str) -> list[str]:
+    """The names in a list file of a split: lines of text, or of a .csv file with a heading of `name` and `split`.
 
     Raises:
         InputError: no such column.
@@ -112,13 +111,13 @@ def read_list(path: Path, split: str, shared: bool) -> list[str]:
     if path.suffix.lower() != ".csv":
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = list(csv.DictReader(text.splitlines()))
-    for column in ("name", "split") if shared else ("name",):
+    for column in ("name", "split"):
         if not rows or rows[0].get(column) is None:
-            raise InputError(f"{path}: has no column {column!r}. Its first line must be: name{',split' * shared}")
-    return [row["name"] for row in rows if not shared or row["split"] == split]
+            raise InputError(f"{path}: has no column {column!r}. Its first line must be: name,split")
+    return [row["name"] for row in rows if row["split"] == split]
 
 
-def listed(path: Path, lines: list[str], samples: dict[str, Files], folders: list[Path]) -> dict[str, Files]:
+def listed(source: Path, lines: list[str], samples: dict[str, Files], folders: list[Path]) -> dict[str, Files]:
     """The samples that a list names: as they are called, by file name, or by a path that ends so; what follows a space
     is ignored if the line as a whole is no sample.
 
@@ -127,19 +126,12 @@ def listed(path: Path, lines: list[str], samples: dict[str, Files], folders: lis
     """
     chosen = {}
     for line in lines:
-        name = next((name for name in _readings(line) if name in samples), None)
+        paths = [Path(text) for text in (line, line.split()[0])]
+        paths += [path.with_suffix("") for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        ends = ("/".join(path.parts[first:]) for path in paths for first in range(len(path.parts)))
+        name = next((end for end in ends if end in samples), None)
         if name is None:
             where = ", ".join(map(str, folders))
-            raise InputError(f"{path}: lists {line}, but there is no file of that name in each of {where}")
+            raise InputError(f"{source}: lists {line}, but there is no file of that name in each of {where}")
         chosen[name] = samples[name]
     return chosen
-
-
-def _readings(line: str) -> Iterator[str]:
-    for text in (line, line.split()[0]):
-        path = Path(text)
-        yield path.as_posix()
-        parts = (
-            (path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path).as_posix().strip("/").split("/")
-        )
-        yield from ("/".join(parts[first:]) for first in range(len(parts)))

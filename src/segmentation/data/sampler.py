@@ -6,7 +6,7 @@ changes in the main process), so that what a sample looks like is a function of 
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ class Index(NamedTuple):
 
 
 class TrainBatches(Sampler[list[Index]]):
-    """Batches of one process over a permutation of the samples, new in each epoch.
+    """Batches of one process over permutations of the samples, one an epoch; epoch after epoch, without end, so that
+    workers read the next epoch's while this one ends.
 
     Step i of N processes holds the samples that step i of one process with an N times larger batch would hold. Samples
     that do not fill a batch wait for another epoch's permutation; a split smaller than a batch is repeated to fill it.
@@ -40,30 +41,42 @@ class TrainBatches(Sampler[list[Index]]):
         rank: this process.
         world_size: number of processes.
         shuffle: False keeps the order of the data set, in epoch 0 for ever (to overfit a batch).
+        limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), a number or a share.
 
-    The next iteration takes the permutation of `epoch`, from batch `start` on.
+    Attributes:
+        epoch_length: batches of an epoch.
+        place: epoch and batch from which the next iteration goes on.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        limit: int | float = 1.0,
     ) -> None:
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
-        self.epoch = self.start = 0
+        self.epoch_length = min(len(self), limit) if isinstance(limit, int) else max(1, int(len(self) * limit))
+        self.place = 0, 0
 
     def __len__(self) -> int:
         return max(1, self.length // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[Index]]:
-        epoch = self.epoch if self.shuffle else 0
-        order = list(range(self.length))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-            order = torch.randperm(self.length, generator=generator).tolist()
-        step = self.batch_size * self.world_size
-        for batch in range(self.start, len(self)):
-            first = batch * step + self.rank * self.batch_size
-            yield [Index(order[i % self.length], epoch) for i in range(first, first + self.batch_size)]
+        start, step = self.place[1], self.batch_size * self.world_size
+        for epoch in count(self.place[0]):
+            number, order = epoch if self.shuffle else 0, list(range(self.length))
+            if self.shuffle:
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+                order = torch.randperm(self.length, generator=generator).tolist()
+            for batch in range(start, self.epoch_length):
+                first = batch * step + self.rank * self.batch_size
+                yield [Index(order[i % self.length], number) for i in range(first, first + self.batch_size)]
+            start = 0
 
 
 class EvalBatches(Sampler[list[Index]]):
@@ -91,43 +104,15 @@ class EvalBatches(Sampler[list[Index]]):
         return iter(self.batches)
 
 
-class Onward(Sampler[list[Index]]):
-    """Batches of epoch after epoch, without end, so that workers read the next epoch's while this one ends.
-
-    Args:
-        batches: of one epoch.
-        length: how many of them count as a whole epoch.
-
-    Attributes:
-        place: epoch and batch from which the next iteration goes on.
-    """
-
-    def __init__(self, batches: TrainBatches, length: int) -> None:
-        self.batches, self.length, self.place = batches, length, (0, 0)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[Index]]:
-        epoch, start = self.place
-        while True:
-            self.batches.epoch, self.batches.start = epoch, start
-            yield from islice(self.batches, self.length - start)
-            epoch, start = epoch + 1, 0
-
-
 class TrainLoader(DataLoader):
-    """A DataLoader over `TrainBatches` that knows its place, so that a run resumed in mid-epoch goes on with the very
-    next batch. The datamodule keeps its `state_dict()` in every checkpoint and gives it back to a new loader. `limit`
-    is the number of batches that count as a whole epoch (Trainer's `limit_train_batches`), or None for all."""
+    """A DataLoader over `TrainBatches`, an epoch at a time, that knows its place, so that a resumed run goes
+    on with the very next batch. The datamodule keeps its `state_dict()` in every checkpoint, for a new loader."""
 
-    batch_sampler: Onward
+    batch_sampler: TrainBatches
     onward: Iterator[Any] | None
     place: dict[str, int]
 
-    def __init__(self, *args: Any, batch_sampler: TrainBatches, limit: int | None = None, **kwargs: Any) -> None:
-        self.epoch_length = min(len(batch_sampler), len(batch_sampler) if limit is None else limit)
-        kwargs["batch_sampler"] = Onward(batch_sampler, self.epoch_length)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.load_state_dict({"epoch": 0, "batch": 0})
 
@@ -140,7 +125,7 @@ class TrainLoader(DataLoader):
         while True:
             batch = next(onward)
             self.place["batch"] += 1
-            ends = self.place["batch"] == self.epoch_length
+            ends = self.place["batch"] == self.batch_sampler.epoch_length
             if ends:
                 self.place = {"epoch": self.place["epoch"] + 1, "batch": 0}
             yield batch

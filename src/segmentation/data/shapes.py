@@ -43,17 +43,15 @@ class ShapesData(SegmentationData):
         seed: another seed gives other images.
 
     Raises:
-        InputError: a count below zero, no training image, a size too small for the shapes, a negative seed.
+        InputError: a count or seed below zero, a size too small for the shapes.
     """
 
     def __init__(self, train: int = 512, val: int = 64, test: int = 128, size: int = 96, seed: int = 0) -> None:
         super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
         self.counts = {"train": train, "val": val, "test": test}
         self.size, self.seed = size, seed
-        counts = (("train", train, 1, 64), ("val", val, 0, 64), ("test", test, 0, 64))
-        for name, given, least, example in (*counts, ("seed", seed, 0, -seed)):
-            if given < least:
-                raise InputError(f"data {name}={given}: give {least} or more, e.g. {name}: {example}")
+        if min(train, val, test, seed) < 0:
+            raise InputError(f"data train={train}, val={val}, test={test} and seed={seed} must be 0 or more")
         if size < SMALLEST:
             raise InputError(f"data size={size} leaves shapes of a few pixels: use {SMALLEST} or more, e.g. size: 96")
 

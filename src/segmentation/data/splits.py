@@ -1,6 +1,6 @@
 """Dividing samples: by fractions, into folds, by hand. Groups (a patient, a video, a slide) are never torn apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def cross_validation(data: SegmentationData, folds: int, number: int, seed: int)
     return _Selection(data, parts | {"test": _all(data, "test")})
 
 
-def without(data: SegmentationData, bad: dict[str, set[int]]) -> SegmentationData:
+def without(data: SegmentationData, bad: Mapping[str, Collection[int]]) -> SegmentationData:
     """A data set without its bad samples: split -> indices."""
     return _Selection(data, {s: [(s, i) for s, i in _all(data, s) if i not in bad.get(s, ())] for s in SPLITS})
 

@@ -12,7 +12,7 @@ from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 
 #: A list of one number a class, or a rule that makes them from the census of the training split.
-Weights = list[float] | Literal["auto", "inverse", "sqrt_inverse", "median", "effective"] | None
+Weights = list[float] | Literal["auto", "sqrt_inverse", "median", "effective"] | None
 
 #: Cui et al.'s beta: what a class has in pixels beyond some 1 / (1 - beta) adds little to its effective number.
 BETA = 1 - 1e-6
@@ -22,16 +22,19 @@ class SegmentationLoss(nn.Module, ABC):
     """Base class of the losses: float32 under any autocast; a subclass writes `compute`.
 
     Args:
-        class_weights: for K logits, one factor a class: numbers, or a rule of `class_weights`; null for none.
-        max_weight: what a rule's weights are capped at.
+        class_weights: one factor a class: numbers, or a rule of `class_weights`; null for none.
+        max_weight: what a rule's weights of more than two classes are capped at.
     """
 
     def __init__(self, class_weights: Weights = None, max_weight: float = 10.0) -> None:
         super().__init__()
         self.max_weight = max_weight
-        self.rule = class_weights if isinstance(class_weights, str) else None
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", as_buffer(class_weights))
+        self.rule: str | None = class_weights if isinstance(class_weights, str) else None
+        self.class_weights: Tensor | None  # an empty one is what no census has filled yet
+        numbers = (
+            None if class_weights is None else torch.tensor([] if isinstance(class_weights, str) else class_weights)
+        )
+        self.register_buffer("class_weights", numbers)
 
     @abstractmethod
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
@@ -59,31 +62,43 @@ class SegmentationLoss(nn.Module, ABC):
 
     def setup(self, census: Census) -> None:
         """Fill in what the config leaves to the data, from the census of the training split."""
-        if self.rule is not None:
-            weights = class_weights(census, self.rule)
-            for name, value in zip(census.names, weights.tolist(), strict=True):
-                if value > self.max_weight:
-                    rank_zero_warn(
-                        f"class {name!r} is so rare that its weight would be {value:.1f}: capped at the loss's "
-                        f"max_weight, {self.max_weight:g}"
-                    )
-            self.class_weights = weights.clamp(max=self.max_weight).float()
+        if self.rule is None:
+            return
+        two = len(census.pixels) == 2
+        if two and not census.pixels[1]:
+            raise InputError("auto weights of two classes need foreground pixels, but the training split has none")
+        weights, cap = class_weights(census, self.rule), float("inf") if two else self.max_weight
+        for name, value in zip(census.names, weights.tolist(), strict=True):
+            if value > cap:
+                rank_zero_warn(
+                    f"class {name!r} is so rare that its weight would be {value:.1f}: capped at the loss's "
+                    f"max_weight, {cap:g}"
+                )
+        self.class_weights = weights.clamp(max=cap).float()
 
-    def weights_of_classes(self, logits: Tensor, name: str = "class_weights") -> Tensor | None:
-        """The class weights, (K,), in the logits' type; InputError if there are not K, or no census has filled them."""
-        weights = filled(self.class_weights, name, logits)
-        if weights is not None and len(weights) != logits.shape[1]:
-            hint = " (a binary task has one logit: class_weights: null, and pos_weight or alpha where there is one)"
-            said = f"{name} of the loss: {len(weights)} numbers for {logits.shape[1]} logits"
-            raise InputError(said + hint * (logits.shape[1] == 1))
-        return weights
+    def weights_of_classes(self, count: int, like: Tensor) -> Tensor | None:
+        """The class weights, (count,), in the type of `like`.
+
+        Raises:
+            InputError: no census has filled them, or there are not so many.
+        """
+        weights = self.class_weights
+        if weights is None:
+            return None
+        if not weights.numel():
+            raise InputError("auto weights are counted from the training split: call setup(census), or give numbers")
+        if len(weights) != count:
+            raise InputError(
+                f"the loss has weights for {len(weights)} classes, not {count}: give class_weights or alpha one number "
+                "a class (pos_weight, and one alpha, are for two)"
+            )
+        return weights.to(like.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take buffers that a census filled, whose shape (the number of classes) only the checkpoint knows."""
-        for name, buffer in list(self.named_buffers(recurse=False)):
-            saved = state_dict.get(prefix + name)
-            if saved is not None and saved.shape != buffer.shape:
-                self.register_buffer(name, torch.empty_like(saved, device=buffer.device))
+        """Take weights that a census filled, whose number only the checkpoint knows."""
+        saved = state_dict.get(f"{prefix}class_weights")
+        if saved is not None and self.class_weights is not None:
+            self.class_weights = torch.empty_like(saved, device=self.class_weights.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -92,15 +107,15 @@ def class_weights(census: Census, rule: str) -> Tensor:
 
     With n_c the pixels of class c and N those of all images where it occurs:
 
-    - `inverse`, or `auto`: 1 / n_c; every class has the same share in the loss. What is rare may drown the rest.
+    - `auto`: 1 / n_c; every class has the same share in the loss. What is rare may drown the rest.
     - `sqrt_inverse`: 1 / sqrt(n_c), half way to it.
     - `median`: median(f) / f_c, f_c = n_c / N (Badrinarayanan et al. 2017, SegNet).
-    - `effective`: (1 - beta) / (1 - beta^n_c), beta = 1 - 1e-6 (Cui et al. 2019): as `inverse` below a million pixels,
+    - `effective`: (1 - beta) / (1 - beta^n_c), beta = 1 - 1e-6 (Cui et al. 2019): as `auto` below a million pixels,
       and equal far above it.
     """
     n = torch.tensor(census.pixels, dtype=torch.float64)
     there = n > 0
-    if rule in ("auto", "inverse"):
+    if rule == "auto":
         weights = 1 / n
     elif rule == "sqrt_inverse":
         weights = n.rsqrt()
@@ -111,19 +126,3 @@ def class_weights(census: Census, rule: str) -> Tensor:
         weights = (1 - BETA) / (1 - BETA**n)
     weights = torch.where(there, weights, 0.0)
     return weights * n.sum() / (weights * n).sum()
-
-
-def as_buffer(value: list[float] | float | str | None) -> Tensor | None:
-    """Numbers as a tensor; an empty one stands for what no census has filled yet."""
-    if value is None:
-        return None
-    return torch.empty(0) if isinstance(value, str) else torch.tensor(value, dtype=torch.float32)
-
-
-def filled(weights: Tensor | None, name: str, like: Tensor) -> Tensor | None:
-    """A buffer, in the type of `like`; InputError if it still waits for a census."""
-    if weights is None:
-        return None
-    if not weights.numel():
-        raise InputError(f"{name}: auto is counted from the training split: call setup(census) first, or give numbers")
-    return weights.to(like.dtype)

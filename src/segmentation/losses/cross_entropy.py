@@ -10,7 +10,7 @@ from torch import Tensor
 from segmentation.data.census import Census
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
-from segmentation.losses.base import SegmentationLoss, Weights, as_buffer, filled
+from segmentation.losses.base import SegmentationLoss, Weights
 
 
 class PixelLoss(SegmentationLoss):
@@ -22,9 +22,9 @@ class PixelLoss(SegmentationLoss):
     def of_pixel(self, log_p: Tensor) -> Tensor:
         """f, given the logarithm of p_t."""
 
-    @abstractmethod
     def pixel_weights(self, logits: Tensor) -> Tensor | None:
         """w: of background and foreground, (2,), for one logit; of each class, (K,), for K; None for 1 throughout."""
+        return self.weights_of_classes(max(2, logits.shape[1]), logits)
 
     def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
         valid = mask != IGNORE_INDEX
@@ -68,10 +68,11 @@ class CrossEntropy(PixelLoss):
     the sum of w[y] over valid pixels; as `torch.nn.functional.cross_entropy`.
 
     Args:
-        class_weights: for K logits: one factor a class, or `auto` (inverse), `sqrt_inverse`, `median` or `effective`,
-            made from the training split's pixels as `class_weights` in losses/base.py says; null for none.
-        pos_weight: for one logit: factor on the foreground, or `auto`: num_neg / num_pos of the training split.
-        max_weight: what class weights made from the data are capped at.
+        class_weights: one factor a class, or `auto` (inverse), `sqrt_inverse`, `median` or `effective`, made from the
+            training split's pixels as `class_weights` in losses/base.py says; null for none.
+        pos_weight: of two classes: the weight of the second, the first has 1; or `auto`: num_neg / num_pos of the
+            training split.
+        max_weight: what weights of more than two classes, made from the data, are capped at.
     """
 
     def __init__(
@@ -80,32 +81,22 @@ class CrossEntropy(PixelLoss):
         pos_weight: float | Literal["auto"] | None = None,
         max_weight: float = 10.0,
     ) -> None:
-        super().__init__(class_weights, max_weight)
+        if class_weights is not None and pos_weight is not None:
+            raise InputError("the loss has class_weights and pos_weight: give one of them")
+        super().__init__([1.0, pos_weight] if isinstance(pos_weight, int | float) else class_weights, max_weight)
         self.auto_pos_weight = pos_weight == "auto"
-        self.pos_weight: Tensor | None
-        self.register_buffer("pos_weight", as_buffer(pos_weight))
+        if self.auto_pos_weight:
+            self.rule, self.class_weights = "auto", torch.empty(0)
 
     def setup(self, census: Census) -> None:
         super().setup(census)
-        if self.auto_pos_weight:
-            if len(census.pixels) != 2:
-                raise InputError(f"pos_weight is for two classes, not {len(census.pixels)}: use class_weights")
-            negative, positive = census.pixels
-            if not positive:
-                raise InputError("pos_weight: auto needs foreground pixels, but the training split has none")
-            self.pos_weight = torch.tensor(negative / positive)
+        if self.auto_pos_weight and self.class_weights is not None:
+            if len(self.class_weights) != 2:
+                raise InputError(f"pos_weight is for two classes, not {len(census.names)}: use class_weights")
+            self.class_weights = self.class_weights / self.class_weights[0]
 
     def of_pixel(self, log_p: Tensor) -> Tensor:
         return -log_p
-
-    def pixel_weights(self, logits: Tensor) -> Tensor | None:
-        weights = self.weights_of_classes(logits)
-        if logits.shape[1] > 1:
-            if self.pos_weight is not None:
-                raise InputError(f"pos_weight is for a binary task, not {logits.shape[1]} logits: use class_weights")
-            return weights
-        foreground = filled(self.pos_weight, "pos_weight", logits)
-        return None if foreground is None else torch.stack([torch.ones_like(foreground), foreground])
 
 
 class Focal(PixelLoss):
@@ -123,19 +114,11 @@ class Focal(PixelLoss):
         max_weight: what the weights of more than two classes, made from the data, are capped at.
     """
 
-    def __init__(
-        self,
-        alpha: float | Weights = None,
-        gamma: float = 2.0,
-        max_weight: float = 10.0,
-    ) -> None:
-        self.one = isinstance(alpha, int | float)
+    def __init__(self, alpha: float | Weights = None, gamma: float = 2.0, max_weight: float = 10.0) -> None:
         if isinstance(alpha, int | float):
             if not 0 < alpha < 1:
                 raise InputError(f"Focal: alpha {alpha} must be between 0 and 1, or a list of one number a class")
             alpha = [1 - alpha, alpha]
-        if gamma < 0:
-            raise InputError(f"Focal: gamma {gamma} must be 0 or more")
         super().__init__(alpha, max_weight)
         self.gamma = gamma
 
@@ -147,18 +130,5 @@ class Focal(PixelLoss):
         return -log_p * (-torch.expm1(log_p)).clamp(min=floor) ** self.gamma
 
     def pixel_weights(self, logits: Tensor) -> Tensor | None:
-        if logits.shape[1] > 1:
-            if self.one and logits.shape[1] != 2:
-                raise InputError(f"alpha of the loss: one number for {logits.shape[1]} classes; give a list, or auto")
-            return self.weights_of_classes(logits, "alpha")
-        weights = filled(self.class_weights, "alpha", logits)
-        if weights is not None and len(weights) != 2:
-            raise InputError(f"alpha of the loss: {len(weights)} numbers for a binary task; give one between 0 and 1")
-        return None if weights is None else weights / weights.sum()
-
-    def setup(self, census: Census) -> None:
-        if len(census.pixels) == 2:  # alpha is a share of two, and bounded as it is
-            self.max_weight = float("inf")
-            if self.rule and not census.pixels[1]:
-                raise InputError("alpha: auto needs foreground pixels, but the training split has none")
-        super().setup(census)
+        weights = super().pixel_weights(logits)
+        return weights if weights is None or logits.shape[1] > 1 else weights / weights.sum()

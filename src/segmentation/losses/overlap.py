@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX
-from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss, Weights
 
 
@@ -31,7 +30,7 @@ class ClassLoss(SegmentationLoss):
 
     def mean_over_classes(self, losses: Tensor, present: Tensor, logits: Tensor) -> Tensor:
         """(..., K) losses and whether each counts -> scalar."""
-        weights = self.weights_of_classes(logits)
+        weights = self.weights_of_classes(logits.shape[1], logits)
         share = present.to(losses.dtype) if weights is None else present * weights
         return (losses * share).sum() / share.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
@@ -77,15 +76,9 @@ class Tversky(SoftOverlap):
     """
 
     def __init__(
-        self,
-        alpha: float = 0.3,
-        beta: float = 0.7,
-        class_weights: Weights = None,
-        max_weight: float = 10.0,
+        self, alpha: float = 0.3, beta: float = 0.7, class_weights: Weights = None, max_weight: float = 10.0
     ) -> None:
         super().__init__(class_weights, max_weight)
-        if min(alpha, beta) <= 0:
-            raise InputError(f"alpha {alpha} and beta {beta} of an overlap loss must be positive")
         self.alpha, self.beta = alpha, beta
 
 

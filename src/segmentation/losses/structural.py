@@ -28,10 +28,6 @@ class MsSsim(SegmentationLoss):
     the batch are left out, as in overlap.py, and the others count alike.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: set[int] = set()
-
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         y = one_hot(mask, logits.shape[1], logits)
         valid = (mask != IGNORE_INDEX).unsqueeze(1)
@@ -47,8 +43,7 @@ class MsSsim(SegmentationLoss):
         number = sum(side >= limit for limit in SIDES)
         if not number:
             raise InputError(f"MS-SSIM needs sides of {SIDES[0]} pixels or more, not {side}: choose a larger data.crop")
-        if number < len(SIDES) and number not in self.said:
-            self.said.add(number)
+        if number < len(SIDES):  # Python says the same warning once
             rank_zero_warn(f"MS-SSIM: {number} of 5 scales fit into sides of {side} pixels (all five need {SIDES[-1]})")
         return number
 

@@ -36,11 +36,12 @@ class WeightedSum(SegmentationLoss):
             loss.setup(census)
 
     def terms(self, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Terms of one class are added up, those of a sum within the sum too."""
         found: dict[str, Tensor] = {}
-        for name, factor, loss in zip(_names(self.losses), self.weights, self.losses, strict=True):
-            parts = {f"{name}/{key}": part for key, part in loss.terms(logits, mask, weight).items()}
-            for key, part in (parts or {name: loss(logits, mask, weight)}).items():
-                found[key] = factor * part
+        for factor, loss in zip(self.weights, self.losses, strict=True):
+            terms = loss.terms(logits, mask, weight) or {type(loss).__name__: loss(logits, mask, weight)}
+            for name, term in terms.items():
+                found[name] = found.get(name, 0) + factor * term
         return found
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
@@ -57,10 +58,3 @@ class Hybrid(WeightedSum):
 
     def __init__(self, alpha: float | Weights = None, gamma: float = 2.0) -> None:
         super().__init__([Focal(alpha, gamma), MsSsim(), Jaccard()])
-
-
-def _names(losses: Iterable[nn.Module]) -> list[str]:
-    """Class names; a loss whose name is taken is numbered."""
-    kinds = [type(loss).__name__ for loss in losses]
-    numbers = [kinds[: index + 1].count(kind) for index, kind in enumerate(kinds)]
-    return [kind if number == 1 else f"{kind}-{number}" for kind, number in zip(kinds, numbers, strict=True)]

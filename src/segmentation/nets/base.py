@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,13 @@ class SegmentationNet(nn.Module, ABC):
         rule = self.inference
         level = rule if isinstance(rule, int) else self.num_heads if rule == "last" else None
         return self.combine(self(image, level=level))  # not `self.forward`, which `net.compile()` leaves as it is
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but not for a frozen backbone, whose batch norms use, not gather, statistics."""
+        super().train(mode)
+        if self.backbone is not None and not any(p.requires_grad for p in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
 
     def prune(self, level: int) -> "SegmentationNet":
         """A smaller net whose output is head `level` of this one; only UNet++ is built so that this is possible."""

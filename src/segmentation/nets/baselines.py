@@ -1,7 +1,6 @@
 """Models of segmentation-models-pytorch behind our contract, so that a run is compared by changing one line."""
 
 from inspect import signature
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,10 +19,9 @@ class SmpNet(SegmentationNet):
         encoder: a name that the library knows: resnet34, tu-convnext_tiny.
         encoder_weights: null for random ones, a name such as imagenet, or a file.
         freeze_encoder: keep the encoder's weights as they are.
-        options: further arguments of the architecture, such as `{decoder_attention_type: scse}`.
 
     Raises:
-        InputError: the library knows no such architecture, encoder or option.
+        InputError: the library knows no such architecture or encoder.
     """
 
     def __init__(
@@ -34,7 +32,6 @@ class SmpNet(SegmentationNet):
         encoder: str = "resnet34",
         encoder_weights: str | None = None,
         freeze_encoder: bool = False,
-        options: dict[str, Any] | None = None,
     ) -> None:
         import segmentation_models_pytorch as smp
 
@@ -45,19 +42,14 @@ class SmpNet(SegmentationNet):
         if architecture not in models:
             raise InputError(f"architecture: there is no {architecture}; choose one of {', '.join(sorted(models))}")
         check_name(encoder)
-        known = signature(models[architecture]).parameters
-        options = options or {}
-        unknown = [option for option in options if option not in known]
-        if unknown and not encoder.startswith("tu-"):  # timm's encoders take further options themselves
-            raise InputError(f"options: {architecture} has no {', '.join(unknown)}; choose from {', '.join(known)}")
         try:
             self.model = models[architecture](
-                encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes, **options
+                encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes
             )
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"{architecture} cannot be built with encoder {encoder} and {options}: {error}") from error
+            raise InputError(f"{architecture} cannot be built with encoder {encoder}: {error}") from error
         if encoder_weights is not None:
-            depth = options.get("encoder_depth", known["encoder_depth"].default)
+            depth = signature(models[architecture]).parameters["encoder_depth"].default
             pretrained = library_encoder(encoder, in_channels, depth, encoder_weights)
             self.model.encoder.load_state_dict(pretrained.state_dict())
             self.model.encoder.statistics = pretrained.statistics
@@ -65,16 +57,8 @@ class SmpNet(SegmentationNet):
         name = f"{architecture} with encoder {encoder}"
         image, _ = drop_unused(self.model, lambda image: [self.model(image)], in_channels, (32, 64, 128), name)
         self.stride = image.shape[-1]
-        self.frozen = freeze_encoder
         if freeze_encoder:
             self.backbone.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "SmpNet":
-        """Training mode, but not for a frozen encoder."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
 
     @property
     def backbone(self) -> nn.Module:

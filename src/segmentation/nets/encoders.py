@@ -46,7 +46,7 @@ class LibraryEncoder(nn.Module):
         norm: of the levels by hand.
         name: as segmentation-models-pytorch has it, `resnet34`, or `tu-` and a name of timm's, `tu-convnext_tiny`.
         weights: see `library_encoder`.
-        freeze: no gradients for the encoder, and its batch norms use, not gather, statistics.
+        freeze: no gradients for the encoder; `SegmentationNet.train` then keeps its statistics too.
 
     Raises:
         InputError: more than 6 widths, or an encoder that gives no such maps, or not of images of any size.
@@ -78,7 +78,6 @@ class LibraryEncoder(nn.Module):
             self.channels.append(width if str(i) in self.stem else x.shape[1])
         init_he(self.stem)
         self.body = body if len(self.stem) < levels else None
-        self.frozen = freeze
         if freeze and self.body is not None:
             self.body.requires_grad_(False).eval()
 
@@ -97,13 +96,6 @@ class LibraryEncoder(nn.Module):
             by_hand = str(i) in self.stem
             maps.append(self.stem[str(i)](F.max_pool2d(maps[-1], 2) if maps else image) if by_hand else given[i])
         return maps
-
-    def train(self, mode: bool = True) -> "LibraryEncoder":
-        """Training mode, but not for a frozen body."""
-        super().train(mode)
-        if self.frozen and self.body is not None:
-            self.body.eval()
-        return self
 
 
 def build_encoder(

@@ -9,12 +9,15 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import nn
 
 from segmentation.errors import InputError
+
+#: What weights are called in a repository of the Hugging Face hub.
+FILE = "model.safetensors"
 
 #: Mean and standard deviation of ImageNet's bands, in 0..1.
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -35,11 +38,9 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
         InputError: there is no such encoder, no such weights, or no way to fetch them; says what to do.
     """
     check_name(name)
-    file = _file(name, weights)
-    if weights is None:
+    file = None if weights is None else cached(name, weights) or _fetched(name, weights)
+    if file is None:
         encoder = _built(name, in_channels, depth)
-    elif file is None:
-        encoder = _fetched(name, in_channels, depth, weights)
     elif name.startswith("tu-"):
         encoder = _built(name, in_channels, depth, weights=True, pretrained_cfg_overlay={"file": str(file)})
     else:
@@ -76,33 +77,43 @@ def place(name: str, weights: str) -> Path:
 
 
 def cached(name: str, weights: str) -> Path | None:
-    """The file that weights by name would be read from without a network, if it is here: in `place`, or in the Hugging
-    Face hub's cache."""
-    known = _known(name, weights)
-    repository = known.get("repo_id")
-    found = repository and try_to_load_from_cache(repository, "model.safetensors", revision=known.get("revision"))
-    return _file(name, weights) or (Path(found) if isinstance(found, str) else None)
-
-
-def _known(name: str, weights: str) -> dict[str, Any]:
-    """What the library knows of weights by name, where it has such: repo_id (the Hugging Face hub's repository) and
-    revision, or url; mean, std and input_range of their images."""
-    if not name.startswith("tu-"):
-        return encoders[name]["pretrained_settings"].get(weights, {})
-    config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
-    return {"repo_id": config.hf_hub_id, "url": config.url, "mean": config.mean, "std": config.std} if config else {}
-
-
-def _file(name: str, weights: str | None) -> Path | None:
-    """The file that `weights` means, if it means one that is here."""
-    if weights is None:
-        return None
-    given = Path(weights).expanduser()
+    """The file of weights, if it is here: the one that they name, or in `place`, or in the Hugging Face hub's cache."""
+    given, placed = Path(weights).expanduser(), place(name, weights)
     if given.suffix in (".safetensors", ".pth", ".pt", ".bin"):
         if not given.is_file():
             raise InputError(f"encoder_weights: there is no file {given}")
         return given
-    return place(name, weights) if place(name, weights).is_file() else None
+    if placed.is_file():
+        return placed
+    known = _known(name, weights)
+    found = known.get("repo_id") and try_to_load_from_cache(known["repo_id"], FILE, revision=known.get("revision"))
+    return Path(found) if isinstance(found, str) else None
+
+
+def _known(name: str, weights: str) -> dict[str, Any]:
+    """What the library knows of weights by name, where it has such: repo_id (the Hugging Face hub's repository) and
+    revision; mean, std and input_range of their images."""
+    if not name.startswith("tu-"):
+        return encoders[name]["pretrained_settings"].get(weights, {})
+    config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+    return {"repo_id": config.hf_hub_id, "mean": config.mean, "std": config.std} if config else {}
+
+
+def _fetched(name: str, weights: str) -> Path:
+    """The file of weights by name, fetched."""
+    known = _known(name, weights)
+    source: dict[str, Any] = {"repo_id": known.get("repo_id"), "filename": FILE, "revision": known.get("revision")}
+    if not source["repo_id"]:
+        choices = "" if name.startswith("tu-") else f"{', '.join(encoders[name]['pretrained_settings'])}, "
+        raise InputError(f"encoder_weights: {name} has no {weights}; choose {choices}a file, or null")
+    try:
+        return Path(hf_hub_download(**source))
+    except Exception as error:  # each library on the way has its own errors for "no network"
+        raise InputError(
+            f"encoder_weights: {weights} for {name} could not be fetched ({type(error).__name__}). Where there is "
+            f"internet, download {hf_hub_url(**source)} and put it here as {place(name, weights)}, or name the file in "
+            "encoder_weights"
+        ) from error
 
 
 def _built(name: str, in_channels: int, depth: int, weights: Any = None, **options: Any) -> Any:
@@ -110,20 +121,3 @@ def _built(name: str, in_channels: int, depth: int, weights: Any = None, **optio
         return get_encoder(name, in_channels=in_channels, depth=depth, weights=weights, **options)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"encoder: {name} does not give maps at strides 2, 4, 8, ... ({error})") from error
-
-
-def _fetched(name: str, in_channels: int, depth: int, weights: str) -> Any:
-    known = _known(name, weights)
-    hub = f"https://huggingface.co/{known.get('repo_id')}/resolve/{known.get('revision') or 'main'}/model.safetensors"
-    url = hub if known.get("repo_id") else known.get("url")
-    if not url:
-        choices = "" if name.startswith("tu-") else f"{', '.join(encoders[name]['pretrained_settings'])}, "
-        raise InputError(f"encoder_weights: {name} has no {weights}; choose {choices}a file, or null")
-    try:
-        source = True if name.startswith("tu-") else weights
-        return get_encoder(name, in_channels=in_channels, depth=depth, weights=source)
-    except Exception as error:  # each library on the way has its own errors for "no network"
-        raise InputError(
-            f"encoder_weights: {weights} for {name} could not be fetched ({type(error).__name__}). Where there is "
-            f"internet, download {url} and put it here as {place(name, weights)}, or name the file in encoder_weights"
-        ) from error
