@@ -5,17 +5,12 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import IO
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.errors import InputError
 from segmentation.writing import write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
 
@@ -40,10 +35,11 @@ class RunFolder:
         self.skipped = self.path / "skipped_files.txt"
         self.pictures = self.path / "pictures"
         self.checkpoints = self.path / "checkpoints"
-        self.lock = RUNS / f".{name}.lock"
+        self.lock_file = RUNS / f".{name}.lock"
+        self.lock = FileLock(self.lock_file, is_singleton=True)  # a notebook may make a run's folder twice
         last = self.checkpoints / "last.ckpt"
         if is_rank_zero():
-            hold(self.lock)
+            self.hold()
         self.resuming = resume and self.config.is_file() and last.is_file()  # what failed before may begin anew
         #: The checkpoint to go on from, if there is one.
         self.last = last if self.resuming else None
@@ -61,52 +57,23 @@ class RunFolder:
         self.summary.unlink(missing_ok=True)  # of a run that is now lengthened: it is unfinished again
         write_text(self.config, config)
 
+    def hold(self) -> None:
+        """Take a lock that goes with this process, however it ends: two writers would spoil a run. Raises InputError if
+        another process, which may be about to end, still has it after half a minute."""
+        try:
+            self.lock.acquire(timeout=30)
+            self.lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        except Timeout as error:
+            owner = self.lock_file.read_text()
+            raise InputError(f"{self.path} is held by {owner}, which writes this run: end that first") from error
+        except OSError:  # a file system without locks
+            pass
+
     def release(self) -> None:
         """Let another process write."""
-        file = _held.pop(self.lock.resolve(), None)
-        if file:
-            self.lock.unlink(missing_ok=True)
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_UN)  # forked workers of a loader have the file open too
-            file.close()
-
-
-#: Lock files that this process holds, open: a lock lasts as long as they are.
-_held: dict[Path, IO[str]] = {}
-
-
-def hold(path: Path, patience: float = 30.0) -> None:
-    """Take a lock that goes with this process, however it ends: two writers would spoil a run.
-
-    Args:
-        path: the lock file.
-        patience: seconds to wait for another process, which may be about to end.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    path.parent.mkdir(exist_ok=True)
-    path, end = path.resolve(), time.monotonic() + patience
-    if path in _held or fcntl is None:
-        return
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break  # else it was removed meanwhile, by the process that had it
-        except BlockingIOError:
-            if time.monotonic() > end:
-                file.seek(0)
-                raise InputError(f"{path} is held by {file.read()}, which writes this run: end that first") from None
-            time.sleep(0.2)
-        except OSError:  # a file system without locks
-            break
-        file.close()
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    _held[path] = file
+        if self.lock.is_locked:
+            self.lock_file.unlink(missing_ok=True)  # before another can have it
+            self.lock.release(force=True)
 
 
 def new_name() -> str:
@@ -127,17 +94,9 @@ def is_rank_zero() -> bool:
 
 def git_commit() -> str | None:
     """The commit of this checkout, "+" behind it where files differ; None outside git."""
-    describe = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--abbrev=40",
-        "--dirty=+",
-    ]
+    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
     try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
