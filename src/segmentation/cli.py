@@ -173,7 +173,7 @@ class SegmentationCLI(LightningCLI):
     def run(self) -> None:
         """The whole run; afterwards signals mean what they meant before it, and others may write its folder."""
         try:
-            with self.mid_epoch.listening():
+            with self.mid_epoch.listening(self.trainer):
                 self.train_and_test()
         finally:
             self.run_folder.release()
