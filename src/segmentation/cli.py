@@ -28,7 +28,7 @@ from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
 from segmentation.plugins import AtomicCheckpointIO, SyncBatchNorm
 from segmentation.report import report
-from segmentation.run import RunFolder, git_commit, is_rank_zero, new_name
+from segmentation.run import RunFolder, git_commit, hold, is_rank_zero, new_name, release
 from segmentation.saving import CheckpointOptions, checkpoint_callbacks
 from segmentation.tracking import WandbOptions, make_loggers
 from segmentation.writing import write_text
@@ -114,7 +114,9 @@ class SegmentationCLI(LightningCLI):
         name, resume = self.config.pop("name"), self.config.pop("resume")
         if resume and not name:
             raise InputError("--resume needs the --name of the run to go on with")
-        self.run_folder = RunFolder(name or new_name(), resume)
+        name = name or new_name()
+        hold(name)
+        self.run_folder = RunFolder(name, resume)
         if self.run_folder.resuming:
             own = parser.parse_args(["--config", str(self.run_folder.config)])
             now = parser.parse_args(["--config", str(self.run_folder.config), *args])
@@ -176,7 +178,7 @@ class SegmentationCLI(LightningCLI):
             with self.mid_epoch.listening(self.trainer):
                 self.train_and_test()
         finally:
-            self.run_folder.release()
+            release(self.run_folder.name)
 
     def train_and_test(self) -> None:
         """Check the data, train, test the best checkpoint, report."""

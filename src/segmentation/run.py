@@ -24,8 +24,6 @@ class RunFolder:
     """
 
     def __init__(self, name: str, resume: bool) -> None:
-        if Path(name).name != name or name.startswith("."):
-            raise InputError(f"--name {name!r} must be a plain folder name, without slashes")
         self.name = name
         self.path = RUNS / name
         self.config = self.path / "config.yaml"
@@ -35,11 +33,7 @@ class RunFolder:
         self.skipped = self.path / "skipped_files.txt"
         self.pictures = self.path / "pictures"
         self.checkpoints = self.path / "checkpoints"
-        self.lock_file = RUNS / f".{name}.lock"
-        self.lock = FileLock(self.lock_file, is_singleton=True)  # a notebook may make a run's folder twice
         last = self.checkpoints / "last.ckpt"
-        if is_rank_zero():
-            self.hold()
         self.resuming = resume and self.config.is_file() and last.is_file()  # what failed before may begin anew
         #: The checkpoint to go on from, if there is one.
         self.last = last if self.resuming else None
@@ -57,23 +51,37 @@ class RunFolder:
         self.summary.unlink(missing_ok=True)  # of a run that is now lengthened: it is unfinished again
         write_text(self.config, config)
 
-    def hold(self) -> None:
-        """Take a lock that goes with this process, however it ends: two writers would spoil a run. Raises InputError if
-        another process, which may be about to end, still has it after half a minute."""
-        try:
-            self.lock.acquire(timeout=30)
-            self.lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        except Timeout as error:
-            owner = self.lock_file.read_text()
-            raise InputError(f"{self.path} is held by {owner}, which writes this run: end that first") from error
-        except OSError:  # a file system without locks
-            pass
 
-    def release(self) -> None:
-        """Let another process write."""
-        if self.lock.is_locked:
-            self.lock_file.unlink(missing_ok=True)  # before another can have it
-            self.lock.release(force=True)
+#: Locks of this process, by file. In no object: Lightning's averaging of weights copies all that it can reach.
+_locks: dict[Path, FileLock] = {}
+
+
+def hold(name: str) -> None:
+    """In rank 0, take a run's lock, which goes with this process, however it ends: two writers would spoil the run.
+
+    Raises:
+        InputError: another process, which may be about to end, still has it after half a minute; or it is no name.
+    """
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name {name!r} must be a plain folder name, without slashes")
+    file = (RUNS / f".{name}.lock").resolve()
+    lock = _locks.setdefault(file, FileLock(file))
+    try:
+        if is_rank_zero() and not lock.is_locked:  # in a notebook it may be
+            lock.acquire(timeout=30)
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout as error:
+        raise InputError(f"{RUNS / name} is held by {file.read_text()}, which writes it: end that first") from error
+    except OSError:  # a file system without locks
+        pass
+
+
+def release(name: str) -> None:
+    """Let another process write."""
+    lock = _locks[(RUNS / f".{name}.lock").resolve()]
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)  # before another can have it
+        lock.release()
 
 
 def new_name() -> str:
