@@ -17,14 +17,13 @@ from segmentation.callbacks import in_millions
 from segmentation.errors import InputError
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.job import JobParser, file_name, refuse_existing, start_job
-from segmentation.pictures import INK, SOFT, save_png, table
+from segmentation.pictures import SOFT, plot, save_png, table
 from segmentation.run import RUNS
 from segmentation.writing import write_json, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLORS = ("#3B7DBD", "#E07B39", "#4C9A5F", "#B5476D", "#7A63B0", "#8A7B52", "#2E9CA6", "#6E7278")
 #: Of a config, what says nothing about the result.
 SILENT = ("name", "wandb", "pictures")
 #: Keys of summary.json, and how they are named and shown.
@@ -194,28 +193,19 @@ def _short(key: str, value: Any) -> str:
 
 def comparison_figure(values: Intervals) -> "Figure":
     """IoU of each class, a point and an interval a run; mIoU on top."""
-    from matplotlib.figure import Figure
-
     classes = list(next(iter(values.values())))
     rows = [classes[-1], *classes[:-1]]
     pitch = max(0.34, 0.13 * len(values) + 0.1)
-    figure = Figure(figsize=(7.5, 1.3 + pitch * len(rows)), dpi=144, facecolor="white", layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plot(7.5, 1 + pitch * len(rows))
     for number, (name, each) in enumerate(values.items()):
-        color = COLORS[number % len(COLORS)]
         ys = np.arange(len(rows)) + (number - (len(values) - 1) / 2) * 0.7 / max(len(values), 2)
         found, low, high = np.array([[each[row].value, each[row].low, each[row].high] for row in rows]).T
-        axes.hlines(ys, low, high, color=color, lw=2, alpha=0.55)
-        axes.scatter(found, ys, color=color, s=26, zorder=3, label=name)
+        axes.errorbar(found, ys, xerr=(found - low, high - found), fmt="o", markersize=5, lw=1.5, label=name)
     axes.axhline(0.5, color="#D6D8DC", lw=1)
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("IoU, 95 % interval of a bootstrap over images", color=SOFT)
-    axes.grid(axis="x", color="#ECEDEF")
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.spines[:].set_visible(False)
-    columns = min(len(values), 4)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, frameon=False)
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(values), 4), frameon=False)
     return figure

@@ -21,7 +21,7 @@ from segmentation.job import JobParser, file_name, number, refuse_existing, star
 from segmentation.machine import machine, peak_memory, seconds
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet, UNetPlusPlus
-from segmentation.pictures import INK, SOFT, save_png, table
+from segmentation.pictures import INK, SOFT, plot, save_png, table
 from segmentation.plugins import AtomicCheckpointIO
 from segmentation.writing import write_json, written_together
 
@@ -185,10 +185,7 @@ def _write(options: Namespace, base: Path, level: int) -> None:
 
 def levels_figure(levels: list[Level], chosen: int | None, where: str) -> "Figure":
     """mIoU against time, a point a level, its area that of the parameters; the chosen one is filled."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), dpi=144, facecolor="white", layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plot(7, 4.4)
     times, ious = [level.ms for level in levels], [level.miou for level in levels]
     most = max(level.parameters for level in levels)
     areas = [40 + 360 * level.parameters / most for level in levels]
@@ -202,8 +199,5 @@ def levels_figure(levels: list[Level], chosen: int | None, where: str) -> "Figur
     axes.set_xlim(0, 1.18 * max(times))  # room for the last one's label
     axes.set_xlabel("milliseconds an image", color=SOFT)
     axes.set_ylabel("validation mIoU", color=SOFT)
-    axes.grid(color="#ECEDEF", zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("What a level reaches and costs", loc="left", fontsize=12, weight="bold", color=INK, pad=22)
-    axes.text(0, 1.03, where, transform=axes.transAxes, fontsize=8.5, color=SOFT)
+    axes.set_title(f"What a level reaches and costs\n{where}", loc="left", fontsize=10, color=INK)
     return figure
