@@ -34,10 +34,9 @@ class Predictor:
     Args:
         path: the checkpoint.
         accelerator: as Lightning names it: auto, cpu, gpu, mps.
-        precision: likewise; None: that of training, as far as the device can.
+        precision: likewise; None: that of training. Where the device cannot, 32-true.
         tile: side of tiles; None: images of more than 4 megapixels are cut into tiles of 512.
         tta: symmetries to average over.
-        batch_size: tiles of one forward pass.
     """
 
     def __init__(
@@ -47,19 +46,18 @@ class Predictor:
         precision: str | None = None,
         tile: int | None = None,
         tta: Symmetries = "none",
-        batch_size: int = 1,
     ) -> None:
         allow_large()
         self.checkpoint = read_checkpoint(path)
         module = load_module(self.checkpoint, str(path))
         self.labels = module.labels
         try:
-            self.fabric = _fabric(accelerator, precision or self.checkpoint["precision"], fixed=precision is not None)
+            self.fabric = _fabric(accelerator, precision or self.checkpoint["precision"])
         except (ValueError, RuntimeError, MisconfigurationException) as error:
-            raise InputError(f"--accelerator {accelerator}, --precision {precision}: {error}") from error
+            raise InputError(f"--accelerator {accelerator}: {error}") from error
         self.device = self.fabric.device
         self.whole = Averaged(module.net, None, tta)
-        self.tiled = Averaged(module.net, tile or TILE, tta, batch_size)
+        self.tiled = Averaged(module.net, tile or TILE, tta)
         self.limit = 0 if tile else WHOLE
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
@@ -98,10 +96,8 @@ class Predictor:
                 yield top, logits.float()
 
 
-def _fabric(accelerator: str, precision: Any, fixed: bool) -> Fabric:
+def _fabric(accelerator: str, precision: Any) -> Fabric:
     try:
         return Fabric(accelerator=accelerator, devices=1, precision=precision)
     except ValueError:  # training's float16, on a CPU
-        if fixed:
-            raise
         return Fabric(accelerator=accelerator, devices=1, precision="32-true")
