@@ -60,7 +60,9 @@ class Results:
         if self.record.is_file():
             known = json.loads(self.record.read_text(encoding="utf-8"))
         before, files = known.get("images", {}), {name: os.path.realpath(file) for name, file in self.images.items()}
-        differ = [key for key in ("checkpoint", "--format", "--tta", "--tile") if known and known.get(key) != made_by[key]]
+        differ = [
+            key for key in ("checkpoint", "--format", "--tta", "--tile") if known and known.get(key) != made_by[key]
+        ]
         todo = self.images
         if not self.options.overwrite:
             there = {name: [path for path in self.paths(name).values() if path.exists()] for name in self.images}
