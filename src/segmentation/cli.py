@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -15,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput, progress_bar
+from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput
 from segmentation.checkpoint import read_checkpoint
 from segmentation.cluster import MidEpoch, check_launch
 from segmentation.data import SegmentationDataModule
@@ -23,7 +22,6 @@ from segmentation.errors import InputError, close_wandb
 from segmentation.finite import StopAtNonFinite
 from segmentation.job import start_job
 from segmentation.machine import has_bf16
-from segmentation.metrics import SegmentationMetrics
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
 from segmentation.plugins import AtomicCheckpointIO, SyncBatchNorm
@@ -57,9 +55,6 @@ DESCRIPTION = (
     "--model.net.help UNet, --data.dataset.help FolderData, --model.loss.help CrossEntropy. "
     "The whole configuration, as YAML: --print_config."
 )
-
-#: Options that may differ on --resume, if they lengthen the run. Not max_steps: a stop within an epoch ends that epoch.
-LENGTHENS = ("trainer.max_epochs",)
 
 
 class SegmentationCLI(LightningCLI):
@@ -144,7 +139,7 @@ class SegmentationCLI(LightningCLI):
             trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
         last = read_checkpoint(run.last) if run.last else None
         trainer["callbacks"] = [
-            *checkpoint_callbacks(run, config.checkpoint),
+            *checkpoint_callbacks(run),
             Introduction(run),
             StopAtNonFinite(),
             self.throughput,
@@ -152,7 +147,6 @@ class SegmentationCLI(LightningCLI):
             LearningRateMonitor("step"),
             EpochLines(),
             self.mid_epoch,
-            *progress_bar(trainer),
             *(trainer["callbacks"] or []),
         ]
         plugins = trainer["plugins"] or []
@@ -192,12 +186,7 @@ class SegmentationCLI(LightningCLI):
         if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == config:
             rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
             return
-        if trainer.max_epochs == 0 or trainer.max_steps == 0:
-            raise InputError(
-                "trainer.max_epochs and trainer.max_steps: 0 trains nothing. To test a checkpoint: src/eval.py"
-            )
         if is_rank_zero():
-            _check_monitor(self.config.checkpoint.monitor, self.model)
             if self.model.init_from:
                 read_checkpoint(self.model.init_from)
             self.datamodule.check()
@@ -249,24 +238,12 @@ def _flat(config: Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(config.as_flat()).items() if key.split(".")[0] not in skip}
 
 
-def _check_monitor(key: str, model: SegmentationModule) -> None:
-    """best.ckpt is chosen after validation, so by one of validation's figures."""
-    heads = model.net.num_heads if model.net.num_heads > 1 else 0
-    metrics, pixel = SegmentationMetrics(model.labels, heads, boundary=model.boundary_iou), torch.zeros(1, 1, 1).long()
-    metrics.update(pixel, pixel, torch.zeros(()))
-    found = metrics.compute()
-    if key not in {f"val/{figure}" for figure in found}:
-        raise InputError(f"checkpoint.monitor {key!r} is not logged. Choices: {', '.join(f'val/{x}' for x in found)}")
-
-
-def _length(limit: int | None) -> float:
-    return float("inf") if limit in (None, -1) else limit
-
-
 def _refuse_changes(own: dict[str, Any], now: dict[str, Any], run: RunFolder) -> None:
     """A resumed run is the run it was, but it may be longer."""
+    epochs = "trainer.max_epochs"  # not max_steps: a stop within an epoch ends that epoch
+    before, after = (float("inf") if each[epochs] in (None, -1) else each[epochs] for each in (own, now))
     changed = [key for key in sorted(own.keys() | now.keys()) if own.get(key) != now.get(key)]
-    wrong = [key for key in changed if key not in LENGTHENS or _length(now[key]) < _length(own[key])]
+    wrong = [key for key in changed if key != epochs or after < before]
     if wrong:
         listed = ", ".join(f"{key} (run: {own.get(key)}, now: {now.get(key)})" for key in wrong[:4])
         raise InputError(

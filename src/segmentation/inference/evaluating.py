@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from rich.console import Console
 
-from segmentation.callbacks import predicted_sheet, progress_bar
+from segmentation.callbacks import predicted_sheet
 from segmentation.inference.averaged import Averaged
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import add_options
@@ -35,7 +35,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     if options.tile or options.tta != "none":  # the loss is then that of the mean probabilities
         module.net, module.head_weights = Averaged(module.net, options.tile, options.tta), [1.0]
     scores = InstanceScores(module.labels, options.instances) if options.instances else None
-    trainer = Trainer(**config, callbacks=[*progress_bar(config), *([scores] if scores else [])])
+    trainer = Trainer(**config, callbacks=scores)
     trainer.test(module, datamodule=data, verbose=False)
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
     metrics = {key.removeprefix("test/"): value for key, value in found.items()}

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from torch import Tensor
 
-from segmentation.callbacks import count_flops, in_millions, progress_bar
+from segmentation.callbacks import count_flops, in_millions
 from segmentation.checkpoint import load_module
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor
@@ -105,7 +105,7 @@ def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[
     """mIoU of every level from one pass over the validation split, then time and memory of one image, whose (H, W) is
     returned too. Levels take turns, so that what else the machine does hits all alike."""
     module, data, config = trained
-    trainer = Trainer(**config, callbacks=progress_bar(config))
+    trainer = Trainer(**config)
     trainer.validate(module, datamodule=data, verbose=False)
     image = data.dataset.load("val", 0)["image"][None]
     device = predictor.device.type
