@@ -285,11 +285,10 @@ def test_a_malicious_checkpoint_runs_nothing(photos: Path) -> None:
     ("job", "args", "message"),
     [
         (predict, ["--tile", "0"], "0 is not a whole number of at least 1"),
-        (predict, ["--tta", "photos", "out"], "must not stand before a path"),
+        (predict, ["--tta", "photos", "out"], "invalid choice: 'photos'"),
         (prune, ["--max-drop", "-0.5"], "-0.5 is not a number of at least 0"),
         (prune, ["--max-ms", "nan"], "nan is not a number of at least 0"),
-        (prune, ["--repeats", "0"], "0 is not a whole number of at least 1"),
-        (export, ["--images", "-1"], "-1 is not a whole number of at least 1"),
+        (prune, ["--level", "0"], "0 is not a whole number of at least 1"),
         (evaluate, ["--output", "."], "'.' is a folder"),
         (evaluate, ["--output", "folder"], "folder is a folder"),
         (evaluate, ["--output", "file/deep/x.json"], "file is a file"),

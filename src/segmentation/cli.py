@@ -1,6 +1,5 @@
 """LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -191,7 +190,9 @@ class SegmentationCLI(LightningCLI):
                 read_checkpoint(self.model.init_from)
             self.datamodule.check()
             run.create(config)
-            _list_skipped(self.datamodule.skipped(), run)
+            if skipped := self.datamodule.skipped():
+                write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
+                print(f"skipped   {len(skipped)} bad files, listed in {run.skipped}", flush=True)
             _tell_wandb(trainer, yaml.safe_load(config), self.datamodule.labels.names)
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
         if self.config.trainer.overfit_batches:
@@ -209,17 +210,8 @@ class SegmentationCLI(LightningCLI):
             close_wandb(0)  # a second run of this process, in a notebook, is a run of its own
 
 
-def _list_skipped(messages: list[str], run: RunFolder) -> None:
-    """What `data.on_bad_file: skip` left out."""
-    if messages:
-        write_text(run.skipped, "".join(f"{message}\n" for message in messages))
-        print(f"skipped   {len(messages)} bad files, listed in {run.skipped}", flush=True)
-
-
 def _verdict(miou: float) -> str:
     """What overfitting one batch has shown."""
-    if math.isnan(miou):
-        return "debug     ended before its first validation: lower --trainer.check_val_every_n_epoch"
     if miou > 0.95:
         return f"debug     learnt by heart (mIoU {miou:.3f}): net, loss and masks fit together"
     return (

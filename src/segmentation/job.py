@@ -45,8 +45,7 @@ class JobParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        alone = " With no value, it must not stand before a path." if "--tta: invalid choice" in message else ""
-        raise InputError(f"{message}.{alone} See --help")
+        raise InputError(f"{message}. See --help")
 
     def add_checkpoint(self) -> None:
         """The options of every job that opens a checkpoint with its data."""

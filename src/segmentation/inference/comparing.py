@@ -113,7 +113,7 @@ def read_run(text: str) -> Run:
         raise InputError(f"{error.filename}: is missing, so the run is not finished: train.py --resume") from error
     except (ValueError, KeyError, yaml.YAMLError) as error:
         raise InputError(f"{folder}: its summary.json, per_image.csv or config.yaml is damaged ({error})") from error
-    return Run(folder.resolve(), summary, _flat(config), images, classes, counts)
+    return Run(folder, summary, _flat(config), images, classes, counts)
 
 
 def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -126,13 +126,12 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def _named(runs: list[Run]) -> dict[str, Run]:
-    """The runs, named by as much of their paths as tells them apart."""
-    if len({run.folder for run in runs}) < len(runs):
+    """The runs by name, or by folder where names are alike."""
+    alike = len({run.folder.name for run in runs}) < len(runs)
+    named = {str(run.folder) if alike else run.folder.name: run for run in runs}
+    if len(named) < len(runs):
         raise InputError(f"give each run once: {', '.join(str(run.folder) for run in runs)}")
-    depth = 1
-    while len({run.folder.parts[-depth:] for run in runs}) < len(runs):
-        depth += 1
-    return {"/".join(run.folder.parts[-depth:]): run for run in runs}
+    return named
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

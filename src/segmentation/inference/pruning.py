@@ -28,6 +28,7 @@ from segmentation.writing import write_json, written_together
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ROUNDS = 15  # of timing, whose medians count
 #: Of a checkpoint, what a pruned one keeps as it is; the rest belongs to the training of the whole net.
 KEPT = (
     "epoch",
@@ -67,7 +68,7 @@ def prune(args: list[str] | None = None) -> list[Level]:
     trained.module.net.prune(1)  # an error, where it cannot be
     refuse_existing([plot, figures], options.overwrite)
     predictor = Predictor(options.checkpoint, trained.trainer["accelerator"])
-    levels, size = measure(trained, predictor, options.repeats)
+    levels, size = measure(trained, predictor)
     chosen = choose(levels, options.max_ms, options.max_drop)
     computer = machine(predictor.device.type)
     where = f"one image of {size[1]}x{size[0]}, {computer}"
@@ -94,14 +95,12 @@ def _parser() -> JobParser:
     add("--level", type=number(int, 1), metavar="L", help="write the checkpoint of this level; nothing is measured")
     add("--max-ms", type=number(float, 0), metavar="MS", help="of the best level of those that take MS at most")
     add("--max-drop", type=number(float, 0), metavar="MIOU", help="of the fastest that loses MIOU at most")
-    text = "rounds of timing; the table has medians (default: 15)"
-    parser.add_argument("--repeats", metavar="N", type=number(int, 1), default=15, help=text)
     text = "results are BASE_L2.ckpt, BASE_levels.png and .json"
     parser.add_argument("--output", metavar="BASE", type=file_name, help=text)
     return parser
 
 
-def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[Level], tuple[int, int]]:
+def measure(trained: Trained, predictor: Predictor) -> tuple[list[Level], tuple[int, int]]:
     """mIoU of every level from one pass over the validation split, then time and memory of one image, whose (H, W) is
     returned too. Levels take turns, so that what else the machine does hits all alike."""
     module, data, config = trained
@@ -121,7 +120,7 @@ def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[
     for job in jobs:
         job()  # once to warm up
         memory.append(peak_memory(job, device))
-    times = [[seconds(job, device) for job in jobs] for _ in range(repeats)]
+    times = [[seconds(job, device) for job in jobs] for _ in range(ROUNDS)]
     levels = [
         Level(
             level=number,
