@@ -284,11 +284,10 @@ def test_a_malicious_checkpoint_runs_nothing(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("job", "args", "message"),
     [
-        (predict, ["--tile", "0"], "0 is not a whole number of at least 1"),
+        (evaluate, ["--tile", "0"], "--tile 0 is too small"),
+        (predict, ["--tile", "x"], "invalid int value: 'x'"),
         (predict, ["--tta", "photos", "out"], "invalid choice: 'photos'"),
-        (prune, ["--max-drop", "-0.5"], "-0.5 is not a number of at least 0"),
-        (prune, ["--max-ms", "nan"], "nan is not a number of at least 0"),
-        (prune, ["--level", "0"], "0 is not a whole number of at least 1"),
+        (prune, ["--level", "0"], "level 0 is no head of this net"),
         (evaluate, ["--output", "."], "'.' is a folder"),
         (evaluate, ["--output", "folder"], "folder is a folder"),
         (evaluate, ["--output", "file/deep/x.json"], "file is a file"),

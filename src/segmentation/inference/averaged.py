@@ -41,7 +41,7 @@ class Averaged(SegmentationNet):
         if tile is not None and tile < 2 * net.stride:
             raise InputError(f"--tile {tile} is too small for this net: {2 * net.stride} at least, better 512")
         self.net, self.symmetries = net, SYMMETRIES[symmetries]
-        self.tile = -(-tile // net.stride) * net.stride if tile else sys.maxsize
+        self.tile = -(-tile // net.stride) * net.stride if tile is not None else sys.maxsize
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         return Heads((torch.stack([torch.cat([part for _, part in self.strips(one)], dim=1) for one in image]),))

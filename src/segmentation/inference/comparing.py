@@ -19,7 +19,6 @@ from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.job import JobParser, file_name, refuse_existing, start_job
 from segmentation.pictures import SOFT, plot, save_png, table
 from segmentation.run import RUNS
-from segmentation.writing import write_json, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,13 +53,11 @@ class Run:
 
 
 def compare(args: list[str] | None = None) -> dict[str, Any]:
-    """Tables, a plot and a JSON file, whose contents are returned, of two runs or more. Raises InputError if one is
-    unfinished, or if they were not tested on the same images and classes."""
+    """Tables and a plot of two runs or more; what they show is returned. Raises InputError if one is unfinished, or if
+    they were not tested on the same images and classes."""
     start_job()
     options = _parser().parse_args(args)
-    base = options.output
-    plot, figures = base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.json")
-    refuse_existing([plot, figures], options.overwrite)
+    refuse_existing([options.output], options.overwrite)
     runs = _named([read_run(text) for text in options.runs])
     _check_same(runs)
     first, *others = runs
@@ -72,29 +69,18 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     changed = config_differences(runs)
     for shown in _tables(runs, values, differences, changed):
         Console().print(shown, end="\n\n")
-    plain = lambda found: {name: {row: vars(x) for row, x in each.items()} for name, each in found.items()}  # noqa: E731
-    found = {
-        "split": runs[first].summary.get("split"),
-        "images": len(runs[first].images),
-        "iou": plain(values),
-        "difference": plain(differences),
-        "config": changed,
-        "runs": {name: {key: run.summary.get(key) for key in COSTS} for name, run in runs.items()},
-    }
-    with written_together(plot, figures) as (plot_aside, figures_aside):
-        save_png(comparison_figure(values), plot_aside)
-        write_json(figures_aside, found)
-    print(f"plot       {plot}\nfigures    {figures}")
-    return found
+    save_png(comparison_figure(values), options.output)
+    print(f"plot       {options.output}")
+    return {"iou": values, "difference": differences, "config": changed}
 
 
 def _parser() -> JobParser:
     parser = JobParser("compare")
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="a run's folder, or its name below runs/")
-    text = "BASE.png and BASE.json (default: comparison)"
-    add("--output", metavar="BASE", type=file_name, default=Path("comparison"), help=text)
-    add("--overwrite", action="store_true", help="replace these files")
+    text = "the plot (default: comparison.png)"
+    add("--output", metavar="FILE.png", type=file_name, default=Path("comparison.png"), help=text)
+    add("--overwrite", action="store_true", help="replace it")
     return parser
 
 
@@ -143,13 +129,9 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def _check_same(runs: dict[str, Run]) -> None:
     (first, one), *others = runs.items()
     for name, other in others:
-        for what, own, theirs in (("classes", one.classes, other.classes), ("images", one.images, other.images)):
-            if own != theirs:
-                odd = next(iter(set(own) ^ set(theirs)), "their order")
-                raise InputError(
-                    f"{first} and {name} were not tested on the same {what} ({len(own)} and {len(theirs)}; "
-                    f"{odd} is not in both), so their figures cannot be compared"
-                )
+        if one.classes != other.classes or one.images != other.images:
+            odd = sorted({*one.classes, *one.images} ^ {*other.classes, *other.images}) or ["nothing but their order"]
+            raise InputError(f"{first} and {name} were tested on other images or classes; they differ by {odd[0]}")
         differ = (one.true_pixels != other.true_pixels).any(axis=1)
         if differ.any():
             image = one.images[int(differ.argmax())]

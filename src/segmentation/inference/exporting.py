@@ -44,7 +44,7 @@ class Deployed(nn.Module):
 def export(args: list[str] | None = None) -> Path:
     """Write the file. Raises InputError where it does not predict what the net predicts; then none is left."""
     start_job()
-    options, rest = _parser().parse_with_others(args)
+    options, rest = _parser().parse_known_args(args)
     path = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX[options.format]))
     if path.suffix != SUFFIX[options.format]:
         raise InputError(f"--output {path}: a file of --format {options.format} ends in {SUFFIX[options.format]}")

@@ -14,7 +14,7 @@ from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.data.files import WrongBands, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.inference.averaged import Averaged, Symmetries
-from segmentation.job import JobParser, number
+from segmentation.job import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
 TILE = 512  # side of the tiles of a larger one
@@ -25,7 +25,7 @@ def add_options(parser: JobParser) -> None:
     averaged = "test-time augmentation: mean over the 4 flips, or all 8 symmetries"
     choices = ("none", "flips", "all")
     parser.add_argument("--tta", nargs="?", const="flips", default="none", choices=choices, help=averaged)
-    parser.add_argument("--tile", type=number(int, 1), metavar="SIDE", help="predict by overlapping tiles of this side")
+    parser.add_argument("--tile", type=int, metavar="SIDE", help="predict by overlapping tiles of this side")
 
 
 class Predictor:
@@ -57,8 +57,8 @@ class Predictor:
             raise InputError(f"--accelerator {accelerator}: {error}") from error
         self.device = self.fabric.device
         self.whole = Averaged(module.net, None, tta)
-        self.tiled = Averaged(module.net, tile or TILE, tta)
-        self.limit = 0 if tile else WHOLE
+        self.tiled = Averaged(module.net, TILE if tile is None else tile, tta)
+        self.limit = WHOLE if tile is None else 0
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
@@ -70,10 +70,9 @@ class Predictor:
         try:
             image = open_image(path, self.labels.channels, self.as_rgb)
         except WrongBands as error:
-            convertible = self.labels.channels == 3 and error.found in (1, 2, 4) and not self.as_rgb
-            rgb = ", or train with as_rgb: true, which takes gray and RGBA pictures for RGB" if convertible else ""
             raise InputError(
-                f"{path}: has {error.found} bands, but the net was trained on {self.labels.channels}. Convert it{rgb}"
+                f"{path}: has {error.found} bands, but the net was trained on {self.labels.channels}. Convert it, or "
+                "train with as_rgb: true, which takes gray and RGBA pictures for RGB"
             ) from error
         if self.labels.dtype and str(image.dtype) != self.labels.dtype:
             raise InputError(

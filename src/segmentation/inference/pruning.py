@@ -2,7 +2,7 @@
 
 import statistics
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,12 @@ from segmentation.checkpoint import load_module
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor
 from segmentation.inference.source import Trained, open_trained
-from segmentation.job import JobParser, file_name, number, refuse_existing, start_job
+from segmentation.job import JobParser, file_name, refuse_existing, start_job
 from segmentation.machine import machine, peak_memory, seconds
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet, UNetPlusPlus
 from segmentation.pictures import INK, SOFT, plot, save_png, table
 from segmentation.plugins import AtomicCheckpointIO
-from segmentation.writing import write_json, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,29 +57,26 @@ def prune(args: list[str] | None = None) -> list[Level]:
     """A table and a plot of the levels, which are returned (none with `--level`, which needs no measuring); by option
     the checkpoint of one."""
     start_job()
-    options, rest = _parser().parse_with_others(args)
+    options, rest = _parser().parse_known_args(args)
     base = options.output or Path(options.checkpoint).with_suffix("")
     if options.level is not None:
         _write(options, base, options.level)
         return []
-    plot, figures = base.with_name(f"{base.name}_levels.png"), base.with_name(f"{base.name}_levels.json")
+    plot = base.with_name(f"{base.name}_levels.png")
     trained = open_trained("prune", options, rest, "val")
     trained.module.net.prune(1)  # an error, where it cannot be
-    refuse_existing([plot, figures], options.overwrite)
+    refuse_existing([plot], options.overwrite)
     predictor = Predictor(options.checkpoint, trained.trainer["accelerator"])
     levels, size = measure(trained, predictor)
     chosen = choose(levels, options.max_ms, options.max_drop)
-    computer = machine(predictor.device.type)
-    where = f"one image of {size[1]}x{size[0]}, {computer}"
+    where = f"one image of {size[1]}x{size[0]}, {machine(predictor.device.type)}"
     shown = table(f"levels, {where}", "level", "val mIoU", "parameters", "GFLOPs", "ms", "times faster", "MiB")
     for one in levels:
         costs = f"{one.gflops:.1f}", f"{one.ms:.1f}", f"{levels[-1].ms / one.ms:.1f}", f"{one.mib:.0f}"
         shown.add_row(f"L{one.level}", f"{one.miou:.4f}", in_millions(one.parameters), *costs)
     Console().print(shown)
-    with written_together(plot, figures) as (plot_aside, figures_aside):
-        save_png(levels_figure(levels, chosen, where), plot_aside)
-        write_json(figures_aside, {"size": size, "machine": computer, "levels": list(map(asdict, levels))})
-    print(f"plot       {plot}\nfigures    {figures}")
+    save_png(levels_figure(levels, chosen, where), plot)
+    print(f"plot       {plot}")
     if chosen:
         _write(options, base, chosen)
     else:
@@ -92,10 +88,10 @@ def _parser() -> JobParser:
     parser = JobParser("prune")
     parser.add_checkpoint()
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--level", type=number(int, 1), metavar="L", help="write the checkpoint of this level; nothing is measured")
-    add("--max-ms", type=number(float, 0), metavar="MS", help="of the best level of those that take MS at most")
-    add("--max-drop", type=number(float, 0), metavar="MIOU", help="of the fastest that loses MIOU at most")
-    text = "results are BASE_L2.ckpt, BASE_levels.png and .json"
+    add("--level", type=int, metavar="L", help="write the checkpoint of this level; nothing is measured")
+    add("--max-ms", type=float, metavar="MS", help="of the best level of those that take MS at most")
+    add("--max-drop", type=float, metavar="MIOU", help="of the fastest that loses MIOU at most")
+    text = "results are BASE_L2.ckpt and BASE_levels.png"
     parser.add_argument("--output", metavar="BASE", type=file_name, help=text)
     return parser
 
@@ -145,7 +141,9 @@ def choose(levels: list[Level], max_ms: float | None, max_drop: float | None) ->
         return max(fast, key=lambda level: level.miou).level
     if max_drop is not None:
         best = max(level.miou for level in levels)
-        return min((level for level in levels if level.miou >= best - max_drop), key=lambda level: level.ms).level
+        return min(
+            (level for level in levels if level.miou >= best - max(max_drop, 0)), key=lambda level: level.ms
+        ).level
     return None
 
 
