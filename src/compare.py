@@ -1,7 +1,7 @@
 """Compare finished runs from the files in their folders: IoU per class with intervals, differences, config, cost.
 
 python src/compare.py unet unetpp unet3p                               names of runs, or their folders
-python src/compare.py runs/unet runs/unetpp --output comparison
+python src/compare.py runs/unet runs/unetpp --output nets.png
 
 Intervals are those of a bootstrap over the tested images; differences are to the first run, on the same images.
 """

@@ -35,7 +35,7 @@ def chances(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(50, 93), (32, 200), (33, 33)])
 def test_tiles_equal_the_whole_away_from_their_borders(classes: int, size: tuple[int, int]) -> None:
     net = Local(classes).eval()
-    averaged = Averaged(net, tile=32, batch_size=3)
+    averaged = Averaged(net, tile=32)
     image = torch.randn(2, 3, *size)
     whole, tiled = chances(net.predict(image)), chances(averaged.predict(image))
     far = torch.ones(size, dtype=torch.bool)  # from the edges of tiles that are not the image's own

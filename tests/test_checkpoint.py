@@ -42,7 +42,7 @@ def test_the_loss_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     """With class weights a batch's loss is divided by the sum of its weights, not by its pixels."""
     train(*TINY, "--name", "run", "--model.loss.class_weights", "[1,20,3,4,5]", "--data.dataset.test", "5")
     found = [
-        evaluate(["--data.eval_batch_size", str(n), "--trainer.accelerator", "cpu", "runs/run/checkpoints/best.ckpt"])
+        evaluate(["runs/run/checkpoints/best.ckpt", "--data.eval_batch_size", str(n), "--trainer.accelerator", "cpu"])
         for n in (1, 2, 5)
     ]
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)

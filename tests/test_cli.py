@@ -185,7 +185,7 @@ def test_a_run_that_failed_may_begin_anew() -> None:
 
 
 def test_no_epochs() -> None:
-    with pytest.raises(InputError, match="trains nothing"):
+    with pytest.raises(InputError, match="no such checkpoint"):
         train(*TINY, "--name", "run", "--trainer.max_epochs", "0")
 
 

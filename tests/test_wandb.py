@@ -11,7 +11,7 @@ from wandb.proto import wandb_internal_pb2
 
 from conftest import TINY, train
 from segmentation.errors import InputError
-from segmentation.tracking import WandbOptions, _saved_key
+from segmentation.tracking import WandbOptions
 from wandb_server import KEY, serve
 
 
@@ -142,10 +142,11 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Cap
         address = server.url.removeprefix("http://")  # its port belongs to it
         (tmp_path / "netrc").write_text(f"machine {address} login user password {KEY}\n")
         assert WandbOptions().resolved_mode() == "online"
+        wandb.teardown()  # whoever is logged in stays so in this process
         (tmp_path / "netrc").write_text(f"machine {address} login user password {KEY[1:]}1\n")
         assert WandbOptions().resolved_mode() == "offline"
         assert f"{server.url} refuses the key (wandb login --relogin): this run is offline" in capfd.readouterr().out
-    for mode, meant in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline"), ("", "offline")):
+    for mode, meant in (("disabled", "disabled"), ("offline", "offline"), ("", "offline")):
         monkeypatch.setenv("WANDB_MODE", mode)
         assert WandbOptions().resolved_mode() == meant
     assert WandbOptions(mode="disabled").resolved_mode() == "disabled"
@@ -154,15 +155,3 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Cap
         with pytest.raises(InputError, match=f"WANDB_MODE={mode} .* set it to online, offline or disabled"):
             WandbOptions(mode="offline").resolved_mode()
     wandb.teardown()
-
-
-def test_key_of_the_default_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`wandb login` saves it under the server's name of the day; an earlier W&B's name counts too."""
-    import wandb
-
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    server = wandb.Settings().base_url
-    for machine in (server.removeprefix("https://"), "api.wandb.ai"):
-        (tmp_path / "netrc").write_text(f"machine {machine} login user password 0123\n")
-        assert _saved_key(server) == "0123"
-        assert _saved_key("https://wandb.lab.org") is None

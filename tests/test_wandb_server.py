@@ -131,10 +131,10 @@ def test_without_an_answer(nobody: str, monkeypatch: pytest.MonkeyPatch, capfd: 
     assert tuple(capfd.readouterr()) == (said, "")
     with pytest.raises(InputError, match=r"does not answer. To go on without: --wandb.mode offline"):
         WandbOptions(mode="online").resolved_mode()
-    monkeypatch.setenv("WANDB_MODE", "run")
+    monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(InputError, match="does not answer"):
         WandbOptions().resolved_mode()
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     wandb.teardown()
 
 

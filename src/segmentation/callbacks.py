@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL.Image import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,27 +28,6 @@ from segmentation.tracking import log_to_wandb, wandb_runs
 
 #: Seconds that an epoch must have waited for data before it is said: a run of a moment need not be told.
 PATIENCE = 5.0
-
-
-class Progress(RichProgressBar):
-    """Lightning's bar, with the loss alone, once a second: a GPU that is asked for it waits for work meanwhile. A line
-    of EpochLines has the rest."""
-
-    asked, loss = float("-inf"), None
-
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
-        now = time.monotonic()
-        if now - self.asked > 1 and hasattr(pl_module, "losses"):
-            self.asked, self.loss = now, pl_module.losses["loss_step"].item()
-        return {} if self.loss is None else {"loss": self.loss}
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"epoch {current_epoch + 1:>3}/{self.trainer.max_epochs}"
-
-
-def progress_bar(trainer: dict[str, Any]) -> list[Callback]:
-    """The bar, unless the trainer's options say otherwise."""
-    return [Progress()] if trainer.get("enable_progress_bar") is not False else []
 
 
 class EpochLines(Checkpoint):

@@ -1,11 +1,9 @@
 """LightningCLI, configured once: the command line of train.py, and a run from its first check to its last table."""
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -15,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput, progress_bar
+from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput
 from segmentation.checkpoint import read_checkpoint
 from segmentation.cluster import MidEpoch, check_launch
 from segmentation.data import SegmentationDataModule
@@ -23,12 +21,11 @@ from segmentation.errors import InputError, close_wandb
 from segmentation.finite import StopAtNonFinite
 from segmentation.job import start_job
 from segmentation.machine import has_bf16
-from segmentation.metrics import SegmentationMetrics
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
 from segmentation.plugins import AtomicCheckpointIO, SyncBatchNorm
 from segmentation.report import report
-from segmentation.run import RunFolder, git_commit, is_rank_zero, new_name
+from segmentation.run import RunFolder, git_commit, hold, is_rank_zero, new_name, release
 from segmentation.saving import CheckpointOptions, checkpoint_callbacks
 from segmentation.tracking import WandbOptions, make_loggers
 from segmentation.writing import write_text
@@ -57,9 +54,6 @@ DESCRIPTION = (
     "--model.net.help UNet, --data.dataset.help FolderData, --model.loss.help CrossEntropy. "
     "The whole configuration, as YAML: --print_config."
 )
-
-#: Options that may differ on --resume, if they lengthen the run. Not max_steps: a stop within an epoch ends that epoch.
-LENGTHENS = ("trainer.max_epochs",)
 
 
 class SegmentationCLI(LightningCLI):
@@ -114,7 +108,9 @@ class SegmentationCLI(LightningCLI):
         name, resume = self.config.pop("name"), self.config.pop("resume")
         if resume and not name:
             raise InputError("--resume needs the --name of the run to go on with")
-        self.run_folder = RunFolder(name or new_name(), resume)
+        name = name or new_name()
+        hold(name)
+        self.run_folder = RunFolder(name, resume)
         if self.run_folder.resuming:
             own = parser.parse_args(["--config", str(self.run_folder.config)])
             now = parser.parse_args(["--config", str(self.run_folder.config), *args])
@@ -142,7 +138,7 @@ class SegmentationCLI(LightningCLI):
             trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
         last = read_checkpoint(run.last) if run.last else None
         trainer["callbacks"] = [
-            *checkpoint_callbacks(run, config.checkpoint),
+            *checkpoint_callbacks(run),
             Introduction(run),
             StopAtNonFinite(),
             self.throughput,
@@ -150,7 +146,6 @@ class SegmentationCLI(LightningCLI):
             LearningRateMonitor("step"),
             EpochLines(),
             self.mid_epoch,
-            *progress_bar(trainer),
             *(trainer["callbacks"] or []),
         ]
         plugins = trainer["plugins"] or []
@@ -173,10 +168,10 @@ class SegmentationCLI(LightningCLI):
     def run(self) -> None:
         """The whole run; afterwards signals mean what they meant before it, and others may write its folder."""
         try:
-            with self.mid_epoch.listening():
+            with self.mid_epoch.listening(self.trainer):
                 self.train_and_test()
         finally:
-            self.run_folder.release()
+            release(self.run_folder.name)
 
     def train_and_test(self) -> None:
         """Check the data, train, test the best checkpoint, report."""
@@ -190,17 +185,14 @@ class SegmentationCLI(LightningCLI):
         if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == config:
             rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
             return
-        if trainer.max_epochs == 0 or trainer.max_steps == 0:
-            raise InputError(
-                "trainer.max_epochs and trainer.max_steps: 0 trains nothing. To test a checkpoint: src/eval.py"
-            )
         if is_rank_zero():
-            _check_monitor(self.config.checkpoint.monitor, self.model)
             if self.model.init_from:
                 read_checkpoint(self.model.init_from)
             self.datamodule.check()
             run.create(config)
-            _list_skipped(self.datamodule.skipped(), run)
+            if skipped := self.datamodule.skipped():
+                write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
+                print(f"skipped   {len(skipped)} bad files, listed in {run.skipped}", flush=True)
             _tell_wandb(trainer, yaml.safe_load(config), self.datamodule.labels.names)
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
         if self.config.trainer.overfit_batches:
@@ -218,17 +210,8 @@ class SegmentationCLI(LightningCLI):
             close_wandb(0)  # a second run of this process, in a notebook, is a run of its own
 
 
-def _list_skipped(messages: list[str], run: RunFolder) -> None:
-    """What `data.on_bad_file: skip` left out."""
-    if messages:
-        write_text(run.skipped, "".join(f"{message}\n" for message in messages))
-        print(f"skipped   {len(messages)} bad files, listed in {run.skipped}", flush=True)
-
-
 def _verdict(miou: float) -> str:
     """What overfitting one batch has shown."""
-    if math.isnan(miou):
-        return "debug     ended before its first validation: lower --trainer.check_val_every_n_epoch"
     if miou > 0.95:
         return f"debug     learnt by heart (mIoU {miou:.3f}): net, loss and masks fit together"
     return (
@@ -247,24 +230,12 @@ def _flat(config: Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(config.as_flat()).items() if key.split(".")[0] not in skip}
 
 
-def _check_monitor(key: str, model: SegmentationModule) -> None:
-    """best.ckpt is chosen after validation, so by one of validation's figures."""
-    heads = model.net.num_heads if model.net.num_heads > 1 else 0
-    metrics, pixel = SegmentationMetrics(model.labels, heads, boundary=model.boundary_iou), torch.zeros(1, 1, 1).long()
-    metrics.update(pixel, pixel, torch.zeros(()))
-    found = metrics.compute()
-    if key not in {f"val/{figure}" for figure in found}:
-        raise InputError(f"checkpoint.monitor {key!r} is not logged. Choices: {', '.join(f'val/{x}' for x in found)}")
-
-
-def _length(limit: int | None) -> float:
-    return float("inf") if limit in (None, -1) else limit
-
-
 def _refuse_changes(own: dict[str, Any], now: dict[str, Any], run: RunFolder) -> None:
     """A resumed run is the run it was, but it may be longer."""
+    epochs = "trainer.max_epochs"  # not max_steps: a stop within an epoch ends that epoch
+    before, after = (float("inf") if each[epochs] in (None, -1) else each[epochs] for each in (own, now))
     changed = [key for key in sorted(own.keys() | now.keys()) if own.get(key) != now.get(key)]
-    wrong = [key for key in changed if key not in LENGTHENS or _length(now[key]) < _length(own[key])]
+    wrong = [key for key in changed if key != epochs or after < before]
     if wrong:
         listed = ", ".join(f"{key} (run: {own.get(key)}, now: {now.get(key)})" for key in wrong[:4])
         raise InputError(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -23,15 +23,11 @@ from segmentation.tracking import metrics_file
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
 
-#: Processes agree on what to do every so many steps, as each time they wait for one another; where steps are slow,
-#: after about so many seconds: a warning comes some two minutes before the end.
-STEPS, SECONDS = 10, 5.0
+#: Processes agree on what to do every so many batches, as each time they wait for one another.
+BATCHES = 5
 
 #: Seconds after a signal for which the end of a validation is awaited, with the epoch's checkpoint after it.
 GRACE = 45.0
-
-#: Names of jobs that Lightning takes for a terminal: their processes it starts by itself.
-INTERACTIVE = ("bash", "interactive")
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -65,51 +61,33 @@ def check_launch(devices: Any, num_nodes: int) -> None:
         InputError: they do not fit; the message says which line to change.
     """
     env = os.environ
-    if "LOCAL_RANK" in env and not {"WORLD_SIZE", "MASTER_PORT"} & set(env):
-        raise InputError(
-            "LOCAL_RANK is set, but WORLD_SIZE is not: this process would wait for others that nobody has started. "
-            "Fix: unset LOCAL_RANK, or start by torchrun"
-        )
-    given = int(devices) if str(devices).isdigit() else None
     if "TORCHELASTIC_RUN_ID" in env:
-        local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
-        if given is not None and given != local:
-            raise InputError(
-                f"torchrun starts {local} processes a node, but trainer.devices is {given}. "
-                f"Fix: --nproc-per-node {given}, or --trainer.devices {local}"
-            )
-        if num_nodes * local != world:
-            raise InputError(
-                f"torchrun starts {world} processes, {local} a node, but trainer.num_nodes is {num_nodes}. "
-                f"Fix: --trainer.num_nodes {world // local}"
-            )
-    elif "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in INTERACTIVE and "SLURM_PROCID" in env:
-        nodes = int(env.get("SLURM_NNODES", env.get("SLURM_JOB_NUM_NODES", "1")))
-        tasks = int(env["SLURM_NTASKS"])
-        if nodes != num_nodes:
-            raise InputError(
-                f"the job has {nodes} nodes, but trainer.num_nodes is {num_nodes}. "
-                f"Fix: --trainer.num_nodes {nodes}, or #SBATCH --nodes={num_nodes}"
-            )
-        if given is not None and tasks != nodes * given:
-            raise InputError(
-                f"the job has {tasks} tasks on {nodes} nodes, but trainer.devices is {given}: a task is a device. "
-                f"Fix: #SBATCH --ntasks-per-node={given}, or --trainer.devices {tasks // nodes}"
-            )
-        if tasks > 1 and "SLURM_STEP_ID" not in env:
-            raise InputError(
-                f"the job has {tasks} tasks, but the script starts one: this process would wait for the others. "
-                "Fix: srun python src/train.py, as in slurm/train.sbatch"
-            )
-    elif env.get("SLURM_JOB_NAME") in INTERACTIVE and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise InputError(
-            f"srun starts {env['SLURM_STEP_NUM_TASKS']} tasks in an interactive job, where Lightning takes each for a "
-            "run of its own. Fix: srun --job-name=train --kill-on-bad-exit=1 ..."
-        )
-    elif num_nodes > 1 and not {"MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"} & set(env):
+        tasks, local = int(env["WORLD_SIZE"]), float(env["LOCAL_WORLD_SIZE"])
+        starter, nodes, fix_nodes, fix_devices = "torchrun", tasks / local, "--nnodes ", "--nproc-per-node "
+    elif "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        tasks, nodes = int(env["SLURM_NTASKS"]), float(env["SLURM_NNODES"])
+        local = tasks / nodes
+        starter, fix_nodes, fix_devices = "the job", "#SBATCH --nodes=", "#SBATCH --ntasks-per-node="
+    elif num_nodes > 1 and "MASTER_ADDR" not in env:
         raise InputError(
             f"trainer.num_nodes is {num_nodes}, but nothing here starts processes on other nodes: this one would wait "
             "for them. Fix: --trainer.num_nodes 1, or start by slurm/train.sbatch or torchrun"
+        )
+    else:
+        return
+    wrong = {"num_nodes": (num_nodes, nodes, "nodes", fix_nodes)}
+    if str(devices).isdigit():
+        wrong["devices"] = (int(devices), local, "processes a node", fix_devices)
+    for option, (told, started, what, fix) in wrong.items():
+        if told != started:
+            raise InputError(
+                f"{starter} starts {started:g} {what}, but trainer.{option} is {told}. "
+                f"Fix: {fix}{told}, or --trainer.{option} {started:g}"
+            )
+    if starter == "the job" and tasks > 1 and "SLURM_STEP_ID" not in env:
+        raise InputError(
+            f"the job has {tasks} tasks, but the script starts one: this process would wait for the others. "
+            "Fix: srun python src/train.py, as in slurm/train.sbatch"
         )
 
 
@@ -132,30 +110,16 @@ class MidEpoch(Checkpoint):
         self.run, self.every_seconds = run, 60 * every_minutes
         self.received, self.since = 0, 0.0  # the signal, and when it came
         self.saved = time.monotonic()
-        self.begin()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, trainer: Trainer) -> Iterator[None]:
         """While a run lasts: what a signal did before, in a notebook, it does again when the run is finished. (One that
         is stopped has a W&B run to close and a job to requeue yet, and a second signal must not end it there.)"""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.listen()
+        trainer._signal_connector.register_signal_handlers = nullcontext  # type: ignore  # none of Lightning's
+        before = {number: signal.signal(number, self.note) for number in SIGNALS}
         yield
         for number, handler in before.items():
             signal.signal(number, handler)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.listen()
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.listen()  # again: since `setup` Lightning has set its own, by which SIGTERM ends a run with status 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.listen()  # and again: a resumed run has no sanity check
-
-    def listen(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler. A warning that was followed by the end stays a warning."""
@@ -163,11 +127,9 @@ class MidEpoch(Checkpoint):
             self.received, self.since = number, time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.begin()
         self.saved = time.monotonic()  # last.ckpt, at the end of the epoch before
         if trainer.current_epoch and self.agreed(trainer, 0, stop=bool(self.received))[1]:
             self.stop(trainer, f"stopped by a signal at step {trainer.global_step}")
-        self.begin()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -178,7 +140,7 @@ class MidEpoch(Checkpoint):
         if ends or fit._should_accumulate() or validates:
             return
         due = time.monotonic() - self.saved >= self.every_seconds
-        save, stop = self.agreed(trainer, batch_idx, save=due, stop=bool(self.received))
+        save, stop = self.agreed(trainer, trainer.global_step, save=due, stop=bool(self.received))
         if save or stop:
             metrics_file(trainer).write()
             trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
@@ -186,43 +148,22 @@ class MidEpoch(Checkpoint):
         if stop:
             self.stop(trainer, f"stopped by a signal at step {trainer.global_step}")
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.begin()
-
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        if trainer.sanity_checking:
-            return
         late = bool(self.received) and time.monotonic() - self.since > GRACE
-        if self.agreed(trainer, batch[2], stop=late)[1]:
+        if not trainer.sanity_checking and self.agreed(trainer, batch[2], stop=late)[1]:
             self.stop(trainer, "stopped by a signal in a validation that would not end in time")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.begin()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.listen()
-        self.begin()
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if self.agreed(trainer, batch[2], stop=bool(self.received))[1]:
             self.stop(trainer, "stopped by a signal in the test")
 
-    def begin(self) -> None:
-        """Of a loop over batches, as many on each process: when they last agreed, after which batch, when they will."""
-        self.asked, self.at, self.next = time.monotonic(), -1, 0
-
-    def agreed(self, trainer: Trainer, batch_idx: int, save: bool = False, stop: bool = False) -> tuple[bool, bool]:
-        """Whether to save, and to stop: what any process wants, asked of all after the same batch."""
-        if trainer.world_size == 1:
-            return save, stop
-        if batch_idx < self.next:
-            return False, False
-        now = time.monotonic()
-        pace = (now - self.asked) / max(1, batch_idx - self.at)  # seconds a batch
-        wishes = torch.tensor([save, stop, pace], dtype=torch.float32, device=trainer.strategy.root_device)
-        save, stop, pace = trainer.strategy.reduce(wishes, reduce_op="max").tolist()
-        self.asked, self.at = now, batch_idx
-        self.next = batch_idx + max(1, min(STEPS, int(SECONDS / max(pace, 1e-3))))
+    def agreed(self, trainer: Trainer, number: int, save: bool = False, stop: bool = False) -> tuple[bool, bool]:
+        """Whether to save, and to stop: what any process wants, asked of all after the same batch or step."""
+        if trainer.world_size > 1:
+            if number % BATCHES:
+                return False, False
+            wishes = torch.tensor([save, stop], dtype=torch.float32, device=trainer.strategy.root_device)
+            save, stop = trainer.strategy.reduce(wishes, reduce_op="max").tolist()
         return bool(save), bool(stop)
 
     def stop(self, trainer: Trainer, why: str) -> None:

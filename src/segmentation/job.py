@@ -6,8 +6,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,20 +43,13 @@ class JobParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        alone = " With no value, it must not stand before a path." if "--tta: invalid choice" in message else ""
-        raise InputError(f"{message}.{alone} See --help")
+        raise InputError(f"{message}. See --help")
 
     def add_checkpoint(self) -> None:
         """The options of every job that opens a checkpoint with its data."""
         self.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py, with the data's config")
         self.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
         self.add_argument("--overwrite", action="store_true", help="replace results that are there")
-
-    def parse_with_others(self, args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-        """The job's own options, wherever the checkpoint stands, and those of data and trainer."""
-        words = sys.argv[1:] if args is None else args
-        first = next((i for i, word in enumerate(words) if word.endswith(".ckpt")), 0)
-        return self.parse_known_args(words[first : first + 1] + words[:first] + words[first + 1 :])
 
 
 def start_job() -> None:
@@ -79,20 +70,6 @@ def start_job() -> None:
 def _of_use(record: logging.LogRecord) -> bool:
     """W&B warns, in the root logger, of images of unequal sizes, which a data set may well have."""
     return "Images sizes do not match" not in record.getMessage()
-
-
-def number(kind: type[int] | type[float], least: float) -> Callable[[str], float]:
-    """The type of an option that is a number of at least `least`."""
-
-    def parse(text: str) -> float:
-        with suppress(ValueError):
-            value = kind(text)
-            if least <= value < float("inf"):
-                return value
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text} is not {what} of at least {least}")
-
-    return parse
 
 
 def file_name(text: str) -> Path:

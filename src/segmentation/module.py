@@ -33,7 +33,6 @@ class SegmentationModule(LightningModule):
         loss: the criterion, applied to every head.
         head_weights: factor on each head's loss, the first head first; null means 1 each, `halving` 1 for the last head
             and half as much for each one before it.
-        presence_weight: factor on the loss of a classification-guided module (UNet3+), where the net has one.
         optimizer: any torch optimizer.
         encoder_lr: factor on the learning rate of a net's pretrained encoder.
         schedule: any torch learning-rate scheduler; WarmupDecay learns the number of steps by itself.
@@ -58,7 +57,6 @@ class SegmentationModule(LightningModule):
         labels: dict[str, Any],
         loss: SegmentationLoss | None = None,
         head_weights: list[float] | Literal["halving"] | None = None,
-        presence_weight: float = 1.0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3),
         encoder_lr: float = 1.0,
         schedule: LRSchedulerCallable = lambda o: WarmupDecay(o, warmup=0.05),
@@ -79,20 +77,17 @@ class SegmentationModule(LightningModule):
         if head_weights == "halving":
             head_weights = [0.5**k for k in reversed(range(net.num_heads))]
         self.head_weights = head_weights or [1.0] * net.num_heads
-        self.presence_weight, self.encoder_lr = presence_weight, encoder_lr
+        self.encoder_lr = encoder_lr
         if len(self.head_weights) != net.num_heads:
             raise InputError(f"model.head_weights has {len(self.head_weights)} numbers for {net.num_heads} heads")
         self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
         if not 0 < threshold < 1:
             raise InputError(f"model.threshold {threshold} must lie between 0 and 1")
         self.logit_threshold = math.log(threshold / (1 - threshold))
-        if boundary_iou is not None and not 0 < boundary_iou < 1:
-            raise InputError(f"model.boundary_iou {boundary_iou} is a share of the diagonal: give 0.02, say, or null")
-        self.boundary_iou = boundary_iou
-        self.channels_last, self.compile_net, self.init_from = channels_last, compile, init_from
+        self.boundary_iou, self.init_from = boundary_iou, init_from
+        self.channels_last, self.compile_net = channels_last, compile
         # Normalisation travels with the weights: prediction cannot drift from training.
         self.auto_normalize = mean is None or std is None
-        self.filled = False  # from the data
         self.warned = False  # of a collapse
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
@@ -103,10 +98,8 @@ class SegmentationModule(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
 
     def fill(self) -> None:
-        """Fill in what the config leaves to the training split: weights of the classes, normalisation. Once."""
-        if self.filled:
-            return
-        self.filled, census = True, self.data.census("train")
+        """Fill in what the config leaves to the training split: weights of the classes, normalisation."""
+        census = self.data.census("train")
         self.loss.setup(census)
         if self.auto_normalize:
             mean, std = self.net.statistics or (census.mean, census.std)
@@ -159,7 +152,7 @@ class SegmentationModule(LightningModule):
         heads = self.net(self.normalize(batch["image"]))
         loss, terms = self.criterion(heads, batch)
         self.losses = {"loss_step": loss.detach(), **{key: term.detach() for key, term in terms.items()}}
-        self.count("train", heads, batch, loss - self.presence_weight * terms.get("presence/loss", 0.0))
+        self.count("train", heads, batch, loss - terms.get("presence/loss", 0.0))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -172,6 +165,7 @@ class SegmentationModule(LightningModule):
             for logger in self.loggers:
                 logger.log_metrics({**found, "epoch": self.current_epoch}, step)
                 logger.save()
+            self.log("loss", found["train/loss_step"], prog_bar=True, logger=False)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.evaluate("val", batch)
@@ -217,7 +211,7 @@ class SegmentationModule(LightningModule):
         total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
         if heads.presence is not None:
             terms["presence/loss"] = presence_loss(heads.presence.float(), mask)
-            total = total + self.presence_weight * terms["presence/loss"]
+            total = total + terms["presence/loss"]
         return total, terms
 
     @torch.no_grad()
@@ -235,8 +229,7 @@ class SegmentationModule(LightningModule):
         """Log a finished epoch's figures, which are those of all processes."""
         metrics = getattr(self, f"{split}_metrics")
         found = metrics.compute()
-        self.log_dict({f"{split}/{key}": value for key, value in found.items() if key != "miou"})
-        self.log(f"{split}/miou", found["miou"], prog_bar=split == "val")
+        self.log_dict({f"{split}/{key}": value for key, value in found.items()})
         if metrics.collapsed and not (self.warned or self.trainer.sanity_checking):
             self.warned = True
             rank_zero_warn(

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.bar import Bar
 from rich.table import Column, Table
 from rich.text import Text
@@ -18,13 +18,15 @@ from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.writing import written_whole
 
 if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it imports it itself
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 Mask = np.ndarray | Tensor
-CELL, GAP, MARGIN = 300, 10, 28  # pixels of a contact sheet: longest side of a panel, between panels, around them
-INK, SOFT, LINE = "#1C1E22", "#6E7278", "#D6D8DC"
+INK, SOFT = "#1C1E22", "#6E7278"
 WRONG, MISSED = (255, 64, 72), (64, 184, 255)  # errors; in a binary task false positives and false negatives
-HATCH = np.where(np.add.outer(np.arange(CELL), np.arange(CELL))[..., None] % 8 < 2, np.uint8(168), np.uint8(226))
+IGNORED = (226, 226, 226)
+PANEL = 600  # pixels of a panel's longest side at most
 LEGEND_LIMIT = 30  # of more classes, the legend lists only those that the sheet shows
 WHOLES = {  # figures that are not of one class, and how the terminal names them
     "miou": "mIoU",
@@ -48,29 +50,31 @@ def to_rgb(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(bands[picked].transpose(1, 2, 0))
 
 
-def panels(image: Tensor, truth: Mask, prediction: Mask, labels: Labels) -> list[Image.Image]:
-    """One sample as four pictures of one size, the longest side CELL: image, truth, prediction, errors.
+def panels(image: Tensor, truth: Mask, prediction: Mask | None, labels: Labels) -> list[np.ndarray]:
+    """One sample as pictures of one size, (h, w, 3) uint8: image, truth, prediction, errors; without a prediction
+    image, truth, and the truth laid over the gray image, where it should fit.
 
-    `image` is (C, H, W), `truth` and `prediction` are (H, W) class indices; IGNORE_INDEX in the truth is hatched gray,
-    and never an error. Raises ValueError when the three differ in size.
+    `image` is (C, H, W), `truth` and `prediction` are (H, W) class indices; IGNORE_INDEX in the truth is gray, and
+    never an error. Raises ValueError when they differ in size.
     """
-    photo, (truth, prediction) = _fit(image, truth, prediction)
-    counted = truth != IGNORE_INDEX
-    # Stretched before it is dimmed, or a faint micrograph would be black. Errors are not in the predicted class's
-    # colour: that one stands right beside, and a dull class colour would not show.
-    errors = (_gray(photo) * 0.4 + 16).astype(np.uint8)
-    wrong = counted & (truth != prediction)
-    errors = np.where(wrong[..., None], np.array(WRONG, np.uint8), errors)
+    shapes = {tuple(image.shape[-2:]), *(tuple(mask.shape) for mask in (truth, prediction) if mask is not None)}
+    if len(shapes) > 1:
+        raise ValueError(f"sizes differ: {shapes}")
+    step = -(-max(image.shape[-2:]) // PANEL)
+    photo, true = to_rgb(image[:, ::step, ::step]), _array(truth)[::step, ::step].astype(np.int64)
+    counted = true != IGNORE_INDEX
+    # Stretched before it is dimmed, or a faint micrograph would be black.
+    gray = _stretch(photo.mean(axis=-1, keepdims=True))
+    colored = np.where(counted[..., None], labels.palette[np.where(counted, true, 0)], np.array(IGNORED, np.uint8))
+    if prediction is None:
+        return [photo, colored, (0.5 * gray + 0.5 * colored).astype(np.uint8)]
+    predicted = _array(prediction)[::step, ::step].astype(np.int64)
+    # Errors are not in the predicted class's colour: that one stands right beside, and a dull one would not show.
+    errors = np.repeat((gray * 0.4 + 16).astype(np.uint8), 3, axis=-1)
+    errors[counted & (true != predicted)] = WRONG
     if labels.task == "binary":
-        errors[wrong & (prediction == 0)] = MISSED
-    return [photo, *(Image.fromarray(rgb) for rgb in (_colored(truth, labels), labels.palette[prediction], errors))]
-
-
-def truth_panels(image: Tensor, truth: Mask, labels: Labels) -> list[Image.Image]:
-    """One sample as three pictures: image, truth, and the truth laid over the gray image, where it should fit."""
-    photo, (truth,) = _fit(image, truth)
-    colored = _colored(truth, labels)
-    return [photo, Image.fromarray(colored), Image.fromarray((0.5 * _gray(photo) + 0.5 * colored).astype(np.uint8))]
+        errors[counted & (true > predicted)] = MISSED
+    return [photo, colored, labels.palette[predicted], errors]
 
 
 def overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
@@ -79,31 +83,6 @@ def overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
     rgb, index = to_rgb(image).astype(np.float32), _array(mask).astype(np.int64)
     share = np.where(index == labels.background, 0, np.where(find_boundaries(index), 1, 0.4))[..., None]
     return (rgb * (1 - share) + labels.palette[index] * share).astype(np.uint8)
-
-
-def _fit(image: Tensor, *masks: Mask) -> tuple[Image.Image, list[np.ndarray]]:
-    """An image and its masks at one size, the longest side CELL."""
-    height, width = image.shape[-2:]
-    if any(mask.shape != (height, width) for mask in masks):
-        raise ValueError(f"image {(height, width)}, masks {[tuple(mask.shape) for mask in masks]}: sizes differ")
-    scale = CELL / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    nearest = Image.Resampling.NEAREST  # masks must never blend two classes
-    # Of a tiny image one wants to see every pixel; others look better smooth.
-    photo = Image.fromarray(to_rgb(image)).resize(size, nearest if scale > 4 else None)
-    pictures = [Image.fromarray(_array(mask).astype(np.int32)) for mask in masks]
-    return photo, [np.asarray(picture.resize(size, nearest)) for picture in pictures]
-
-
-def _gray(photo: Image.Image) -> np.ndarray:
-    """(H, W, 1) uint8, over the whole range."""
-    return _stretch(np.asarray(photo.convert("L")))[..., None]
-
-
-def _colored(truth: np.ndarray, labels: Labels) -> np.ndarray:
-    counted = truth != IGNORE_INDEX
-    hatch = HATCH[: truth.shape[0], : truth.shape[1]]
-    return np.where(counted[..., None], labels.palette[np.where(counted, truth, 0)], hatch)
 
 
 def contact_sheet(
@@ -115,49 +94,76 @@ def contact_sheet(
     title: str = "",
     scores: Sequence[float] | None = None,
 ) -> Image.Image:
-    """Samples as rows of image, truth, prediction and errors, with a legend; without predictions, as rows of image,
-    truth and truth laid over the image. Each list has one entry a sample, as `panels` takes them; samples may differ in
-    size. `scores` are their mIoU, NaN is shown as "-". Raises ValueError for no samples, lists of different lengths, a
-    mask that does not fit its image.
-    """
+    """Samples as rows of `panels`, with a legend. Each list has one entry a sample; samples may differ in size.
+    `scores` are their mIoU, NaN is shown as "-". Raises ValueError for no samples, or lists of different lengths."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     if not images:
         raise ValueError("a contact sheet needs at least one sample")
-    if predictions is None:
-        rows = [truth_panels(*sample, labels) for sample in zip(images, truths, strict=True)]
-        headings = ["Image", "Truth", "Truth over image"]
-    else:
-        rows = [panels(*sample, labels) for sample in zip(images, truths, predictions, strict=True)]
-        headings = ["Image", "Truth", "Prediction", "Errors"]
-    column = max(160, *(row[0].width for row in rows))  # narrow columns would have no room for headings and names
-    lefts = [MARGIN + index * (column + GAP) for index in range(len(headings))]
-    width, top = lefts[-1] + column + MARGIN, MARGIN + (44 if title else 0)
-    legend = _legend([*truths, *(predictions or [])], labels, width - 2 * MARGIN, errors=predictions is not None)
-    height = top + 24 + sum(row[0].height + 40 for row in rows) + 18 + legend.height + MARGIN
-
-    sheet = Image.new("RGB", (width, height), "white")
-    draw, small, bold, large = ImageDraw.Draw(sheet), _font(14), _font(16, bold=True), _font(22, bold=True)
-    draw.text((MARGIN, MARGIN + 20), _shorten(title, large, width - 2 * MARGIN), INK, large, anchor="ls")
-    for left, heading in zip(lefts, headings, strict=True):
-        draw.text((left, top + 16), heading, INK, bold, anchor="ls")
-    y = top + 52  # of the panels
+    rows = [
+        panels(*each, labels) for each in zip(images, truths, predictions or repeat(None, len(images)), strict=True)
+    ]
     shown = [f"mIoU {score:.2f}".replace("nan", "-") for score in scores or ()] or [""] * len(rows)
-    for row, name, score in zip(rows, names, shown, strict=True):
-        draw.text((MARGIN, y - 8), _shorten(name, small, lefts[-1] - MARGIN - 2 * GAP), SOFT, small, anchor="ls")
-        draw.text((lefts[-1], y - 8), score, INK, small, anchor="ls")
-        for left, panel in zip(lefts, row, strict=True):
-            draw.rectangle((left - 1, y - 1, left + panel.width, y + panel.height), outline=LINE)
-            sheet.paste(panel, (left, y))
-        y += row[0].height + 40
-    sheet.paste(legend, (MARGIN, y - 10))
-    return sheet
+    headings = ["Image", "Truth", *(["Truth over image"] if predictions is None else ["Prediction", "Errors"])]
+    legend = _legend([*truths, *(predictions or [])], labels, errors=predictions is not None)
+
+    # Sizes in inches: panels are at most 3 x 3; a name stands above each row.
+    heights = [3 * min(1.0, max(0.1, row[0].shape[0] / row[0].shape[1])) for row in rows]
+    columns, name_line, top, entries = len(headings), 0.3, 0.9, 2 * len(headings) - 2  # of the legend, a line
+    bottom = 0.3 + 0.22 * math.ceil(len(legend) / entries)
+    width, height = 3.1 * columns, top + sum(heights) + name_line * (len(rows) - 1) + bottom
+    places = {"left": 0.1 / width, "right": 1 - 0.1 / width, "top": 1 - top / height, "bottom": bottom / height}
+    places |= {"wspace": 0.03, "hspace": name_line * len(rows) / sum(heights)}
+    figure = Figure((width, height), dpi=110, facecolor="white")
+    figure.text(0.1 / width, 1 - 0.3 / height, title, size=13, weight="bold", color=INK, parse_math=False)
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights, gridspec_kw=places)
+    for axes, row, name, score in zip(grid, rows, names, shown, strict=True):
+        for each, panel in zip(axes, row, strict=True):
+            each.imshow(panel, interpolation="nearest")  # masks must never blend two classes
+            each.axis("off")
+        axes[0].set_title(name[-60:], loc="left", size=9, color=SOFT, parse_math=False)  # names differ at their ends
+        axes[-1].set_title(score, loc="right", size=9, color=INK)
+    for each, heading in zip(grid[0], headings, strict=True):
+        each.annotate(heading, (0, 1), (0, 20), "axes fraction", "offset points", weight="bold", color=INK)
+    for text in figure.legend(handles=legend, loc="lower left", ncols=entries, frameon=False).get_texts():
+        text.set_parse_math(False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _legend(masks: list[Mask], labels: Labels, errors: bool) -> list["Patch"]:
+    from matplotlib.patches import Patch
+
+    shown = set().union(*(np.unique(_array(mask)).tolist() for mask in masks))
+    listed = [i for i in range(labels.num_classes) if labels.num_classes <= LEGEND_LIMIT or i in shown]
+    entries = [(labels.names[i], labels.palette[i]) for i in listed]
+    entries += [("ignored", IGNORED)] if IGNORE_INDEX in shown else []
+    if errors:
+        found, missed = (f"{what} {labels.names[-1]}" for what in ("false", "missed"))  # binary: of the foreground
+        entries += [(found, WRONG), (missed, MISSED)] if labels.task == "binary" else [("wrong class", WRONG)]
+    return [Patch(color=np.divide(color, 255), label=name[:24]) for name, color in entries]
+
+
+def plot(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """An empty plot, in inches, in the one style of them all."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), dpi=144, facecolor="white")
+    axes = figure.subplots()
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+    axes.grid(color="#ECEDEF")
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
 def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     """A confusion matrix, (K, K) counts, rows true, columns predicted: what share of each true class was predicted as
-    what, and the IoU of each class. A class with neither is grayed out and named absent. Up to 20 classes have
-    percentages in their cells. Raises ValueError when the matrix does not fit the labels."""
+    what. A class that does not occur is grayed out. Up to 20 classes have percentages in their cells. Raises ValueError
+    when the matrix does not fit the labels."""
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
     counts, count = _array(matrix).astype(np.float64), labels.num_classes
     if counts.shape != (count, count):
@@ -165,40 +171,23 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     union = counts.sum(0) + counts.sum(1) - counts.diagonal()
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which is what absent means
         iou, shares = counts.diagonal() / union, 100 * counts / counts.sum(1, keepdims=True)
-    shares[:, union == 0] = np.nan
 
-    # Sizes in inches. Axes are placed by hand: automatic layout takes seconds for 150 labels, and bends the squares.
     cell, font = (1.0, 10) if count <= 4 else (0.44, 9) if count <= 20 else (0.15, 7)
-    names = [_shorten(name, _font(font), 14 * font) for name in labels.names]
-    side, label = cell * count, max(_font(font).getlength(name) for name in names) / 72 + 0.1
-    left, bottom, rotation = 0.4 + label, 0.45 + (0.2 if label < cell else label), 0 if label < cell else 90
-    width, height = left + side + 1.4, bottom + side + 0.7
-    figure = Figure(figsize=(width, height), dpi=144, facecolor="white", layout="none")  # type: ignore[arg-type]  # "none" is one of them
-    axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-    bars = figure.add_axes(((left + side + 0.15) / width, bottom / height, 0.7 / width, side / height))
+    figure, axes = plot(1.5 + cell * count, 1.5 + cell * count)
     axes.set_facecolor("#E9EAEC")  # shines through where there is no share
     # Rare confusions are what one looks for: the square root keeps them from fading into white.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
-    axes.grid(visible=False)  # whatever a user's style says
-    axes.set_xticks(range(count), names, fontsize=font, rotation=rotation, parse_math=False)
-    axes.set_yticks(range(count), names, fontsize=font, parse_math=False)
-    axes.set_xlabel("predicted", fontsize=font + 1, color=SOFT)
-    axes.set_ylabel("true", fontsize=font + 1, color=SOFT)
+    axes.grid(visible=False)
+    axes.set_xticks(range(count), labels.names, fontsize=font, rotation=90 if count > 4 else 0, parse_math=False)
+    axes.set_yticks(range(count), labels.names, fontsize=font, parse_math=False)
+    axes.set_xlabel("predicted", color=SOFT)
+    axes.set_ylabel("true", color=SOFT)
     for (row, column), share in np.ndenumerate(shares if count <= 20 else np.empty((0, 0))):
         text = f"{share:.{1 if count <= 4 else 0}f}"
         if float(text) > 0:  # NaN and what rounds to nothing stay empty
             axes.text(column, row, text, ha="center", va="center", fontsize=font, color="w" if share > 35 else INK)
-    bars.barh(range(count), np.nan_to_num(iou), height=0.7, color="#3B7DBD")
-    bars.set(xlim=(0, 1), ylim=(count - 0.5, -0.5))
-    bars.axis("off")
-    bars.set_title("IoU", fontsize=font + 1, loc="left", color=SOFT, pad=4)
-    for index, value in enumerate(iou):
-        text, x = ("absent", 0) if np.isnan(value) else (f"{value:.2f}", value + 0.06)
-        bars.text(x, index, text, va="center", fontsize=font, color=INK)
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.spines[:].set_visible(False)
     title = f"mIoU {iou[union > 0].mean():.3f}  ·  % of the true class" if union.any() else "No pixels counted"
-    figure.text(0.16 / width, 1 - 0.28 / height, title, fontsize=font + 2, weight="bold", color=INK, va="center")
+    axes.set_title(title, loc="left", fontsize=font + 2, weight="bold", color=INK)
     return figure
 
 
@@ -237,7 +226,10 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
 def save_png(picture: "Image.Image | Figure", path: Path, **options: Any) -> None:
     """Save a picture, replacing what is there."""
     with written_whole(path) as aside:
-        (picture.save if isinstance(picture, Image.Image) else picture.savefig)(aside, format="png", **options)
+        if isinstance(picture, Image.Image):
+            picture.save(aside, format="png", **options)
+        else:
+            picture.savefig(aside, format="png", bbox_inches="tight")
 
 
 def _array(values: Mask) -> np.ndarray:
@@ -251,41 +243,6 @@ def _stretch(band: np.ndarray) -> np.ndarray:
         low, high = finite.min(), finite.max()
     stretched = (np.nan_to_num(band.astype(np.float32), nan=low) - low) / (high - low or 1)
     return np.round(stretched.clip(0, 1) * 255).astype(np.uint8)
-
-
-def _legend(masks: list[Mask], labels: Labels, width: int, errors: bool) -> Image.Image:
-    shown, font, swatch = set().union(*(np.unique(_array(mask)).tolist() for mask in masks)), _font(14), 14
-    listed = [i for i in range(labels.num_classes) if labels.num_classes <= LEGEND_LIMIT or i in shown]
-    entries = [(_shorten(labels.names[i], font, 210), labels.palette[i]) for i in listed]
-    entries += [("ignored", HATCH[:swatch, :swatch])] if IGNORE_INDEX in shown else []
-    if errors:
-        found, missed = (f"{what} {labels.names[-1]}" for what in ("false", "missed"))  # binary: of the foreground
-        entries += [(found, WRONG), (missed, MISSED)] if labels.task == "binary" else [("wrong class", WRONG)]
-    pitch = math.ceil(max(font.getlength(name) for name, _ in entries)) + swatch + 30
-    columns = max(1, (width + 22) // pitch)
-    legend = Image.new("RGB", (width, 24 * math.ceil(len(entries) / columns)), "white")
-    draw = ImageDraw.Draw(legend)
-    for index, (name, color) in enumerate(entries):
-        x, y = index % columns * pitch, index // columns * 24 + 5
-        square = np.zeros((swatch, swatch, 3), np.uint8) + np.uint8(color)  # a colour, or the hatch
-        legend.paste(Image.fromarray(square), (x, y))
-        draw.rectangle((x - 1, y - 1, x + swatch, y + swatch), outline=LINE)
-        draw.text((x + swatch + 8, y + swatch // 2), name, INK, font, anchor="lm")
-    return legend
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib  # its font file is on every machine, unlike the system's
-
-    name = f"DejaVuSans{'-Bold' if bold else ''}.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cut in the middle: file names differ at their ends."""
-    cuts = (f"{text[: keep // 2]}…{text[len(text) - (keep + 1) // 2 :]}" for keep in range(len(text) - 1, 1, -1))
-    return next((short for short in (text, *cuts) if font.getlength(short) <= width), "…")
 
 
 def _number(value: float | None, undefined: str) -> str:

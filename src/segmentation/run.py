@@ -5,17 +5,12 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import IO
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.errors import InputError
 from segmentation.writing import write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
 
@@ -29,8 +24,6 @@ class RunFolder:
     """
 
     def __init__(self, name: str, resume: bool) -> None:
-        if Path(name).name != name or name.startswith("."):
-            raise InputError(f"--name {name!r} must be a plain folder name, without slashes")
         self.name = name
         self.path = RUNS / name
         self.config = self.path / "config.yaml"
@@ -40,10 +33,7 @@ class RunFolder:
         self.skipped = self.path / "skipped_files.txt"
         self.pictures = self.path / "pictures"
         self.checkpoints = self.path / "checkpoints"
-        self.lock = RUNS / f".{name}.lock"
         last = self.checkpoints / "last.ckpt"
-        if is_rank_zero():
-            hold(self.lock)
         self.resuming = resume and self.config.is_file() and last.is_file()  # what failed before may begin anew
         #: The checkpoint to go on from, if there is one.
         self.last = last if self.resuming else None
@@ -61,52 +51,37 @@ class RunFolder:
         self.summary.unlink(missing_ok=True)  # of a run that is now lengthened: it is unfinished again
         write_text(self.config, config)
 
-    def release(self) -> None:
-        """Let another process write."""
-        file = _held.pop(self.lock.resolve(), None)
-        if file:
-            self.lock.unlink(missing_ok=True)
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_UN)  # forked workers of a loader have the file open too
-            file.close()
+
+#: Locks of this process, by file. In no object: Lightning's averaging of weights copies all that it can reach.
+_locks: dict[Path, FileLock] = {}
 
 
-#: Lock files that this process holds, open: a lock lasts as long as they are.
-_held: dict[Path, IO[str]] = {}
-
-
-def hold(path: Path, patience: float = 30.0) -> None:
-    """Take a lock that goes with this process, however it ends: two writers would spoil a run.
-
-    Args:
-        path: the lock file.
-        patience: seconds to wait for another process, which may be about to end.
+def hold(name: str) -> None:
+    """In rank 0, take a run's lock, which goes with this process, however it ends: two writers would spoil the run.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process, which may be about to end, still has it after half a minute; or it is no name.
     """
-    path.parent.mkdir(exist_ok=True)
-    path, end = path.resolve(), time.monotonic() + patience
-    if path in _held or fcntl is None:
-        return
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break  # else it was removed meanwhile, by the process that had it
-        except BlockingIOError:
-            if time.monotonic() > end:
-                file.seek(0)
-                raise InputError(f"{path} is held by {file.read()}, which writes this run: end that first") from None
-            time.sleep(0.2)
-        except OSError:  # a file system without locks
-            break
-        file.close()
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    _held[path] = file
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name {name!r} must be a plain folder name, without slashes")
+    file = (RUNS / f".{name}.lock").resolve()
+    lock = _locks.setdefault(file, FileLock(file))
+    try:
+        if is_rank_zero() and not lock.is_locked:  # in a notebook it may be
+            lock.acquire(timeout=30)
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout as error:
+        raise InputError(f"{RUNS / name} is held by {file.read_text()}, which writes it: end that first") from error
+    except OSError:  # a file system without locks
+        pass
+
+
+def release(name: str) -> None:
+    """Let another process write."""
+    lock = _locks[(RUNS / f".{name}.lock").resolve()]
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)  # before another can have it
+        lock.release()
 
 
 def new_name() -> str:
@@ -127,17 +102,9 @@ def is_rank_zero() -> bool:
 
 def git_commit() -> str | None:
     """The commit of this checkout, "+" behind it where files differ; None outside git."""
-    describe = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--abbrev=40",
-        "--dirty=+",
-    ]
+    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
     try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

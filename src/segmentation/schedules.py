@@ -14,15 +14,15 @@ from segmentation.errors import InputError
 class WarmupDecay(LRScheduler):
     """Linear warm-up to the optimizer's learning rate, then polynomial or cosine decay to zero, step by step.
 
-    Factor at step t of T, with W = warmup * T: (t + 1) / W below W, then with x = (t - W) / (T - W) `(1 - x) ** power`
-    (poly; Chen et al. 2017, DeepLab, section 4.1) or `(1 + cos(pi x)) / 2` (cosine; Loshchilov and Hutter 2017, eq. 5).
+    Factor at step t of T, the run's number of steps, with W = warmup * T: (t + 1) / W below W, then with
+    x = (t - W) / (T - W) `(1 - x) ** power` (poly; Chen et al. 2017, DeepLab, section 4.1) or `(1 + cos(pi x)) / 2`
+    (cosine; Loshchilov and Hutter 2017, eq. 5).
 
     Args:
         optimizer: whose learning rates to set.
         warmup: share of the steps to warm up in.
         decay: `poly`, `cosine` or `constant`.
         power: exponent of `poly`.
-        total_steps: T; the module fills in the trainer's number of steps where it is null.
     """
 
     def __init__(
@@ -31,14 +31,13 @@ class WarmupDecay(LRScheduler):
         warmup: float = 0.05,
         decay: Literal["poly", "cosine", "constant"] = "poly",
         power: float = 0.9,
-        total_steps: int | None = None,
     ) -> None:
-        self.warmup, self.decay, self.power, self.total_steps = warmup, decay, power, total_steps
+        self.warmup, self.decay, self.power, self.total_steps = warmup, decay, power, 1
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied by at `step`, in 0..1."""
-        total = self.total_steps or 1
+        total = self.total_steps  # T
         warm = round(self.warmup * total)
         if step < warm:
             return (step + 1) / warm
@@ -52,7 +51,7 @@ class WarmupDecay(LRScheduler):
 
     def set_total_steps(self, total_steps: int) -> None:
         """Say how long the run is, before its first step."""
-        self.total_steps = self.total_steps or total_steps
+        self.total_steps = total_steps
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 

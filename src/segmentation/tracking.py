@@ -5,12 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from netrc import NetrcParseError, netrc
-from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-import requests
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -51,23 +47,27 @@ class WandbOptions:
         Raises:
             InputError: it is to be online and cannot be, or a variable of W&B's is unusable.
         """
-        old = {"run": "online", "dryrun": "offline", "": None}  # W&B's earlier words
-        word = os.environ.get("WANDB_MODE") or os.environ.pop("WANDB_MODE", "")  # W&B stumbles over an empty one
-        told = old.get(word, word)
-        if told not in (None, "online", "offline", "disabled"):
+        told = os.environ.get("WANDB_MODE") or os.environ.pop("WANDB_MODE", None)  # W&B stumbles over an empty one
+        if told not in (None, "", "online", "offline", "disabled"):
             raise InputError(f"WANDB_MODE={told} is not for one run a job: set it to online, offline or disabled")
         asked = told if self.mode == "auto" else self.mode
         if asked in ("offline", "disabled") or not is_rank_zero():
             return asked or "online"
+        import wandb
+
         settings = _wandb_settings()
-        if asked is None and settings.mode == "offline":
+        if not asked and settings.mode == "offline":
             return "offline"  # by `wandb offline`
-        server = settings.base_url.rstrip("/")
-        key = os.environ.get("WANDB_API_KEY") or _saved_key(server)
-        refusal = _refusal(server, key) if key else f"no key for {server} is at hand (wandb login)"
+        server, refusal = settings.base_url, ""
+        try:
+            if not wandb.login(prompt=False):
+                refusal = f"no key for {server} is at hand (wandb login)"
+        except wandb.errors.AuthenticationError as error:
+            refused = any(f"error {code}" in str(error) for code in (401, 403))
+            refusal = f"{server} {'refuses the key (wandb login --relogin)' if refused else 'does not answer'}"
         if refusal and asked == "online":
             raise InputError(f"W&B is to be online, but {refusal}. To go on without: --wandb.mode offline")
-        if refusal and key:
+        if refusal.startswith(server):
             print(f"W&B       {refusal}: this run is offline, and slurm/sync.sh uploads it later", flush=True)
         return "offline" if refusal else "online"
 
@@ -199,30 +199,3 @@ def _wandb_settings() -> Any:
         return wandb.setup().settings
     except ValueError as error:
         raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
-
-
-def _saved_key(server: str) -> str | None:
-    """The key that `wandb login` has saved for a server."""
-    import wandb
-
-    try:
-        saved = netrc(os.environ.get("NETRC") or Path.home() / ".netrc").hosts
-    except (OSError, NetrcParseError):
-        return None
-    names = [urlsplit(server).netloc]
-    names += ["api.wandb.ai"] if server == wandb.Settings().base_url else []  # by an earlier W&B
-    return next((saved[name][2] for name in names if name in saved), None)
-
-
-def _refusal(server: str, key: str) -> str | None:
-    """Why a server cannot be logged to, or None. W&B itself would try for 90 seconds and end in a stack trace."""
-    try:
-        query = {"query": "query Viewer { viewer { id } }"}
-        answer = requests.post(f"{server}/graphql", json=query, auth=("api", key), timeout=5)
-        if answer.status_code in (401, 403):
-            return f"{server} refuses the key (wandb login --relogin)"
-        answer.raise_for_status()
-        answer.json()
-    except requests.RequestException:  # a firewall's web page, too
-        return f"{server} does not answer"
-    return None

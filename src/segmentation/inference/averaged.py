@@ -34,17 +34,14 @@ class Averaged(SegmentationNet):
         net: the net.
         tile: side of the tiles, rounded up to a multiple of the net's stride; None: images are predicted whole.
         symmetries: which flips and rotations to average over.
-        batch_size: tiles of one forward pass.
     """
 
-    def __init__(
-        self, net: SegmentationNet, tile: int | None = None, symmetries: Symmetries = "none", batch_size: int = 1
-    ) -> None:
+    def __init__(self, net: SegmentationNet, tile: int | None = None, symmetries: Symmetries = "none") -> None:
         super().__init__(net.in_channels, net.num_classes)
         if tile is not None and tile < 2 * net.stride:
             raise InputError(f"--tile {tile} is too small for this net: {2 * net.stride} at least, better 512")
-        self.net, self.symmetries, self.batch_size = net, SYMMETRIES[symmetries], batch_size
-        self.tile = -(-tile // net.stride) * net.stride if tile else sys.maxsize
+        self.net, self.symmetries = net, SYMMETRIES[symmetries]
+        self.tile = -(-tile // net.stride) * net.stride if tile is not None else sys.maxsize
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         return Heads((torch.stack([torch.cat([part for _, part in self.strips(one)], dim=1) for one in image]),))
@@ -64,20 +61,14 @@ class Averaged(SegmentationNet):
             # What the row of tiles above has left for this one, and room below it.
             room = (0, 0, 0, min(self.tile, height - top) - total.shape[1])
             total, mass = F.pad(total, room), F.pad(mass, room)
-            for left, part in self.row(image[:, top : top + self.tile], lefts, prepare):
+            for left in lefts:
+                part = self.probabilities(prepare(image[None, :, top : top + self.tile, left : left + self.tile]))[0]
                 columns, weight = slice(left, left + part.shape[-1]), self.window(*part.shape[-2:]).to(device)
                 total[..., columns] += part * weight
                 mass[..., columns] += weight
             done = following - top
             yield top, _log(total[:, :done] / mass[:, :done])
             total, mass = total[:, done:], mass[:, done:]
-
-    def row(self, strip: Tensor, lefts: list[int], prepare: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Left column and probabilities (K, h, w) of the tiles of one row. The last may be narrower than the others."""
-        whole, step = lefts[:-1], self.batch_size
-        for group in [*(whole[i : i + step] for i in range(0, len(whole), step)), lefts[-1:]]:
-            tiles = torch.stack([strip[..., left : left + self.tile] for left in group])
-            yield from zip(group, self.probabilities(prepare(tiles)), strict=True)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Mean over the symmetries, float32: (N, C, H, W) -> (N, K, H, W), by sigmoid for one channel, else softmax."""

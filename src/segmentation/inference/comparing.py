@@ -17,14 +17,12 @@ from segmentation.callbacks import in_millions
 from segmentation.errors import InputError
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.job import JobParser, file_name, refuse_existing, start_job
-from segmentation.pictures import INK, SOFT, save_png, table
+from segmentation.pictures import SOFT, plot, save_png, table
 from segmentation.run import RUNS
-from segmentation.writing import write_json, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLORS = ("#3B7DBD", "#E07B39", "#4C9A5F", "#B5476D", "#7A63B0", "#8A7B52", "#2E9CA6", "#6E7278")
 #: Of a config, what says nothing about the result.
 SILENT = ("name", "wandb", "pictures")
 #: Keys of summary.json, and how they are named and shown.
@@ -55,13 +53,11 @@ class Run:
 
 
 def compare(args: list[str] | None = None) -> dict[str, Any]:
-    """Tables, a plot and a JSON file, whose contents are returned, of two runs or more. Raises InputError if one is
-    unfinished, or if they were not tested on the same images and classes."""
+    """Tables and a plot of two runs or more; what they show is returned. Raises InputError if one is unfinished, or if
+    they were not tested on the same images and classes."""
     start_job()
     options = _parser().parse_args(args)
-    base = options.output
-    plot, figures = base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.json")
-    refuse_existing([plot, figures], options.overwrite)
+    refuse_existing([options.output], options.overwrite)
     runs = _named([read_run(text) for text in options.runs])
     _check_same(runs)
     first, *others = runs
@@ -73,29 +69,18 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     changed = config_differences(runs)
     for shown in _tables(runs, values, differences, changed):
         Console().print(shown, end="\n\n")
-    plain = lambda found: {name: {row: vars(x) for row, x in each.items()} for name, each in found.items()}  # noqa: E731
-    found = {
-        "split": runs[first].summary.get("split"),
-        "images": len(runs[first].images),
-        "iou": plain(values),
-        "difference": plain(differences),
-        "config": changed,
-        "runs": {name: {key: run.summary.get(key) for key in COSTS} for name, run in runs.items()},
-    }
-    with written_together(plot, figures) as (plot_aside, figures_aside):
-        save_png(comparison_figure(values), plot_aside)
-        write_json(figures_aside, found)
-    print(f"plot       {plot}\nfigures    {figures}")
-    return found
+    save_png(comparison_figure(values), options.output)
+    print(f"plot       {options.output}")
+    return {"iou": values, "difference": differences, "config": changed}
 
 
 def _parser() -> JobParser:
     parser = JobParser("compare")
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="a run's folder, or its name below runs/")
-    text = "BASE.png and BASE.json (default: comparison)"
-    add("--output", metavar="BASE", type=file_name, default=Path("comparison"), help=text)
-    add("--overwrite", action="store_true", help="replace these files")
+    text = "the plot (default: comparison.png)"
+    add("--output", metavar="FILE.png", type=file_name, default=Path("comparison.png"), help=text)
+    add("--overwrite", action="store_true", help="replace it")
     return parser
 
 
@@ -114,7 +99,7 @@ def read_run(text: str) -> Run:
         raise InputError(f"{error.filename}: is missing, so the run is not finished: train.py --resume") from error
     except (ValueError, KeyError, yaml.YAMLError) as error:
         raise InputError(f"{folder}: its summary.json, per_image.csv or config.yaml is damaged ({error})") from error
-    return Run(folder.resolve(), summary, _flat(config), images, classes, counts)
+    return Run(folder, summary, _flat(config), images, classes, counts)
 
 
 def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -127,13 +112,12 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def _named(runs: list[Run]) -> dict[str, Run]:
-    """The runs, named by as much of their paths as tells them apart."""
-    if len({run.folder for run in runs}) < len(runs):
+    """The runs by name, or by folder where names are alike."""
+    alike = len({run.folder.name for run in runs}) < len(runs)
+    named = {str(run.folder) if alike else run.folder.name: run for run in runs}
+    if len(named) < len(runs):
         raise InputError(f"give each run once: {', '.join(str(run.folder) for run in runs)}")
-    depth = 1
-    while len({run.folder.parts[-depth:] for run in runs}) < len(runs):
-        depth += 1
-    return {"/".join(run.folder.parts[-depth:]): run for run in runs}
+    return named
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -145,13 +129,9 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def _check_same(runs: dict[str, Run]) -> None:
     (first, one), *others = runs.items()
     for name, other in others:
-        for what, own, theirs in (("classes", one.classes, other.classes), ("images", one.images, other.images)):
-            if own != theirs:
-                odd = next(iter(set(own) ^ set(theirs)), "their order")
-                raise InputError(
-                    f"{first} and {name} were not tested on the same {what} ({len(own)} and {len(theirs)}; "
-                    f"{odd} is not in both), so their figures cannot be compared"
-                )
+        if one.classes != other.classes or one.images != other.images:
+            odd = sorted({*one.classes, *one.images} ^ {*other.classes, *other.images}) or ["nothing but their order"]
+            raise InputError(f"{first} and {name} were tested on other images or classes; they differ by {odd[0]}")
         differ = (one.true_pixels != other.true_pixels).any(axis=1)
         if differ.any():
             image = one.images[int(differ.argmax())]
@@ -194,28 +174,19 @@ def _short(key: str, value: Any) -> str:
 
 def comparison_figure(values: Intervals) -> "Figure":
     """IoU of each class, a point and an interval a run; mIoU on top."""
-    from matplotlib.figure import Figure
-
     classes = list(next(iter(values.values())))
     rows = [classes[-1], *classes[:-1]]
     pitch = max(0.34, 0.13 * len(values) + 0.1)
-    figure = Figure(figsize=(7.5, 1.3 + pitch * len(rows)), dpi=144, facecolor="white", layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plot(7.5, 1 + pitch * len(rows))
     for number, (name, each) in enumerate(values.items()):
-        color = COLORS[number % len(COLORS)]
         ys = np.arange(len(rows)) + (number - (len(values) - 1) / 2) * 0.7 / max(len(values), 2)
         found, low, high = np.array([[each[row].value, each[row].low, each[row].high] for row in rows]).T
-        axes.hlines(ys, low, high, color=color, lw=2, alpha=0.55)
-        axes.scatter(found, ys, color=color, s=26, zorder=3, label=name)
+        axes.errorbar(found, ys, xerr=(found - low, high - found), fmt="o", markersize=5, lw=1.5, label=name)
     axes.axhline(0.5, color="#D6D8DC", lw=1)
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("IoU, 95 % interval of a bootstrap over images", color=SOFT)
-    axes.grid(axis="x", color="#ECEDEF")
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.spines[:].set_visible(False)
-    columns = min(len(values), 4)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, frameon=False)
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(values), 4), frameon=False)
     return figure

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from rich.console import Console
 
-from segmentation.callbacks import predicted_sheet, progress_bar
+from segmentation.callbacks import predicted_sheet
 from segmentation.inference.averaged import Averaged
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import add_options
@@ -32,10 +32,10 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     if options.output:
         rank_zero_only(refuse_existing)([figures, per_image, sheet], options.overwrite)
     module, data, config = open_trained("eval", options, rest, options.split)
-    if options.tile or options.tta != "none":  # the loss is then that of the mean probabilities
+    if options.tile is not None or options.tta != "none":  # the loss is then that of the mean probabilities
         module.net, module.head_weights = Averaged(module.net, options.tile, options.tta), [1.0]
     scores = InstanceScores(module.labels, options.instances) if options.instances else None
-    trainer = Trainer(**config, callbacks=[*progress_bar(config), *([scores] if scores else [])])
+    trainer = Trainer(**config, callbacks=scores)
     trainer.test(module, datamodule=data, verbose=False)
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
     metrics = {key.removeprefix("test/"): value for key, value in found.items()}
@@ -87,4 +87,4 @@ def _arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--instances", nargs="?", const="watershed", choices=choices, help=text)
     text = "write the figures there, FILE_per_image.csv and FILE_worst_and_best.png beside it"
     parser.add_argument("--output", metavar="FILE.json", type=file_name, help=text)
-    return parser.parse_with_others(args)
+    return parser.parse_known_args(args)

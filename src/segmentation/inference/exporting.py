@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from segmentation.errors import InputError
 from segmentation.inference.predictor import TILE
 from segmentation.inference.source import open_trained
-from segmentation.job import JobParser, file_name, number, refuse_existing, start_job
+from segmentation.job import JobParser, file_name, refuse_existing, start_job
 from segmentation.module import SegmentationModule
 from segmentation.nets.base import CLOSED
 from segmentation.pictures import evenly
 from segmentation.writing import written_whole
 
+IMAGES = 8  # to check it on
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
 LARGEST_DIFFERENCE = 1e-2  # of logits, as a share of their largest
 FEWEST_EQUAL = 0.9999  # share of pixels of equal class
@@ -43,7 +44,7 @@ class Deployed(nn.Module):
 def export(args: list[str] | None = None) -> Path:
     """Write the file. Raises InputError where it does not predict what the net predicts; then none is left."""
     start_job()
-    options, rest = _parser().parse_with_others(args)
+    options, rest = _parser().parse_known_args(args)
     path = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX[options.format]))
     if path.suffix != SUFFIX[options.format]:
         raise InputError(f"--output {path}: a file of --format {options.format} ends in {SUFFIX[options.format]}")
@@ -52,17 +53,17 @@ def export(args: list[str] | None = None) -> Path:
     module, data, _ = open_trained("export", options, rest)
     module.channels_last = False
     model = Deployed(module.requires_grad_(False)).eval()
-    chosen = evenly(len(data.dataset.names(data.test_split)), options.images)
+    chosen = evenly(len(data.dataset.names(data.test_split)), IMAGES)
     images = [data.dataset.load(data.test_split, i)["image"][None] for i in chosen]
     with written_whole(path) as aside:
         run = FORMATS[options.format](model, images[0], aside, metadata(module, options))
-        _, _, shares, equals = zip(*(compare(model, run, image) for image in images), strict=True)
-        if max(shares) > LARGEST_DIFFERENCE or min(equals) < FEWEST_EQUAL:
+        differences, equals = zip(*(compare(model, run, image) for image in images), strict=True)
+        found = f"logits differ by {max(differences):.1e} of the largest at most, {min(equals):.3%} of pixels are equal"
+        if max(differences) > LARGEST_DIFFERENCE or min(equals) < FEWEST_EQUAL:
             raise InputError(
-                f"the exported file does not predict what the net does: logits differ by {max(shares):.1%} of the "
-                f"largest, {min(equals):.3%} of the pixels are equal. It was not kept; try another --format"
+                f"the exported file does not predict what the net does: {found}. It was not kept; try another --format"
             )
-    print(f"checked    on {len(images)} images: logits differ by {max(shares):.1e} of the largest at most, in float32")
+    print(f"checked    on {len(images)} images, in float32: {found}")
     print(f"exported   {path}: {path.stat().st_size / 2**20:.1f} MiB")
     return path
 
@@ -72,8 +73,6 @@ def _parser() -> JobParser:
     parser.add_checkpoint()
     parser.add_argument("--format", choices=tuple(SUFFIX), default="onnx", help="default: onnx")
     parser.add_argument("--output", metavar="FILE", type=file_name, help="default: beside the checkpoint")
-    text = "how many images to check it on (default: 8)"
-    parser.add_argument("--images", metavar="N", type=number(int, 1), default=8, help=text)
     return parser
 
 
@@ -138,13 +137,12 @@ def _example(image: Tensor) -> Tensor:
 
 def compare(
     model: Callable[[Tensor], Sequence[Tensor]], run: Callable[[Tensor], Sequence[Tensor]], image: Tensor
-) -> tuple[str, float, float, float]:
-    """Size, largest difference of logits, that as a share of the largest logit, share of pixels of equal class."""
+) -> tuple[float, float]:
+    """Largest difference of logits, as a share of the largest logit; share of pixels of equal class."""
     with torch.inference_mode():
         logits, mask = model(image)
         found, classes = run(image)
     opened, also = (each > CLOSED / 2 for each in (logits, found))  # what a gate has closed is no measure of logits
     largest = lambda values: float(torch.where(opened, values, 0).abs().max())  # noqa: E731
     difference = largest(found - logits) if torch.equal(opened, also) else math.inf
-    size = f"{image.shape[-1]}x{image.shape[-2]}"
-    return size, difference, difference / max(largest(logits), 1e-6), float((classes == mask).double().mean())
+    return difference / max(largest(logits), 1e-6), float((classes == mask).double().mean())

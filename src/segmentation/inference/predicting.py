@@ -1,6 +1,5 @@
 """predict.py: masks of images, whatever their number and size."""
 
-import functools
 import glob
 import os
 import re
@@ -19,8 +18,8 @@ from segmentation.data.files import IMAGE_SUFFIXES, LARGE
 from segmentation.data.layout import walk
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor, add_options
-from segmentation.inference.results import RECORD, Results, Writer
-from segmentation.job import JobParser, number, start_job
+from segmentation.inference.results import Results, Writer
+from segmentation.job import JobParser, start_job
 
 
 def predict(args: list[str] | None = None) -> int:
@@ -34,9 +33,7 @@ def predict(args: list[str] | None = None) -> int:
     options = _parser().parse_args(args)
     output = Path(options.output)
     images = find_images(options.input, output)
-    predictor = Predictor(
-        options.checkpoint, options.accelerator, options.precision, options.tile, options.tta, options.batch_size
-    )
+    predictor = Predictor(options.checkpoint, options.accelerator, tile=options.tile, tta=options.tta)
     results = Results(output, images, options, predictor.labels)
     todo = results.begin()
     bad: list[str] = []
@@ -86,9 +83,7 @@ def _parser() -> JobParser:
     ids = "also OUTPUT/instances: 16-bit PNG, 0 for none and one id an individual"
     add("--instances", action="store_true", help=ids)
     add_options(parser)
-    add("--batch-size", metavar="N", type=number(int, 1), default=1, help="tiles of one forward pass (default: 1)")
     add("--accelerator", metavar="NAME", default="auto", help="auto (default), cpu, gpu, mps")
-    add("--precision", metavar="NAME", help="default: that of training, e.g. bf16-mixed; else 32-true, 16-mixed")
     add("--overwrite", action="store_true", help="predict again; results of every kind of these images go")
     return parser
 
@@ -100,17 +95,13 @@ def find_images(inputs: Iterable[str], output: Path) -> dict[str, Path]:
         InputError: there is none.
     """
     found: list[tuple[Path, Path]] = []  # file, and its path below what was given
-    # What this run or an earlier one has put below a folder of images is none of them.
-    written = os.path.realpath(output)
-    has_record = functools.cache(lambda folder: (folder / RECORD).is_file())
+    written = os.path.realpath(output)  # what an earlier run has put there is none of them
     for text in inputs:
         path = Path(text)
         if path.is_file():
             found.append((path, Path(path.name)))
             continue
         if path.is_dir():
-            if has_record(path):
-                raise InputError(f"{path}: holds masks that predict.py wrote ({RECORD}): give the folder of the images")
             files = walk(path)
         elif glob.has_magic(text):
             path = Path(re.split(r"[*?\[]", text)[0] + "x").parent
@@ -118,12 +109,10 @@ def find_images(inputs: Iterable[str], output: Path) -> dict[str, Path]:
             files = (file for file in matches if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES)
         else:
             raise InputError(f"{text}: no such file or folder")
-        apart = written == os.path.realpath(path)
+        apart = written == os.path.realpath(path)  # refused, later
         for file in files:
-            name = file.relative_to(path)
-            ours = any(has_record(path / folder) for folder in name.parents)
-            if not ours and (apart or not os.path.realpath(file).startswith(written + os.sep)):
-                found.append((file, name))
+            if apart or not os.path.realpath(file).startswith(written + os.sep):
+                found.append((file, file.relative_to(path)))
     if not found:
         raise InputError(f"{' '.join(inputs)}: no image here ({', '.join(sorted(IMAGE_SUFFIXES))})")
     times = Counter(name.with_suffix("") for _, name in found)

@@ -14,7 +14,7 @@ from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.data.files import WrongBands, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.inference.averaged import Averaged, Symmetries
-from segmentation.job import JobParser, number
+from segmentation.job import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
 TILE = 512  # side of the tiles of a larger one
@@ -25,7 +25,7 @@ def add_options(parser: JobParser) -> None:
     averaged = "test-time augmentation: mean over the 4 flips, or all 8 symmetries"
     choices = ("none", "flips", "all")
     parser.add_argument("--tta", nargs="?", const="flips", default="none", choices=choices, help=averaged)
-    parser.add_argument("--tile", type=number(int, 1), metavar="SIDE", help="predict by overlapping tiles of this side")
+    parser.add_argument("--tile", type=int, metavar="SIDE", help="predict by overlapping tiles of this side")
 
 
 class Predictor:
@@ -34,10 +34,9 @@ class Predictor:
     Args:
         path: the checkpoint.
         accelerator: as Lightning names it: auto, cpu, gpu, mps.
-        precision: likewise; None: that of training, as far as the device can.
+        precision: likewise; None: that of training. Where the device cannot, 32-true.
         tile: side of tiles; None: images of more than 4 megapixels are cut into tiles of 512.
         tta: symmetries to average over.
-        batch_size: tiles of one forward pass.
     """
 
     def __init__(
@@ -47,20 +46,19 @@ class Predictor:
         precision: str | None = None,
         tile: int | None = None,
         tta: Symmetries = "none",
-        batch_size: int = 1,
     ) -> None:
         allow_large()
         self.checkpoint = read_checkpoint(path)
         module = load_module(self.checkpoint, str(path))
         self.labels = module.labels
         try:
-            self.fabric = _fabric(accelerator, precision or self.checkpoint["precision"], fixed=precision is not None)
+            self.fabric = _fabric(accelerator, precision or self.checkpoint["precision"])
         except (ValueError, RuntimeError, MisconfigurationException) as error:
-            raise InputError(f"--accelerator {accelerator}, --precision {precision}: {error}") from error
+            raise InputError(f"--accelerator {accelerator}: {error}") from error
         self.device = self.fabric.device
         self.whole = Averaged(module.net, None, tta)
-        self.tiled = Averaged(module.net, tile or TILE, tta, batch_size)
-        self.limit = 0 if tile else WHOLE
+        self.tiled = Averaged(module.net, TILE if tile is None else tile, tta)
+        self.limit = WHOLE if tile is None else 0
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
@@ -72,10 +70,9 @@ class Predictor:
         try:
             image = open_image(path, self.labels.channels, self.as_rgb)
         except WrongBands as error:
-            convertible = self.labels.channels == 3 and error.found in (1, 2, 4) and not self.as_rgb
-            rgb = ", or train with as_rgb: true, which takes gray and RGBA pictures for RGB" if convertible else ""
             raise InputError(
-                f"{path}: has {error.found} bands, but the net was trained on {self.labels.channels}. Convert it{rgb}"
+                f"{path}: has {error.found} bands, but the net was trained on {self.labels.channels}. Convert it, or "
+                "train with as_rgb: true, which takes gray and RGBA pictures for RGB"
             ) from error
         if self.labels.dtype and str(image.dtype) != self.labels.dtype:
             raise InputError(
@@ -98,10 +95,8 @@ class Predictor:
                 yield top, logits.float()
 
 
-def _fabric(accelerator: str, precision: Any, fixed: bool) -> Fabric:
+def _fabric(accelerator: str, precision: Any) -> Fabric:
     try:
         return Fabric(accelerator=accelerator, devices=1, precision=precision)
     except ValueError:  # training's float16, on a CPU
-        if fixed:
-            raise
         return Fabric(accelerator=accelerator, devices=1, precision="32-true")

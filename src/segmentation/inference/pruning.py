@@ -2,7 +2,7 @@
 
 import statistics
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +12,22 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from torch import Tensor
 
-from segmentation.callbacks import count_flops, in_millions, progress_bar
-from segmentation.checkpoint import load_module
+from segmentation.callbacks import count_flops, in_millions
+from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor
 from segmentation.inference.source import Trained, open_trained
-from segmentation.job import JobParser, file_name, number, refuse_existing, start_job
+from segmentation.job import JobParser, file_name, refuse_existing, start_job
 from segmentation.machine import machine, peak_memory, seconds
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet, UNetPlusPlus
-from segmentation.pictures import INK, SOFT, save_png, table
+from segmentation.pictures import INK, SOFT, plot, save_png, table
 from segmentation.plugins import AtomicCheckpointIO
-from segmentation.writing import write_json, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ROUNDS = 15  # of timing, whose medians count
 #: Of a checkpoint, what a pruned one keeps as it is; the rest belongs to the training of the whole net.
 KEPT = (
     "epoch",
@@ -57,29 +57,26 @@ def prune(args: list[str] | None = None) -> list[Level]:
     """A table and a plot of the levels, which are returned (none with `--level`, which needs no measuring); by option
     the checkpoint of one."""
     start_job()
-    options, rest = _parser().parse_with_others(args)
+    options, rest = _parser().parse_known_args(args)
     base = options.output or Path(options.checkpoint).with_suffix("")
     if options.level is not None:
         _write(options, base, options.level)
         return []
-    plot, figures = base.with_name(f"{base.name}_levels.png"), base.with_name(f"{base.name}_levels.json")
+    plot = base.with_name(f"{base.name}_levels.png")
     trained = open_trained("prune", options, rest, "val")
     trained.module.net.prune(1)  # an error, where it cannot be
-    refuse_existing([plot, figures], options.overwrite)
+    refuse_existing([plot], options.overwrite)
     predictor = Predictor(options.checkpoint, trained.trainer["accelerator"])
-    levels, size = measure(trained, predictor, options.repeats)
+    levels, size = measure(trained, predictor)
     chosen = choose(levels, options.max_ms, options.max_drop)
-    computer = machine(predictor.device.type)
-    where = f"one image of {size[1]}x{size[0]}, {computer}"
+    where = f"one image of {size[1]}x{size[0]}, {machine(predictor.device.type)}"
     shown = table(f"levels, {where}", "level", "val mIoU", "parameters", "GFLOPs", "ms", "times faster", "MiB")
     for one in levels:
         costs = f"{one.gflops:.1f}", f"{one.ms:.1f}", f"{levels[-1].ms / one.ms:.1f}", f"{one.mib:.0f}"
         shown.add_row(f"L{one.level}", f"{one.miou:.4f}", in_millions(one.parameters), *costs)
     Console().print(shown)
-    with written_together(plot, figures) as (plot_aside, figures_aside):
-        save_png(levels_figure(levels, chosen, where), plot_aside)
-        write_json(figures_aside, {"size": size, "machine": computer, "levels": list(map(asdict, levels))})
-    print(f"plot       {plot}\nfigures    {figures}")
+    save_png(levels_figure(levels, chosen, where), plot)
+    print(f"plot       {plot}")
     if chosen:
         _write(options, base, chosen)
     else:
@@ -91,21 +88,19 @@ def _parser() -> JobParser:
     parser = JobParser("prune")
     parser.add_checkpoint()
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--level", type=number(int, 1), metavar="L", help="write the checkpoint of this level; nothing is measured")
-    add("--max-ms", type=number(float, 0), metavar="MS", help="of the best level of those that take MS at most")
-    add("--max-drop", type=number(float, 0), metavar="MIOU", help="of the fastest that loses MIOU at most")
-    text = "rounds of timing; the table has medians (default: 15)"
-    parser.add_argument("--repeats", metavar="N", type=number(int, 1), default=15, help=text)
-    text = "results are BASE_L2.ckpt, BASE_levels.png and .json"
+    add("--level", type=int, metavar="L", help="write the checkpoint of this level; nothing is measured")
+    add("--max-ms", type=float, metavar="MS", help="of the best level of those that take MS at most")
+    add("--max-drop", type=float, metavar="MIOU", help="of the fastest that loses MIOU at most")
+    text = "results are BASE_L2.ckpt and BASE_levels.png"
     parser.add_argument("--output", metavar="BASE", type=file_name, help=text)
     return parser
 
 
-def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[Level], tuple[int, int]]:
+def measure(trained: Trained, predictor: Predictor) -> tuple[list[Level], tuple[int, int]]:
     """mIoU of every level from one pass over the validation split, then time and memory of one image, whose (H, W) is
     returned too. Levels take turns, so that what else the machine does hits all alike."""
     module, data, config = trained
-    trainer = Trainer(**config, callbacks=progress_bar(config))
+    trainer = Trainer(**config)
     trainer.validate(module, datamodule=data, verbose=False)
     image = data.dataset.load("val", 0)["image"][None]
     device = predictor.device.type
@@ -121,7 +116,7 @@ def measure(trained: Trained, predictor: Predictor, repeats: int) -> tuple[list[
     for job in jobs:
         job()  # once to warm up
         memory.append(peak_memory(job, device))
-    times = [[seconds(job, device) for job in jobs] for _ in range(repeats)]
+    times = [[seconds(job, device) for job in jobs] for _ in range(ROUNDS)]
     levels = [
         Level(
             level=number,
@@ -146,7 +141,9 @@ def choose(levels: list[Level], max_ms: float | None, max_drop: float | None) ->
         return max(fast, key=lambda level: level.miou).level
     if max_drop is not None:
         best = max(level.miou for level in levels)
-        return min((level for level in levels if level.miou >= best - max_drop), key=lambda level: level.ms).level
+        return min(
+            (level for level in levels if level.miou >= best - max(max_drop, 0)), key=lambda level: level.ms
+        ).level
     return None
 
 
@@ -165,19 +162,11 @@ def pruned_checkpoint(checkpoint: dict[str, Any], module: SegmentationModule, le
 
 
 def _write(options: Namespace, base: Path, level: int) -> None:
-    """Write the checkpoint of a level, once it has been seen to give exactly that head's output."""
+    """Write the checkpoint of a level."""
     path = base.with_name(f"{base.name}_L{level}.ckpt")
     refuse_existing([path], options.overwrite)
-    predictor = Predictor(options.checkpoint, "cpu", "32-true")
-    net = predictor.module.net
-    small = pruned_checkpoint(predictor.checkpoint, predictor.module, level)
-    again = load_module(small, str(path)).net
-    if predictor.module.channels_last:  # another layout would round otherwise
-        again.to(memory_format=torch.channels_last)
-    image = torch.rand(1, net.in_channels, 2 * net.stride + 1, 2 * net.stride + 3)
-    with torch.inference_mode():
-        if not torch.equal(again(image).logits[-1], net(image, level=level).logits[-1]):
-            raise RuntimeError(f"level {level} of the pruned net differs from that of its parent")
+    checkpoint = read_checkpoint(options.checkpoint)
+    small = pruned_checkpoint(checkpoint, load_module(checkpoint, options.checkpoint), level)
     AtomicCheckpointIO().save_checkpoint(small, path)
     before, after = (file.stat().st_size / 2**20 for file in (Path(options.checkpoint), path))
     print(f"level {level}    {path}: {after:.1f} MiB, of {before:.1f} (which also hold the optimizer)")
@@ -185,10 +174,7 @@ def _write(options: Namespace, base: Path, level: int) -> None:
 
 def levels_figure(levels: list[Level], chosen: int | None, where: str) -> "Figure":
     """mIoU against time, a point a level, its area that of the parameters; the chosen one is filled."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), dpi=144, facecolor="white", layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plot(7, 4.4)
     times, ious = [level.ms for level in levels], [level.miou for level in levels]
     most = max(level.parameters for level in levels)
     areas = [40 + 360 * level.parameters / most for level in levels]
@@ -202,8 +188,5 @@ def levels_figure(levels: list[Level], chosen: int | None, where: str) -> "Figur
     axes.set_xlim(0, 1.18 * max(times))  # room for the last one's label
     axes.set_xlabel("milliseconds an image", color=SOFT)
     axes.set_ylabel("validation mIoU", color=SOFT)
-    axes.grid(color="#ECEDEF", zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("What a level reaches and costs", loc="left", fontsize=12, weight="bold", color=INK, pad=22)
-    axes.text(0, 1.03, where, transform=axes.transAxes, fontsize=8.5, color=SOFT)
+    axes.set_title(f"What a level reaches and costs\n{where}", loc="left", fontsize=10, color=INK)
     return figure

@@ -5,9 +5,8 @@ import json
 import os
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +59,26 @@ class Results:
         made_by, known = self._made_by(), {}
         if self.record.is_file():
             known = json.loads(self.record.read_text(encoding="utf-8"))
-        before = known.get("images", {})
-        self._check_makers(known, made_by, before)
-        sources = {name: _source(file) for name, file in self.images.items()}
-        todo = {}
-        for name, file in self.images.items():
-            done = before.get(name) == sources[name] and all(path.exists() for path in self.paths(name).values())
-            if done and not self.options.overwrite:
-                continue
-            todo[name] = file
-            # Away with what is to be replaced, of every kind: a half-done second run must not pass for a whole one, nor
-            # an overlay of another checkpoint for one of this.
-            for path in (self.every(name) if name in before else self.paths(name)).values():
-                path.unlink(missing_ok=True)
+        before, files = known.get("images", {}), {name: os.path.realpath(file) for name, file in self.images.items()}
+        differ = [
+            key for key in ("checkpoint", "--format", "--tta", "--tile") if known and known.get(key) != made_by[key]
+        ]
+        todo = self.images
+        if not self.options.overwrite:
+            there = {name: [path for path in self.paths(name).values() if path.exists()] for name in self.images}
+            others = [str(paths[0]) for name, paths in there.items() if paths and before.get(name) != files[name]]
+            if differ or others:
+                what = (
+                    f"holds masks of another {' and '.join(differ)}" if differ else f"has {others[0]} of another image"
+                )
+                raise InputError(f"{self.output} {what}: choose another OUTPUT, or add --overwrite")
+            todo = {name: file for name, file in self.images.items() if len(there[name]) < len(self.kinds)}
+        # Away with what is to be replaced, of every kind: a half-done second run must not pass for a whole one, nor an
+        # overlay of another checkpoint for one of this.
+        for path in (path for name in todo if name in before for path in self.every(name).values()):
+            path.unlink(missing_ok=True)
         self.output.mkdir(parents=True, exist_ok=True)
-        write_json(self.record, {**made_by, "images": before | sources})
+        write_json(self.record, {**made_by, "images": ({} if differ else before) | files})
         return todo
 
     def end(self, bad: list[str]) -> None:
@@ -104,40 +108,10 @@ class Results:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         classes = zip(self.labels.names, self.labels.values, self.labels.colors, strict=True)
         return {
-            "checkpoint": str(self.options.checkpoint),
-            "sha256": digest,
-            **{key: getattr(self.options, key) for key in ("format", "tta", "tile")},
+            "checkpoint": digest,
+            **{f"--{key}": getattr(self.options, key) for key in ("format", "tta", "tile")},
             "classes": {name: {"value": values[0], "color": color} for name, values, color in classes},
         }
-
-    def _check_makers(self, known: dict[str, Any], made_by: dict[str, Any], before: dict[str, Any]) -> None:
-        """Refuse to mix results of another checkpoint or option with those of this run, and to replace, unless told to,
-        those of another image of the same name or of unknown make."""
-        differ = [key for key in ("sha256", "format", "tta", "tile") if known and known.get(key) != made_by[key]]
-        what = "another checkpoint" if "sha256" in differ else " and ".join(f"another --{key}" for key in differ)
-        if self.options.overwrite:
-            others = sorted(before.keys() - self.images.keys())
-            if differ and others:
-                raise InputError(
-                    f"{self.output} holds masks of {what} for {len(others)} images that are not among these "
-                    f"({', '.join(others[:3])}): choose another OUTPUT, or predict all of them"
-                )
-            return
-        if differ:
-            raise InputError(f"{self.output} holds masks of {what}: choose another OUTPUT, or add --overwrite")
-        for name, file in self.images.items():
-            there = next((path for path in self.paths(name).values() if path.exists()), None)
-            whose = before[name]["file"] if name in before else None
-            if there and whose != os.path.realpath(file):
-                what = f"is that of {whose}" if whose else "exists"
-                raise InputError(f"{there} {what}: choose another OUTPUT, or add --overwrite")
-
-
-def _source(file: Path) -> dict[str, Any]:
-    """What tells whether a mask is that of a file: an image that has changed since is predicted again."""
-    found = file.stat() if file.exists() else None  # a link to nowhere; reading it says so
-    state = {"bytes": found.st_size, "modified_ns": found.st_mtime_ns} if found else {}
-    return {"file": os.path.realpath(file), **state}
 
 
 class Writer:
@@ -157,24 +131,29 @@ class Writer:
 
     def write(self, name: str, image: np.ndarray, strips: Iterator[tuple[int, Tensor]]) -> None:
         """Take the logits of an image (C, H, W) by strips: first row, and (K, h, W). Write its results, of a large one
-        before this returns. Raises InputError if it is too large for instances, which need all of it in memory."""
+        before this returns. Raises InputError if it is too large for results that need all of it in memory."""
         height, width = image.shape[-2:]
         paths, large = self.results.paths(name), height * width > LARGE
-        if "instances" in paths and large:
-            raise InputError(f"{self.results.images[name]}: is too large to tell individuals apart. Cut it into pieces")
+        if large and {"instances", "probabilities"} & paths.keys():
+            raise InputError(
+                f"{self.results.images[name]}: is too large for --instances and for probabilities. Cut it into pieces"
+            )
         index = np.empty((height, width), np.uint8 if self.labels.num_classes < 256 else np.uint16)
-        shape = self.labels.num_outputs, height, width
-        with _table(paths["probabilities"], shape) if "probabilities" in paths else nullcontext() as write_strip:
-            for top, logits in strips:
-                index[top : top + logits.shape[1]] = self.module.classify(logits).cpu().numpy()
-                if write_strip:
-                    write_strip(top, probabilities(logits).half().cpu().numpy())
-        self.pending.append(self.pool.submit(self._save, paths, image, index))
+        chances = np.empty((self.labels.num_outputs, height, width) if "probabilities" in paths else 0, np.float16)
+        for top, logits in strips:
+            rows = slice(top, top + logits.shape[1])
+            index[rows] = self.module.classify(logits).cpu().numpy()
+            if chances.size:
+                chances[:, rows] = probabilities(logits).cpu().numpy()
+        self.pending.append(self.pool.submit(self._save, paths, image, index, chances))
         while len(self.pending) > (0 if large else 4):
             self.pending.popleft().result()
 
-    def _save(self, paths: dict[str, Path], image: np.ndarray, index: np.ndarray) -> None:
-        """Write an image's files; the mask last, as it is what says that an image is done."""
+    def _save(self, paths: dict[str, Path], image: np.ndarray, index: np.ndarray, chances: np.ndarray) -> None:
+        """Write an image's files."""
+        if "probabilities" in paths:
+            with written_whole(paths["probabilities"]) as aside:
+                np.save(aside, chances)
         if "overlay" in paths:
             step = -(-max(index.shape) // SHOWN)
             shown = torch.from_numpy(image[:, ::step, ::step].copy())
@@ -187,22 +166,6 @@ class Writer:
         if "mask" in paths:
             picture = mask_picture(index, self.labels, self.results.options.format)
             save_png(picture, paths["mask"], compress_level=1 if index.size > LARGE else 6)
-
-
-@contextmanager
-def _table(path: Path, shape: tuple[int, int, int]) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """What writes a `.npy` file of float16 (K, H, W), by the first row of a strip and the strip (K, h, W). Not by
-    numpy's memory map, for which a full disk would be a signal."""
-    with written_whole(path) as aside, aside.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
-        begin = file.tell()
-
-        def write_strip(top: int, strip: np.ndarray) -> None:
-            for k, band in enumerate(strip):
-                file.seek(begin + 2 * (k * shape[1] + top) * shape[2])
-                file.write(np.ascontiguousarray(band, "<f2").data)
-
-        yield write_strip
 
 
 def mask_picture(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
