@@ -52,8 +52,8 @@ class RunFolder:
         write_text(self.config, config)
 
 
-#: Locks of this process, by file. In no object: Lightning's averaging of weights copies all that it can reach.
-_locks: dict[Path, FileLock] = {}
+#: Locks of this process, by the run's name. In no object: Lightning's averaging of weights copies all that it can reach.
+_locks: dict[str, FileLock] = {}
 
 
 def hold(name: str) -> None:
@@ -65,7 +65,7 @@ def hold(name: str) -> None:
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} must be a plain folder name, without slashes")
     file = (RUNS / f".{name}.lock").resolve()
-    lock = _locks.setdefault(file, FileLock(file))
+    lock = _locks.setdefault(name, FileLock(file))
     try:
         if is_rank_zero() and not lock.is_locked:  # in a notebook it may be
             lock.acquire(timeout=30)
@@ -78,7 +78,7 @@ def hold(name: str) -> None:
 
 def release(name: str) -> None:
     """Let another process write."""
-    lock = _locks[(RUNS / f".{name}.lock").resolve()]
+    lock = _locks.pop(name)
     if lock.is_locked:
         Path(lock.lock_file).unlink(missing_ok=True)  # before another can have it
         lock.release()
