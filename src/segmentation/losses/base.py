@@ -31,10 +31,8 @@ class SegmentationLoss(nn.Module, ABC):
         self.max_weight = max_weight
         self.rule: str | None = class_weights if isinstance(class_weights, str) else None
         self.class_weights: Tensor | None  # an empty one is what no census has filled yet
-        numbers = (
-            None if class_weights is None else torch.tensor([] if isinstance(class_weights, str) else class_weights)
-        )
-        self.register_buffer("class_weights", numbers)
+        numbers = [] if isinstance(class_weights, str) else class_weights
+        self.register_buffer("class_weights", None if numbers is None else torch.tensor(numbers, dtype=torch.float32))
 
     @abstractmethod
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
