@@ -52,7 +52,7 @@ class RunFolder:
         write_text(self.config, config)
 
 
-#: Locks of this process, by the run's name. In no object: Lightning's averaging of weights copies all that it can reach.
+#: Locks of this process, by the run's name. In no object: Lightning's averaging of weights copies all it can reach.
 _locks: dict[str, FileLock] = {}
 
 
