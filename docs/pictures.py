@@ -1,7 +1,7 @@
 """The README's pictures, from run folders, which their checkpoints' data must lie where it lay:
 
 python docs/pictures.py predictions docs/predictions.png runs/first:0,2
-python docs/pictures.py predictions docs/predictions_real.png runs/one:3,7:384x288 runs/two:0:384x288
+python docs/pictures.py predictions docs/predictions_real.png "runs/one:3,7:384x288:A title" runs/two:0:384x288
 python docs/pictures.py logged docs/logged.png runs/first
 
 The first two predict the images of these numbers of the tested split, shown whole, or cut from their middle, width by
@@ -36,12 +36,12 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     args = parser.parse_args()
     if args.what == "predictions":
-        stacked([sheet(*run.split(":")) for run in args.runs]).save(args.output, optimize=True)
+        stacked([sheet(*run.split(":", 3)) for run in args.runs]).save(args.output, optimize=True)
     else:
         logged(Path(args.runs[0])).savefig(args.output, dpi=110, bbox_inches="tight")
 
 
-def sheet(run: str, numbers: str, size: str = "") -> Image.Image:
+def sheet(run: str, numbers: str, size: str = "", title: str = "") -> Image.Image:
     """A contact sheet of some images of a run's tested split."""
     checkpoint = f"{run}/checkpoints/best.ckpt"
     module, data, _ = open_trained("eval", argparse.Namespace(checkpoint=checkpoint, data=None), [])
@@ -57,8 +57,8 @@ def sheet(run: str, numbers: str, size: str = "") -> Image.Image:
         found.append(predicted[window])
         counts = confusion_counts(found[-1][None], truths[-1][None], module.labels.num_classes)
         scores.append(float(mean_iou(counts)))
-    names = data.dataset.names(split)
-    return contact_sheet(images, truths, found, module.labels, [names[i] for i in indices], scores=scores)
+    names = [data.dataset.names(split)[index] for index in indices]
+    return contact_sheet(images, truths, found, module.labels, names, title, scores)
 
 
 def middle(shape: tuple[int, ...], size: str) -> tuple[slice, slice]:

@@ -110,8 +110,8 @@ def contact_sheet(
 
     # Sizes in inches: panels are at most 3 x 3; a name stands above each row.
     heights = [3 * min(1.0, max(0.1, row[0].shape[0] / row[0].shape[1])) for row in rows]
-    columns, name_line, top, entries = len(headings), 0.3, 0.9, 2 * len(headings) - 2  # of the legend, a line
-    bottom = 0.3 + 0.22 * math.ceil(len(legend) / entries)
+    columns, name_line, entries = len(headings), 0.3, 2 * len(headings) - 2  # of the legend, a line
+    top, bottom = 0.9 if title else 0.6, 0.3 + 0.22 * math.ceil(len(legend) / entries)
     width, height = 3.1 * columns, top + sum(heights) + name_line * (len(rows) - 1) + bottom
     places = {"left": 0.1 / width, "right": 1 - 0.1 / width, "top": 1 - top / height, "bottom": bottom / height}
     places |= {"wspace": 0.03, "hspace": name_line * len(rows) / sum(heights)}
