@@ -58,7 +58,7 @@ SHOWN = {
         for name, run in read.items():
             assert abs(np.nanmean(iou(run.counts.sum(axis=0))[:-1]) - summaries[name]["test/miou"]) < 1e-9
         one = found["difference"]["dice"]["mIoU"]
-        assert one["low"] < one["value"] < one["high"]
+        assert one.low < one.value < one.high
         assert np.ptp(drawn_second - drawn_first) < np.ptp(apart[:, -1] - drawn_first)
     """,
 }
