@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -154,6 +155,14 @@ def test_rows_have_one_width_and_height() -> None:
     )
     assert one.width == two.width == nine.width
     assert nine.height - one.height == pytest.approx(8 * (two.height - one.height), abs=8)
+
+
+def test_a_layout_of_the_users_style_changes_no_sheet() -> None:
+    image, mask = gray_image(40, 40), torch.zeros(40, 40, dtype=torch.int64)
+    sheet = ([image] * 2, [mask] * 2, [mask] * 2, THREE, ["a", "b"], "a title", [0.5, 0.5])
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):  # notebooks/notebook.mplstyle has it
+        styled = np.asarray(contact_sheet(*sheet))
+    assert (styled == np.asarray(contact_sheet(*sheet))).all()
 
 
 def test_legend_of_many_classes_lists_those_shown() -> None:

@@ -115,7 +115,7 @@ def contact_sheet(
     width, height = 3.1 * columns, top + sum(heights) + name_line * (len(rows) - 1) + bottom
     places = {"left": 0.1 / width, "right": 1 - 0.1 / width, "top": 1 - top / height, "bottom": bottom / height}
     places |= {"wspace": 0.03, "hspace": name_line * len(rows) / sum(heights)}
-    figure = Figure((width, height), dpi=110, facecolor="white")
+    figure = Figure((width, height), dpi=110, facecolor="white", layout="none")  # type: ignore[arg-type]  # it is one
     figure.text(0.1 / width, 1 - 0.3 / height, title, size=13, weight="bold", color=INK, parse_math=False)
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights, gridspec_kw=places)
     for axes, row, name, score in zip(grid, rows, names, shown, strict=True):
