@@ -29,6 +29,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
+from segmentation.run import release
 from segmentation.machine import machine, seconds
 from segmentation.module import SegmentationModule
 
@@ -141,7 +142,7 @@ def main() -> None:
     try:
         cli.trainer.fit(cli.model, cli.datamodule)
     finally:
-        cli.run_folder.release()
+        release(cli.run_folder.name)
         shutil.rmtree(cli.run_folder.path, ignore_errors=True)
     print_tables(cli.trainer, stopwatch, cli.datamodule.batch_size)
 
