@@ -29,9 +29,9 @@ from lightning.pytorch.profilers import SimpleProfiler
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
-from segmentation.run import release
 from segmentation.machine import machine, seconds
 from segmentation.module import SegmentationModule
+from segmentation.run import release
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
 #: Parts of an epoch, each by the profiler's actions; an action belongs to the first part that it fits.
