@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
-from conftest import ROOT, make_folder, script
+from conftest import ROOT, TINY, make_folder, script, train
 from test_configs import fake_data
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
@@ -177,6 +178,18 @@ def test_the_line_of_a_notebook(clone: Path) -> None:
     assert short != line
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {short}"], timeout=200)
     assert done.returncode == 0
+
+
+@pytest.mark.slow
+def test_the_script_of_the_pictures() -> None:
+    train(*TINY, "--pictures.images", "2", "--trainer.log_every_n_steps", "1", "--name", "run")
+    for words in ("predictions shown.png runs/run:0,1 runs/run:2:32x24:Cut", "logged shown.png runs/run"):
+        command = [sys.executable, str(ROOT / "docs/pictures.py"), *words.split()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        with Image.open("shown.png") as picture:
+            assert len(picture.convert("RGB").getcolors(2**24)) > 100
+        Path("shown.png").unlink()
 
 
 def test_the_tables_of_both_readmes_agree() -> None:
