@@ -94,7 +94,7 @@ def test_every_command(clone: Path) -> None:
     for name, code in blocks(README, "python").items():
         (tmp_path / name).write_text(code)
 
-    for command in commands(TEXT):
+    for number, command in enumerate(commands(TEXT)):
         words = shlex.split(command)[1:]
         job = Path(words[0]).stem
         stands_for = {
@@ -108,7 +108,7 @@ def test_every_command(clone: Path) -> None:
             args = [word.replace(text, str(place)) for word in args]
         if job == "train" and not any("help" in word for word in args):
             if "--name" not in args:
-                args += ["--name", "unnamed"]
+                args += ["--name", f"unnamed-{number}"]
             if "--resume" not in args:
                 args += SHORT
             if any(overlay in command for overlay in ("configs/data", "configs/exp", "my_data", "doctor/overlay")):
