@@ -1,11 +1,15 @@
 """One graph: torch.compile without breaks, torch.export with dynamic batch, height and width."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from segmentation.nets import SmpNet, UNet, UNet3Plus, UNetPlusPlus
+from conftest import TINY_RUN, make_folder, train, write_image
+from segmentation.nets import Heads, SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus
 
 WIDTHS = (4, 6, 8, 8, 8)
 NETS = {
@@ -60,6 +64,61 @@ def test_compiles_into_one_graph(name):
     with torch.no_grad():
         expected = eager.eval().predict(image)
         torch.testing.assert_close(compiled.eval().predict(image), expected, rtol=1e-3, atol=1e-4)
+
+
+class Small(SegmentationNet):
+    """Norm and up-sampling, which compilers write in terms of the sides."""
+
+    stride = 4
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.BatchNorm2d(4))
+        self.up = nn.ConvTranspose2d(4, 1, 4, stride=4)
+
+    def compute(self, image, level=None):
+        return Heads((self.up(self.down(image)),))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Small, *(pytest.param(NETS[name], marks=pytest.mark.slow, id=name) for name in NETS)],
+)
+def test_compiles_for_sides_that_change(make):
+    """A crop to train on, images of two sizes to validate: by inductor's own decompositions, without its C++."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = make().train()
+    compiled = copy.deepcopy(eager)
+    compiled.compile(fullgraph=True, backend="aot_eager_decomp_partition")
+    for sides in ((32, 32), (40, 51)):
+        image = torch.randn(2, 3, *sides)
+        for net in (eager, compiled):
+            torch.manual_seed(1)
+            net(image).logits[-1].square().mean().backward()
+    for (key, a), b in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-4 * float(a.grad.abs().max() + 1), msg=key)
+    eager.eval()
+    compiled.eval()
+    with torch.no_grad():
+        for sides in ((40, 51), (37, 66), (64, 32)):
+            image = torch.randn(1, 3, *sides)
+            torch.testing.assert_close(compiled.predict(image), eager.predict(image), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_with_a_crop_and_validation_images_of_two_sizes():
+    torch._dynamo.reset()
+    make_folder(Path("data"), {"train": 4, "val": 2})
+    for kind in ("images", "masks"):
+        bands = (3,) if kind == "images" else ()
+        write_image(Path("data/val") / kind / "wide.png", np.zeros((40, 72, *bands), np.uint8))
+    data = ["--data.dataset", "FolderData", "--data.dataset.root", "data", "--data.crop", "32"]
+    data += ["--data.dataset.classes", "{background: 0, foreground: 255}"]
+    cli = train(*TINY_RUN, *data, "--name", "run", "--model.compile", "true")
+    assert cli.trainer.global_step == 2
+    assert Path("runs/run/summary.json").is_file()
 
 
 @pytest.mark.slow

@@ -82,7 +82,9 @@ class SegmentationNet(nn.Module, ABC):
         if level is not None and not 1 <= level <= self.num_heads:
             raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
         height, width = image.shape[-2:]
-        bottom, right = -height % self.stride, -width % self.stride
+        # By floor division, as inductor cannot compile `%` of a side that changes from batch to batch.
+        bottom = (height + self.stride - 1) // self.stride * self.stride - height
+        right = (width + self.stride - 1) // self.stride * self.stride - width
         # Zeros below and to the right, cut off again by negative padding: slicing would break a dynamic export.
         heads = self.compute(F.pad(image, (0, right, 0, bottom)), level)
         return Heads(tuple(F.pad(logits, (0, -right, 0, -bottom)) for logits in heads.logits), heads.presence)
