@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from conftest import make_folder, write_image
@@ -255,6 +256,24 @@ def test_samples_have_the_contracts_types(place: Path) -> None:
     assert (sample["image"][0].numpy() == deep).all()
     assert (sample["mask"].numpy() == (deep > 20000)).all()
     assert (sample["instance"].numpy() == ids).all()
+
+
+def test_files_that_their_tag_turns(place: Path) -> None:
+    """Image, mask and ids of types that Pillow cannot read, in every orientation."""
+    ids = np.random.default_rng(0).integers(0, 2, (6, 9)) * 7
+    for orientation in range(1, 9):
+        options: dict[str, Any] = {"extratags": [(274, "H", 1, orientation, True)], "photometric": "minisblack"}
+        pixels = np.repeat(ids[..., None] * 1000, 5, axis=2).astype(np.uint16)
+        for kind, array in (("images", pixels), ("masks", ids // 7), ("ids", ids)):
+            (place / kind).mkdir(exist_ok=True)
+            layout = {"planarconfig": "contig"} if kind == "images" else {}
+            tifffile.imwrite(place / kind / f"{orientation}.tif", array, **options, **layout)
+    data = FolderData(str(place), {"background": 0, "cell": 1}, instances="ids")
+    samples = [data.load(split, index) for split in ("train", "val") for index in range(len(data.names(split)))]
+    assert len(samples) == 8
+    for sample in samples:
+        assert torch.equal(sample["instance"], 7 * sample["mask"])
+        assert (sample["image"].int() == 1000 * sample["instance"]).all()
 
 
 def test_instances_in_colour_are_refused(place: Path) -> None:

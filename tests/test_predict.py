@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import tifffile
 import torch
 from PIL import Image
 
-from conftest import script, write_image
+from conftest import TINY_RUN, script, train, write_image
 from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.data.files import read_image
 from segmentation.errors import InputError
 from segmentation.inference.comparing import compare
 from segmentation.inference.evaluating import evaluate
@@ -57,6 +59,70 @@ def test_masks_are_what_the_net_says_at_the_images_own_size(trained: Path, photo
     assert record["classes"]["background"]["value"] == 0
     left = {path.name for path in Path("out").rglob("*") if path.is_file()}
     assert left == {"a.png", "b c.png", "é%d.png", "predict.json"}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint for images of five bands of 16 bits."""
+    folder = tmp_path_factory.mktemp("deep")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        write_image(folder / f"data/masks/{number}.png", rng.integers(0, 2, (32, 32), dtype=np.uint8))
+        (folder / "data/images").mkdir(exist_ok=True)
+        np.save(folder / f"data/images/{number}.npy", rng.integers(0, 65536, (32, 32, 5), dtype=np.uint16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        data = ["--data.dataset", "FolderData", "--data.dataset.root", "data"]
+        train(*TINY_RUN, *data, "--data.dataset.classes", "{background: 0, thing: 1}", "--name", "run")
+    return folder / "runs/run/checkpoints/best.ckpt"
+
+
+def test_images_that_their_tag_turns(deep: Path) -> None:
+    """Every orientation that TIFF and EXIF know, of pixels that Pillow cannot read."""
+    pixels = np.random.default_rng(1).integers(0, 65536, (40, 52, 5), dtype=np.uint16)
+    for orientation in range(1, 9):
+        tag = [(274, "H", 1, orientation, True)]
+        options = {"photometric": "minisblack", "planarconfig": "contig", "extratags": tag}
+        Path("photos").mkdir(exist_ok=True)
+        tifffile.imwrite(f"photos/{orientation}.tif", pixels, **options)
+        np.save(f"photos/{orientation}-upright.npy", read_image(Path(f"photos/{orientation}.tif"), 5))
+    assert predict([str(deep), "photos", "out", "--overlay", *CPU]) == 16
+    assert predict([str(deep), "photos", "tiles", "--tile", "16", *CPU]) == 16
+    for orientation in range(1, 9):
+        for folder in ("out", "out/overlays", "tiles"):
+            assert (read(f"{folder}/{orientation}.png") == read(f"{folder}/{orientation}-upright.png")).all()
+    assert read("out/6.png").shape == (52, 40)
+    assert len({read(f"out/{orientation}.png").tobytes() for orientation in range(1, 9)}) == 8
+
+
+@pytest.mark.slow
+def test_a_large_photograph_that_its_tag_turns(trained: Path) -> None:
+    """Of more pixels than Pillow turns for us. A strip of it is enough."""
+    exif = Image.Exif()
+    exif[274] = 6
+    pixels = np.zeros((8000, 8010, 3), np.uint8)
+    pixels[-200:] = np.random.default_rng(0).integers(0, 256, (200, 8010, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("large.png", exif=exif, compress_level=1)
+    predictor = Predictor(trained, "cpu")
+    image = predictor.read(Path("large.png"))
+    upright = np.rot90(pixels, -1).transpose(2, 0, 1).copy()
+    assert np.array_equal(image, upright)
+    assert torch.equal(next(predictor.strips(image))[1], next(predictor.strips(upright))[1])
+
+
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "<u2", ">f4"])
+def test_arrays_of_any_layout(trained: Path, dtype: str) -> None:
+    """As users cut them from their own: turned, read-only, of another byte order."""
+    predictor = Predictor(trained, "cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3)).astype(dtype)
+    expected = predictor.logits(pixels.astype(dtype.replace(">", "<"))[::-1, ::-1].transpose(2, 1, 0).copy())
+    for writeable in (True, False):
+        pixels.flags.writeable = writeable
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(predictor.logits(pixels[::-1, ::-1].transpose(2, 1, 0)), expected)
 
 
 def test_every_format_and_the_pictures(trained: Path, photos: Path) -> None:

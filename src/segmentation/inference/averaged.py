@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,7 +47,9 @@ class Averaged(SegmentationNet):
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         return Heads((torch.stack([torch.cat([part for _, part in self.strips(one)], dim=1) for one in image]),))
 
-    def strips(self, image: Tensor, prepare: Callable[[Tensor], Tensor] = lambda x: x) -> Iterator[tuple[int, Tensor]]:
+    def strips(
+        self, image: np.ndarray | Tensor, prepare: Callable[[Any], Tensor] = lambda x: x
+    ) -> Iterator[tuple[int, Tensor]]:
         """Logits of an image (C, H, W) on any device, from top to bottom: the first row of a strip, and (K, h, W). Of a
         large one no more is kept than a row of tiles. `prepare` makes (N, C, h, w) of it the net's input."""
         height, width = image.shape[-2:]

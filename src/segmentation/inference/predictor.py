@@ -87,12 +87,17 @@ class Predictor:
 
     def strips(self, image: np.ndarray | Tensor) -> Iterator[tuple[int, Tensor]]:
         """Logits of an image (C, H, W), from top to bottom: the first row of a strip, and (K, h, W)."""
-        if isinstance(image, np.ndarray):
-            image = torch.from_numpy(image if image.flags.writeable else image.copy())  # Pillow's own is read-only
         averaged = self.tiled if image.shape[-2] * image.shape[-1] > self.limit else self.whole
         with torch.inference_mode(), self.fabric.autocast():
-            for top, logits in averaged.strips(image, lambda x: self.module.normalize(x.to(self.device))):
+            for top, logits in averaged.strips(image, self.prepare):
                 yield top, logits.float()
+
+    def prepare(self, part: np.ndarray | Tensor) -> Tensor:
+        """The net's input, of a part (N, C, h, w) of images as files have them."""
+        if isinstance(part, np.ndarray):
+            # A copy: torch takes no array that is read-only, of another byte order, or turned by negative strides.
+            part = torch.from_numpy(np.array(part, part.dtype.newbyteorder("="), order="C"))
+        return self.module.normalize(part.to(self.device))
 
 
 def _fabric(accelerator: str, precision: Any) -> Fabric:
