@@ -206,7 +206,8 @@ class Labels:
         first = [int(values[0]) for values in self.values]
         if index.dtype == np.uint8 and first == list(range(len(first))):
             return index  # of a large mask there is one array, not two
-        return np.array(first, dtype=np.uint8 if max(first) < 256 else np.uint16)[index]
+        smallest_type = np.result_type(np.min_scalar_type(min(first)), np.min_scalar_type(max(first)))
+        return np.array(first, dtype=smallest_type)[index]
 
     def _look_up(self, codes: np.ndarray) -> np.ndarray:
         """Class index, IGNORE_INDEX or UNDECLARED of each code."""

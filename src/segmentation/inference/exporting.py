@@ -34,11 +34,17 @@ class Deployed(nn.Module):
     def __init__(self, module: SegmentationModule) -> None:
         super().__init__()
         self.module = module
+        self.mask_type = torch.uint8 if module.labels.num_classes <= 256 else torch.int32
+
+    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) as a file has it -> logits (N, K, H, W) and class indices (N, H, W) int64."""
+        logits = self.module(image)
+        return logits, self.module.classify(logits)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) as a file has it -> logits (N, K, H, W) and class indices (N, H, W) uint8."""
-        logits = self.module(image)
-        return logits, self.module.classify(logits).to(torch.uint8)
+        """Likewise, but class indices in the smallest type that the formats take."""
+        logits, mask = self.predict(image)
+        return logits, mask.to(self.mask_type)
 
 
 def export(args: list[str] | None = None) -> Path:
@@ -56,8 +62,8 @@ def export(args: list[str] | None = None) -> Path:
     chosen = evenly(len(data.dataset.names(data.test_split)), IMAGES)
     images = [data.dataset.load(data.test_split, i)["image"][None] for i in chosen]
     with written_whole(path) as aside:
-        run = FORMATS[options.format](model, images[0], aside, metadata(module, options))
-        differences, equals = zip(*(compare(model, run, image) for image in images), strict=True)
+        run = FORMATS[options.format](model, images[0], aside, metadata(model, options))
+        differences, equals = zip(*(compare(model.predict, run, image) for image in images), strict=True)
         found = f"logits differ by {max(differences):.1e} of the largest at most, {min(equals):.3%} of pixels are equal"
         if max(differences) > LARGEST_DIFFERENCE or min(equals) < FEWEST_EQUAL:
             raise InputError(
@@ -76,15 +82,17 @@ def _parser() -> JobParser:
     return parser
 
 
-def metadata(module: SegmentationModule, options: Namespace) -> dict[str, Any]:
+def metadata(model: Deployed, options: Namespace) -> dict[str, Any]:
     """What a user of the file must know to prepare an image and to read the answer."""
+    module = model.module
     labels = module.labels
+    mask_type = str(model.mask_type).removeprefix("torch.")
     classes = zip(labels.names, labels.values, labels.colors, strict=True)
     return {
         "task": labels.task,
         "classes": [{"name": name, "value": values[0], "color": color} for name, values, color in classes],
         "input": f"image: (N, {labels.channels}, H, W), {labels.dtype or 'uint8'}, as a file has it",
-        "outputs": f"logits: (N, {labels.num_outputs}, H, W) float32; mask: (N, H, W) uint8, index of the class",
+        "outputs": f"logits: (N, {labels.num_outputs}, H, W) float32; mask: (N, H, W) {mask_type}, index of the class",
         "probabilities": "sigmoid of logits" if labels.num_outputs == 1 else "softmax of logits over axis 1",
         "threshold": torch.tensor(module.logit_threshold).sigmoid().item(),
         "tile": TILE,

@@ -91,6 +91,13 @@ class Results:
         """Refuse results that would lie among the images (a second run would take them for images) or in one place."""
         if self.options.format == "palette" and self.labels.num_classes > 256:
             raise InputError(f"--format palette holds 256 colours, for {self.labels.num_classes} classes: take index")
+        if self.options.format == "index" and not self.labels.by_color:
+            for name, values in zip(self.labels.names, self.labels.values, strict=True):
+                if not 0 <= int(values[0]) <= 65535:
+                    raise InputError(
+                        f"--format index: class {name!r} has the mask value {values[0]}, but a PNG holds 0 to 65535: "
+                        "take --format palette, which writes class indices"
+                    )
         check_folder(self.output)
         made: dict[Path, str] = {}
         inputs = set(map(os.path.realpath, self.images.values()))
@@ -138,7 +145,7 @@ class Writer:
             raise InputError(
                 f"{self.results.images[name]}: is too large for --instances and for probabilities. Cut it into pieces"
             )
-        index = np.empty((height, width), np.uint8 if self.labels.num_classes < 256 else np.uint16)
+        index = np.empty((height, width), np.uint8 if self.labels.num_classes <= 256 else np.uint16)
         chances = np.empty((self.labels.num_outputs, height, width) if "probabilities" in paths else 0, np.float16)
         for top, logits in strips:
             rows = slice(top, top + logits.shape[1])
