@@ -104,9 +104,7 @@ def test_an_exported_mask_holds_every_class(three_hundred: Path, form: str) -> N
 @pytest.mark.parametrize(
     "values", [{f"c{n}": n for n in range(256)}, {f"c{n}": f"#{n:02X}0000" for n in range(256)}, {"a": 7, "b": 1000}]
 )
-def test_a_palette_of_as_many_as_it_holds(
-    trained: Path, tmp_path: Path, values: dict[str, int | str]
-) -> None:
+def test_a_palette_of_as_many_as_it_holds(trained: Path, tmp_path: Path, values: dict[str, int | str]) -> None:
     checkpoint = checkpoint_of(values, trained, tmp_path)
     predict([str(checkpoint), "data/images", "palette", "--format", "palette", "--accelerator", "cpu"])
     predict([str(checkpoint), "data/images", "index", "--accelerator", "cpu"])
