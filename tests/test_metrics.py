@@ -180,6 +180,32 @@ def test_loss_is_averaged_over_pixels() -> None:
     assert compute(metrics)["loss"] == pytest.approx((2 * 4.0 + 4 * 1.0) / 6)
 
 
+def test_any_grouping_gives_the_same_loss() -> None:
+    """Of losses and masses as floats have them, given an image at a time or by batches, in any order."""
+    rng = torch.Generator().manual_seed(0)
+    losses, masses = 5 * torch.rand(200, generator=rng) ** 4, 3000 * torch.rand(200, generator=rng)
+    mask = torch.zeros(200, 2, 2, dtype=torch.int64)
+
+    def loss_of(order: torch.Tensor, batch: int) -> float:
+        metrics = SegmentationMetrics(labels(2))
+        for chosen in order.split(batch):
+            metrics.update(mask[chosen], mask[chosen], losses[chosen], masses[chosen])
+        return compute(metrics)["loss"]
+
+    expected = float((losses.double() * masses.double()).sum() / masses.double().sum())
+    found = {loss_of(torch.randperm(200, generator=rng), batch) for batch in (1, 1, 3, 7, 64, 200)}
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e20])
+def test_a_loss_without_bounds_is_told(loss: float) -> None:
+    metrics = SegmentationMetrics(labels(2))
+    mask = torch.zeros(2, 1, 4).long()
+    metrics.update(mask, mask, torch.tensor([loss, 1.0]), torch.tensor([4, 4]))
+    assert compute(metrics)["loss"] == pytest.approx(loss / 2, nan_ok=True)
+
+
 def test_heads_are_kept_apart() -> None:
     mask = torch.tensor([[[0, 1]]])
     right, wrong = torch.tensor([[[0, 1]]]), torch.tensor([[[1, 0]]])

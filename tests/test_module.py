@@ -1,6 +1,7 @@
 """The module: deep supervision, class presence, learning rates, weights of pixels."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from segmentation.cli import SegmentationCLI
 from segmentation.data import Labels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
+from segmentation.inference.evaluating import evaluate
 from segmentation.losses.presence import class_presence, presence_loss
 from segmentation.module import SegmentationModule
 from segmentation.nets import UNet
@@ -102,19 +104,23 @@ def test_encoder_lr_without_an_encoder() -> None:
         module(encoder_lr=0.1).configure_optimizers()
 
 
-def test_evaluation_does_not_depend_on_the_batch() -> None:
-    """Not in the last digit, in float32, where a convolution over a batch is rounded otherwise than over one image."""
-    torch.manual_seed(0)
-    subject = SegmentationModule(UNet(num_classes=3, widths=[16, 32, 64, 128, 256]), LABELS).eval()
-    seen: list[torch.Tensor] = []
-    subject.count = lambda split, heads, batch, loss: seen.append(heads.logits[-1])
-    image = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8)
-    whole = {"image": image, "mask": torch.randint(0, 3, (4, 96, 96))}
-    with torch.no_grad():
-        subject.evaluate("val", whole)
-        for i in range(4):
-            subject.evaluate("val", {key: value[i : i + 1] for key, value in whole.items()})
-    assert torch.equal(seen[0], torch.cat(seen[1:]))
+SUM = ["--model.loss", "WeightedSum", "--model.loss.losses", "[CrossEntropy, Focal, Dice, Lovasz, MsSsim]"]
+
+
+@pytest.mark.parametrize(
+    ("net", "loss"), [("[16,32,64,128,256]", SUM), ("[4,8,8]", ["--model.loss.class_weights", "auto"])]
+)
+def test_evaluation_does_not_depend_on_the_batch(net: str, loss: list[str]) -> None:
+    """Not in the last digit, the loss neither, though a convolution over a batch is rounded otherwise than over one
+    image, and sums of floats depend on their order."""
+    options = ["--model.net.widths", net, "--model.net.deep_supervision", "true", "--trainer.max_epochs", "1"]
+    train(*TINY, *options, *loss, "--name", "run", "--data.dataset.test", "7")
+    sizes = ("1", "2", "3", "7")
+    cpu = ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+    found = [evaluate(["runs/run/checkpoints/best.ckpt", "--data.eval_batch_size", size, *cpu]) for size in sizes]
+    for figures in found[1:]:
+        assert {key: repr(value) for key, value in figures.items()} == {k: repr(v) for k, v in found[0].items()}
+    assert found[0]["loss"] == json.loads(Path("runs/run/summary.json").read_text())["test/loss"]
 
 
 class Questions(TorchDispatchMode, Callback):

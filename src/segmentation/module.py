@@ -185,13 +185,14 @@ class SegmentationModule(LightningModule):
         image = self.normalize(batch["image"])
         # One by one on a CPU, whose float32 is rounded otherwise for another batch size.
         heads = joined([self.net(part) for part in image.split(1 if image.device.type == "cpu" else len(image))])
-        total = mass = torch.zeros((), device=self.device)
+        losses: list[Tensor] = []
+        masses: list[Tensor] = []
         for i in range(len(image)):
             one: dict[str, Any] = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
-            share = self.loss.mass(logits[-1], one["mask"])
-            total, mass = total + share * self.criterion(Heads(logits), one)[0], mass + share
-        return self.count(split, heads, batch, total / mass.clamp(min=torch.finfo(torch.float32).tiny))
+            losses.append(self.criterion(Heads(logits), one)[0])
+            masses.append(self.loss.mass(logits[-1], one["mask"]))
+        return self.count(split, heads, batch, torch.stack(losses), torch.stack(masses))
 
     def criterion(self, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Deep supervision: the weighted sum of the heads' losses, and that of class presence where a net predicts it.
@@ -215,13 +216,16 @@ class SegmentationModule(LightningModule):
         return total, terms
 
     @torch.no_grad()
-    def count(self, split: str, heads: Heads, batch: dict[str, Any], loss: Tensor) -> Tensor:
-        """Add a batch to the split's figures, and return the logits that predict."""
+    def count(
+        self, split: str, heads: Heads, batch: dict[str, Any], loss: Tensor, mass: Tensor | None = None
+    ) -> Tensor:
+        """Add a batch to the split's figures, and return the logits that predict. Where `loss` is of each image, so is
+        `mass`, what it was divided by."""
         metrics = getattr(self, f"{split}_metrics")
         each = [self.classify(logits) for logits in heads.logits] if len(metrics.heads) else ()
         combined = self.net.combine(heads)
         predicted = self.classify(combined)
-        mass = self.loss.mass(heads.logits[-1], batch["mask"])
+        mass = self.loss.mass(heads.logits[-1], batch["mask"]) if mass is None else mass
         metrics.update(predicted, batch["mask"], loss.detach(), mass, batch["index"], each)
         return combined
 
