@@ -69,6 +69,34 @@ def test_tiles_lie_on_the_grid_of_the_net_and_cover_the_image() -> None:
         assert all(0 < b - a <= 24 for a, b in itertools.pairwise(starts))
 
 
+class Ramp(SegmentationNet):
+    """Says where in its input a pixel is: the probability is its distance from the left, and from the top."""
+
+    stride = 4
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.place = nn.Parameter(torch.zeros(()))  # of the net's device
+
+    def compute(self, image: Tensor, level: int | None = None) -> Heads:
+        rows, columns = (torch.arange(side) + 0.5 for side in image.shape[-2:])
+        return Heads((torch.logit(rows[:, None] * columns / rows.numel() / columns.numel())[None, None],))
+
+
+def test_a_tile_counts_by_a_gaussian_about_its_middle() -> None:
+    """Of sigma = tile / 8: what a net says of a tile's border, where it sees least, hardly counts."""
+    tiled = chances(Averaged(Ramp(), tile=32).predict(torch.zeros(1, 3, 56, 56)))[0, 0]
+    place = torch.arange(56) + 0.5  # tiles begin at 0 and at 24
+    says, weights = [], []
+    for start in (0, 24):
+        inside = (place > start) & (place < start + 32)
+        says.append((place - start) / 32)
+        weights.append(torch.where(inside, torch.exp(-(((place - start - 16) / 4) ** 2) / 2), 0.0))
+    one = (says[0] * weights[0] + says[1] * weights[1]) / (weights[0] + weights[1])
+    torch.testing.assert_close(tiled, one[:, None] * one, rtol=1e-4, atol=1e-5)
+    assert one[24:32].diff().min() < -0.1  # from one tile's word to the other's
+
+
 def test_strips_are_rows_of_tiles() -> None:
     """No more of the answer is held than a row of tiles."""
     averaged = Averaged(Local(2).eval(), tile=32)

@@ -152,8 +152,8 @@ def test_nested_folders_and_odd_names(place: Path) -> None:
     names = ["a/01", "b/01", "with space", "größe-日本", "100%", "%d %s {x}", "v1.2.3", "a.b/c.d", "UPPER", "x'y\"z"]
     for index, name in enumerate(names):
         write_pair(place, name, index, end="PNG" if name == "UPPER" else "png")
-    write_image(place / "images/.hidden.png", number(0)[0])
-    write_image(place / "images/.ipynb_checkpoints/01-checkpoint.png", number(0)[0])
+    for hidden in (".hidden", "._01", ".ipynb_checkpoints/01-checkpoint"):  # a Mac makes such of masks too
+        write_pair(place, hidden, 0)
     (place / "images/Thumbs.db").write_text("")
     (place / "masks/README.txt").write_text("")
     data = FolderData(str(place), CLASSES)

@@ -99,6 +99,25 @@ def test_a_pretrained_encoder_learns_at_its_own_rate_and_is_fetched_once(tmp_pat
     assert str(file) in Path("runs/run/config.yaml").read_text()  # the config says where the run came from
 
 
+@pytest.mark.parametrize(
+    ("decay", "factors"),
+    [
+        ("cosine", [1 / 2, 1, 1, 0.853553, 0.5, 0.146447]),  # (1 + cos(pi x)) / 2
+        ("poly", [1 / 2, 1, 1, 0.75**0.9, 0.5**0.9, 0.25**0.9]),
+        ("constant", [1 / 2, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_the_learning_rate_of_every_step(decay: str, factors: list[float]) -> None:
+    """Six steps, two of them to warm up in."""
+    monitor = "[{class_path: lightning.pytorch.callbacks.LearningRateMonitor, init_args: {logging_interval: step}}]"
+    schedule = ["--model.schedule.warmup", str(1 / 3), "--model.schedule.decay", decay, "--model.optimizer.lr", "0.01"]
+    options = ["--data.dataset.train", "24", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
+    train(*TINY, *options, *schedule, "--name", "run", "--trainer.callbacks", monitor)
+    with open("runs/run/metrics.csv", newline="") as file:
+        rates = [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+    assert rates == pytest.approx([0.01 * factor for factor in factors], rel=1e-4)
+
+
 def test_encoder_lr_without_an_encoder() -> None:
     with pytest.raises(InputError, match="encoder_lr needs an encoder"):
         module(encoder_lr=0.1).configure_optimizers()

@@ -125,6 +125,27 @@ def test_arrays_of_any_layout(trained: Path, dtype: str) -> None:
             assert torch.equal(predictor.logits(pixels[::-1, ::-1].transpose(2, 1, 0)), expected)
 
 
+def test_the_declared_scale_changes_no_prediction() -> None:
+    """Images are normalised by the statistics of what was trained on, on the same scale."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        mask = rng.integers(0, 2, (4, 4), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        write_image(Path(f"data/masks/{number}.png"), mask)
+        write_image(
+            Path(f"data/images/{number}.png"), (rng.integers(0, 2000, mask.shape) + 2000 * (mask > 0)).astype("u2")
+        )
+    data = ["--data.dataset", "FolderData", "--data.dataset.root", "data"]
+    data += ["--data.dataset.classes", "{background: 0, thing: 1}"]
+    chances = []
+    for scale in ("null", "4095"):
+        train(*TINY_RUN, *data, "--data.dataset.scale", scale, "--name", f"scale-{scale}")
+        checkpoint = f"runs/scale-{scale}/checkpoints/best.ckpt"
+        predict([checkpoint, "data/images", scale, "--format", "probabilities", *CPU])
+        chances.append(np.stack([np.load(f"{scale}/{number}.npy") for number in range(6)]))
+    assert chances[0].std() > 0.02
+    np.testing.assert_allclose(chances[0], chances[1], atol=5e-3)
+
+
 def test_every_format_and_the_pictures(trained: Path, photos: Path) -> None:
     predict([str(trained), "photos/a.png", "index", "--overlay", "--instances", *CPU])
     predict([str(trained), "photos/a.png", "palette", "--format", "palette", *CPU])
@@ -274,6 +295,8 @@ def test_images_are_never_replaced(trained: Path, photos: Path) -> None:
 def test_which_images(photos: Path) -> None:
     out = Path("photos/out")
     write_image(out / "a.png", np.zeros((4, 4), np.uint8))  # of an earlier run: no input
+    for hidden in ("._a.png", "deep/.thumbnails/a.png"):
+        write_image(Path("photos") / hidden, np.zeros((4, 4), np.uint8))
     assert set(find_images(["photos"], out)) == {"a", "deep/er/b c", "deep/é%d"}
     assert set(find_images(["photos/**/*.jpg"], out)) == {"deep/er/b c"}
     assert set(find_images(["photos/a.png", "photos/deep/er/b c.jpg"], out)) == {"a", "b c"}

@@ -1,6 +1,7 @@
 """One confusion matrix a split, and every figure derived from its integer counts.
 
-Because counts are integers, a figure is the same to the last digit however images are batched or shared by processes.
+Because counts are integers, and losses are summed as integers, a figure is the same to the last digit however images
+are batched or shared by processes.
 """
 
 import math
