@@ -6,8 +6,13 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    LearningRateMonitor,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -46,6 +51,9 @@ OURS = {
     "enable_autolog_hparams",
     "model_registry",
 }
+
+#: Lightning's callbacks that look for an option's value before the first step.
+FINDERS = (BatchSizeFinder, LearningRateFinder)
 
 USAGE = "python src/train.py [--config OVERLAY ...] [--name N] [--resume] [--any.option value]"
 DESCRIPTION = (
@@ -136,7 +144,16 @@ class SegmentationCLI(LightningCLI):
         trainer = dict(config.trainer)
         if trainer["precision"] is None:
             trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
+        callbacks = _as_list(trainer["callbacks"])
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+            raise InputError(
+                "StochasticWeightAveraging trains an epoch more than is asked for, and cannot be resumed exactly. For "
+                "averaged weights: --config configs/trainer/ema.yaml"
+            )
         last = read_checkpoint(run.last) if run.last else None
+        if last:  # it goes on with what was found
+            callbacks = _without_finders(callbacks)
+            self.datamodule.batch_size = last["datamodule_hyper_parameters"]["batch_size"]
         trainer["callbacks"] = [
             *checkpoint_callbacks(run),
             Introduction(run),
@@ -146,10 +163,9 @@ class SegmentationCLI(LightningCLI):
             LearningRateMonitor("step"),
             EpochLines(),
             self.mid_epoch,
-            *(trainer["callbacks"] or []),
+            *callbacks,
         ]
-        plugins = trainer["plugins"] or []
-        plugins = [AtomicCheckpointIO(), *(plugins if isinstance(plugins, list) else [plugins])]
+        plugins = [AtomicCheckpointIO(), *_as_list(trainer["plugins"])]
         trainer |= {
             "plugins": [*plugins, SyncBatchNorm()] if trainer["sync_batchnorm"] else plugins,
             "logger": make_loggers(run, config.wandb, last["global_step"] if last else None),
@@ -157,10 +173,7 @@ class SegmentationCLI(LightningCLI):
             "default_root_dir": str(run.path),
             "use_distributed_sampler": False,  # the datamodule gives each process its share
         }
-        try:
-            built = Trainer(**trainer)
-        except (MisconfigurationException, ValueError) as error:
-            raise InputError(f"the trainer refuses its options: {' '.join(str(error).split())}") from error
+        built = make_trainer(**trainer)
         if trainer["sync_batchnorm"] and built.world_size > 1 and built.strategy.root_device.type == "cpu":
             raise InputError("trainer.sync_batchnorm is for GPUs only: set it to false here")
         return built
@@ -170,6 +183,8 @@ class SegmentationCLI(LightningCLI):
         try:
             with self.mid_epoch.listening(self.trainer):
                 self.train_and_test()
+        except MisconfigurationException as error:  # of a callback, say
+            raise refused(error) from error
         finally:
             release(self.run_folder.name)
 
@@ -179,9 +194,8 @@ class SegmentationCLI(LightningCLI):
         config = self.parser.dump(self.config, skip_none=False)
         lost = next((line.strip() for line in config.splitlines() if "Unable to serialize" in line), None)
         if lost:  # a number where torchvision declares any Number: config.yaml could not be read again
-            raise InputError(
-                f"an option cannot be written to config.yaml ({lost}): write it as a list, e.g. [-180, 180]"
-            )
+            fix = "write it as words, numbers or a list, e.g. [-180, 180]"
+            raise InputError(f"an option cannot be written to config.yaml ({lost}): {fix}")
         if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == config:
             rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
             return
@@ -204,10 +218,52 @@ class SegmentationCLI(LightningCLI):
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
         # Not by ckpt_path, for which a weight-averaging callback would go back to the weights that it averaged.
         self.model.load_state_dict(read_checkpoint(tested)["state_dict"])
+        trainer.callbacks = _without_finders(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
             close_wandb(0)  # a second run of this process, in a notebook, is a run of its own
+
+
+def make_trainer(**options: Any) -> Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        InputError: Lightning refuses the options, or this project cannot work with them.
+    """
+    try:
+        trainer = Trainer(**options)
+    except (MisconfigurationException, ValueError, ImportError) as error:
+        raise refused(error) from error
+    if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed", "64-true"):
+        raise InputError(
+            f"trainer.precision {trainer.precision} keeps weights and normalisation in fewer bits than they need. "
+            "Fix: --trainer.precision bf16-mixed"
+        )
+    launcher = trainer.strategy.launcher
+    copies = launcher is not None and launcher.is_interactive_compatible
+    if copies or "spawn" in str(options.get("strategy")):
+        raise InputError(
+            "trainer.strategy: copies of a running process cannot train here, nor can several devices be used within a "
+            "notebook. Start the script with --trainer.strategy ddp, in a notebook by a cell: !python src/train.py ..."
+        )
+    return trainer
+
+
+def refused(error: Exception) -> InputError:
+    """Lightning's words for what is wrong with its options, in one line."""
+    return InputError(f"the trainer refuses its options: {' '.join(str(error).split())}")
+
+
+def _as_list(given: Any) -> list[Any]:
+    """What Lightning takes as one, as several, or as none."""
+    if given is None:
+        return []
+    return given if isinstance(given, list) else [given]
+
+
+def _without_finders(callbacks: list[Callback]) -> list[Callback]:
+    return [callback for callback in callbacks if not isinstance(callback, FINDERS)]
 
 
 def _verdict(miou: float) -> str:
