@@ -81,7 +81,10 @@ class SegmentationModule(LightningModule):
         self.encoder_lr = encoder_lr
         if len(self.head_weights) != net.num_heads:
             raise InputError(f"model.head_weights has {len(self.head_weights)} numbers for {net.num_heads} heads")
-        self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
+        # In functions, which a copy of the module shares: what the command line gives would be copied with its trainer.
+        self.optimizer = lambda groups: optimizer(groups)
+        self.schedule = lambda built: schedule(built)
+        self.schedule_interval = schedule_interval
         self.lr: float | None = None  # in place of the optimizer's: what Lightning's LearningRateFinder has found
         if not 0 < threshold < 1:
             raise InputError(f"model.threshold {threshold} must lie between 0 and 1")
