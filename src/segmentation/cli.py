@@ -145,11 +145,7 @@ class SegmentationCLI(LightningCLI):
         if trainer["precision"] is None:
             trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
         callbacks = _as_list(trainer["callbacks"])
-        if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
-            raise InputError(
-                "StochasticWeightAveraging trains an epoch more than is asked for, and cannot be resumed exactly. For "
-                "averaged weights: --config configs/trainer/ema.yaml"
-            )
+        _check_callbacks(callbacks)
         last = read_checkpoint(run.last) if run.last else None
         if last:  # it goes on with what was found
             callbacks = _without_finders(callbacks)
@@ -260,6 +256,20 @@ def _as_list(given: Any) -> list[Any]:
     if given is None:
         return []
     return given if isinstance(given, list) else [given]
+
+
+def _check_callbacks(callbacks: list[Callback]) -> None:
+    """Raises InputError, before the first step, for what would end a run later."""
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor and not monitor.startswith(("train/", "val/")):
+            name = type(callback).__name__
+            raise InputError(f"trainer.callbacks: {name} monitors {monitor!r}, which is not logged; val/miou is")
+        if isinstance(callback, StochasticWeightAveraging):
+            raise InputError(
+                "trainer.callbacks: StochasticWeightAveraging trains an epoch more than is asked for, and cannot be "
+                "resumed exactly. For averaged weights: --config configs/trainer/ema.yaml"
+            )
 
 
 def _without_finders(callbacks: list[Callback]) -> list[Callback]:
