@@ -6,13 +6,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    LearningRateFinder,
-    LearningRateMonitor,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -33,6 +28,7 @@ from segmentation.report import report
 from segmentation.run import RunFolder, git_commit, hold, is_rank_zero, new_name, release
 from segmentation.saving import CheckpointOptions, checkpoint_callbacks
 from segmentation.tracking import WandbOptions, make_loggers
+from segmentation.trainer import as_list, check_callbacks, make_trainer, refused, without_finders
 from segmentation.writing import write_text
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -51,9 +47,6 @@ OURS = {
     "enable_autolog_hparams",
     "model_registry",
 }
-
-#: Lightning's callbacks that look for an option's value before the first step.
-FINDERS = (BatchSizeFinder, LearningRateFinder)
 
 USAGE = "python src/train.py [--config OVERLAY ...] [--name N] [--resume] [--any.option value]"
 DESCRIPTION = (
@@ -144,11 +137,11 @@ class SegmentationCLI(LightningCLI):
         trainer = dict(config.trainer)
         if trainer["precision"] is None:
             trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
-        callbacks = _as_list(trainer["callbacks"])
-        _check_callbacks(callbacks)
+        callbacks = as_list(trainer["callbacks"])
+        check_callbacks(callbacks)
         last = read_checkpoint(run.last) if run.last else None
         if last:  # it goes on with what was found
-            callbacks = _without_finders(callbacks)
+            callbacks = without_finders(callbacks)
             self.datamodule.batch_size = last["datamodule_hyper_parameters"]["batch_size"]
         trainer["callbacks"] = [
             *checkpoint_callbacks(run),
@@ -161,7 +154,7 @@ class SegmentationCLI(LightningCLI):
             self.mid_epoch,
             *callbacks,
         ]
-        plugins = [AtomicCheckpointIO(), *_as_list(trainer["plugins"])]
+        plugins = [AtomicCheckpointIO(), *as_list(trainer["plugins"])]
         trainer |= {
             "plugins": [*plugins, SyncBatchNorm()] if trainer["sync_batchnorm"] else plugins,
             "logger": make_loggers(run, config.wandb, last["global_step"] if last else None),
@@ -214,66 +207,11 @@ class SegmentationCLI(LightningCLI):
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
         # Not by ckpt_path, for which a weight-averaging callback would go back to the weights that it averaged.
         self.model.load_state_dict(read_checkpoint(tested)["state_dict"])
-        trainer.callbacks = _without_finders(trainer.callbacks)  # type: ignore[attr-defined]
+        trainer.callbacks = without_finders(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
             close_wandb(0)  # a second run of this process, in a notebook, is a run of its own
-
-
-def make_trainer(**options: Any) -> Trainer:
-    """Lightning's trainer.
-
-    Raises:
-        InputError: Lightning refuses the options, or this project cannot work with them.
-    """
-    try:
-        trainer = Trainer(**options)
-    except (MisconfigurationException, ValueError, ImportError) as error:
-        raise refused(error) from error
-    if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed", "64-true"):
-        raise InputError(
-            f"trainer.precision {trainer.precision} keeps weights and normalisation in fewer bits than they need. "
-            "Fix: --trainer.precision bf16-mixed"
-        )
-    launcher = trainer.strategy.launcher
-    copies = launcher is not None and launcher.is_interactive_compatible
-    if copies or "spawn" in str(options.get("strategy")):
-        raise InputError(
-            "trainer.strategy: copies of a running process cannot train here, nor can several devices be used within a "
-            "notebook. Start the script with --trainer.strategy ddp, in a notebook by a cell: !python src/train.py ..."
-        )
-    return trainer
-
-
-def refused(error: Exception) -> InputError:
-    """Lightning's words for what is wrong with its options, in one line."""
-    return InputError(f"the trainer refuses its options: {' '.join(str(error).split())}")
-
-
-def _as_list(given: Any) -> list[Any]:
-    """What Lightning takes as one, as several, or as none."""
-    if given is None:
-        return []
-    return given if isinstance(given, list) else [given]
-
-
-def _check_callbacks(callbacks: list[Callback]) -> None:
-    """Raises InputError, before the first step, for what would end a run later."""
-    for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if monitor and not monitor.startswith(("train/", "val/")):
-            name = type(callback).__name__
-            raise InputError(f"trainer.callbacks: {name} monitors {monitor!r}, which is not logged; val/miou is")
-        if isinstance(callback, StochasticWeightAveraging):
-            raise InputError(
-                "trainer.callbacks: StochasticWeightAveraging trains an epoch more than is asked for, and cannot be "
-                "resumed exactly. For averaged weights: --config configs/trainer/ema.yaml"
-            )
-
-
-def _without_finders(callbacks: list[Callback]) -> list[Callback]:
-    return [callback for callback in callbacks if not isinstance(callback, FINDERS)]
 
 
 def _verdict(miou: float) -> str:

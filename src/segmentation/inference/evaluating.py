@@ -11,7 +11,6 @@ from PIL import Image
 from rich.console import Console
 
 from segmentation.callbacks import predicted_sheet
-from segmentation.cli import make_trainer, refused
 from segmentation.errors import InputError
 from segmentation.inference.averaged import Averaged
 from segmentation.inference.instances import InstanceScores
@@ -22,6 +21,7 @@ from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.pictures import save_png, table
 from segmentation.report import print_table
+from segmentation.trainer import make_trainer, refused
 from segmentation.writing import write_csv, write_json, written_together
 
 
