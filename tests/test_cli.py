@@ -142,7 +142,7 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         (["--trainer.callbacks", "EarlyStoppin"], ["'EarlyStoppin'", "Did you mean EarlyStopping?"]),
         (["--data.augment", "[{class_path: RandomRotation, init_args: {degrees: [3]}}]"], ["option", "degrees"]),
         (["--trainer.max_epoch", "3"], ["trainer.max_epoch", "Did you mean trainer.max_epochs"]),
-        (["--nam", "x"], ["'nam'", "Did you mean name"]),
+        (["--nam", "x"], ["nam", "Did you mean name"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (["--data.batch_size", "many"], ["data.batch_size", "int", "many"]),
         (["--data.batch_size", "0"], ["batch_size", "positive"]),
@@ -172,9 +172,54 @@ def test_choices_are_those_that_a_user_can_give() -> None:
         assert f"data.dataset.{internal}" not in message
 
 
-def test_misspelt_in_yaml(tmp_path: Path) -> None:
-    (tmp_path / "wrong.yaml").write_text("trainer: {max_epoch: 3}\n")
-    assert "Did you mean trainer.max_epochs" in refused("--config", "wrong.yaml")
+@pytest.mark.parametrize(
+    ("yaml_text", "meant"),
+    [
+        ("trainer: {max_epoch: 3}", "trainer.max_epochs"),
+        ("modl: {loss: Dice}", "model.loss"),
+        ("model: {net: {init_args: {wdths: [4]}}}", "model.net.widths"),
+        ("trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitr: x}}]}", "trainer.callbacks.monitor"),
+    ],
+)
+def test_misspelt_in_yaml(yaml_text: str, meant: str) -> None:
+    Path("wrong.yaml").write_text(yaml_text)
+    assert f"Did you mean {meant}?" in refused("--config", "wrong.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "wrong", "own", "owner"),
+    [
+        ("model.net", "UNet", "skip_channels", "widths", "UNet3Plus"),
+        ("data.dataset", "ShapesData", "root", "size", "FolderData"),
+        ("data.dataset", "FolderData", "size", "masks", "ShapesData"),
+        ("model.loss", "Dice", "gamma", "class_weights", "Focal"),
+        ("model.optimizer", "SGD", "betas", "momentum", "AdamW"),
+        ("model.schedule", "WarmupDecay", "T_max", "warmup", "CosineAnnealingLR"),
+        ("trainer.callbacks", "EarlyStopping", "decay", "monitor", "EMAWeightAveraging"),
+    ],
+)
+def test_an_option_of_another_class(key: str, name: str, wrong: str, own: str, owner: str) -> None:
+    """The chosen class is named with its own options, and the one that has the option too; typed, and in YAML."""
+    group, _, last = key.partition(".")
+    node = f"{{class_path: {name}, init_args: {{{wrong}: 3}}}}"
+    Path("wrong.yaml").write_text(f"{group}: {{{last}: {'[' + node + ']' if last == 'callbacks' else node}}}\n")
+    for args in (["--config", "wrong.yaml"], [f"--{key}", name, f"--{key}.{wrong}", "3"]):
+        message = refused(*args)
+        before, _, choices = message.partition("Choices: ")
+        assert name in before
+        assert wrong in before
+        assert owner in before
+        assert f"{key}.{own}" in choices
+        assert f"{key}.{wrong}" not in choices
+        assert "Did you mean" not in before
+
+
+def test_an_option_of_another_class_within_a_sum() -> None:
+    losses = "[{class_path: Dice, init_args: {gamma: 2}}]"
+    message = refused("--model.loss", "WeightedSum", "--model.loss.losses", losses)
+    assert "Dice" in message
+    assert "Focal" in message
+    assert "alpha" not in message
 
 
 def test_a_run_that_failed_may_begin_anew() -> None:

@@ -82,11 +82,12 @@ class Introduction(Callback):
         rates = ", ".join(f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups)
         workers = f"{data.train_loader.num_workers} loader workers a process"
         size = f"{labels.channels}x{height}x{width}"
+        origin = "as LearningRateFinder found it" if pl_module.lr else "as given"
         print(f"run       {self.run.path}")
         print(f"data      {type(data.source).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes")
         print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {size}")
         print(f"training  {length} of {made or '1 image'} {where}")
-        print(f"          learning rate {rates}, as given: it is not scaled by the batch; {workers}", flush=True)
+        print(f"          learning rate {rates}, {origin}: it is not scaled by the batch; {workers}", flush=True)
         for logged in wandb_runs(trainer):
             logged.config.update({"images_per_step": math.prod(factors), "processes": trainer.world_size})
             print(f"W&B       {logged.url or f'offline; upload by: slurm/sync.sh {self.run.path}'}")

@@ -28,6 +28,7 @@ from segmentation.report import report
 from segmentation.run import RunFolder, git_commit, hold, is_rank_zero, new_name, release
 from segmentation.saving import CheckpointOptions, checkpoint_callbacks
 from segmentation.tracking import WandbOptions, make_loggers
+from segmentation.trainer import as_list, check_callbacks, make_trainer, refused, without_finders
 from segmentation.writing import write_text
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -136,7 +137,12 @@ class SegmentationCLI(LightningCLI):
         trainer = dict(config.trainer)
         if trainer["precision"] is None:
             trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
+        callbacks = as_list(trainer["callbacks"])
+        check_callbacks(callbacks)
         last = read_checkpoint(run.last) if run.last else None
+        if last:  # it goes on with what was found
+            callbacks = without_finders(callbacks)
+            self.datamodule.batch_size = last["datamodule_hyper_parameters"]["batch_size"]
         trainer["callbacks"] = [
             *checkpoint_callbacks(run),
             Introduction(run),
@@ -146,10 +152,9 @@ class SegmentationCLI(LightningCLI):
             LearningRateMonitor("step"),
             EpochLines(),
             self.mid_epoch,
-            *(trainer["callbacks"] or []),
+            *callbacks,
         ]
-        plugins = trainer["plugins"] or []
-        plugins = [AtomicCheckpointIO(), *(plugins if isinstance(plugins, list) else [plugins])]
+        plugins = [AtomicCheckpointIO(), *as_list(trainer["plugins"])]
         trainer |= {
             "plugins": [*plugins, SyncBatchNorm()] if trainer["sync_batchnorm"] else plugins,
             "logger": make_loggers(run, config.wandb, last["global_step"] if last else None),
@@ -157,10 +162,7 @@ class SegmentationCLI(LightningCLI):
             "default_root_dir": str(run.path),
             "use_distributed_sampler": False,  # the datamodule gives each process its share
         }
-        try:
-            built = Trainer(**trainer)
-        except (MisconfigurationException, ValueError) as error:
-            raise InputError(f"the trainer refuses its options: {' '.join(str(error).split())}") from error
+        built = make_trainer(**trainer)
         if trainer["sync_batchnorm"] and built.world_size > 1 and built.strategy.root_device.type == "cpu":
             raise InputError("trainer.sync_batchnorm is for GPUs only: set it to false here")
         return built
@@ -170,6 +172,8 @@ class SegmentationCLI(LightningCLI):
         try:
             with self.mid_epoch.listening(self.trainer):
                 self.train_and_test()
+        except MisconfigurationException as error:  # of a callback, say
+            raise refused(error) from error
         finally:
             release(self.run_folder.name)
 
@@ -179,9 +183,8 @@ class SegmentationCLI(LightningCLI):
         config = self.parser.dump(self.config, skip_none=False)
         lost = next((line.strip() for line in config.splitlines() if "Unable to serialize" in line), None)
         if lost:  # a number where torchvision declares any Number: config.yaml could not be read again
-            raise InputError(
-                f"an option cannot be written to config.yaml ({lost}): write it as a list, e.g. [-180, 180]"
-            )
+            fix = "write it as words, numbers or a list, e.g. [-180, 180]"
+            raise InputError(f"an option cannot be written to config.yaml ({lost}): {fix}")
         if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == config:
             rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
             return
@@ -204,6 +207,7 @@ class SegmentationCLI(LightningCLI):
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
         # Not by ckpt_path, for which a weight-averaging callback would go back to the weights that it averaged.
         self.model.load_state_dict(read_checkpoint(tested)["state_dict"])
+        trainer.callbacks = without_finders(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)

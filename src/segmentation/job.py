@@ -21,6 +21,7 @@ SMALL_TALK = (
     ".*does not have many workers.*",
     ".*sync_dist=True.*",
     ".*is already saved during checkpointing.*",
+    r"\s*Unable to serialize instance.*",  # train.py refuses it, in a line
     ".*is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",

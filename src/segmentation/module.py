@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import Tensor
 
 from segmentation.checkpoint import warm_start
@@ -80,7 +81,11 @@ class SegmentationModule(LightningModule):
         self.encoder_lr = encoder_lr
         if len(self.head_weights) != net.num_heads:
             raise InputError(f"model.head_weights has {len(self.head_weights)} numbers for {net.num_heads} heads")
-        self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
+        # In functions, which a copy of the module shares: what the command line gives would be copied with its trainer.
+        self.optimizer = lambda groups: optimizer(groups)
+        self.schedule = lambda built: schedule(built)
+        self.schedule_interval = schedule_interval
+        self.lr: float | None = None  # in place of the optimizer's: what Lightning's LearningRateFinder has found
         if not 0 < threshold < 1:
             raise InputError(f"model.threshold {threshold} must lie between 0 and 1")
         self.logit_threshold = math.log(threshold / (1 - threshold))
@@ -108,6 +113,7 @@ class SegmentationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            self.validate_every = self.trainer.check_val_every_n_epoch
             self.fill()
             if self.init_from and not self.trainer.ckpt_path:
                 warm_start(self, self.init_from)
@@ -136,13 +142,21 @@ class SegmentationModule(LightningModule):
         one = logits.shape[-3] == 1
         return (logits[..., 0, :, :] > self.logit_threshold).long() if one else logits.argmax(dim=-3)
 
+    def on_fit_start(self) -> None:
+        if self.lr is not None:
+            self.trainer.strategy.setup_optimizers(
+                self.trainer
+            )  # the schedule, too, begins from the rate that was found
+            self.train_metrics.reset()
+
     def on_train_start(self) -> None:
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
         tell_length(self.trainer)
 
     def on_train_epoch_start(self) -> None:
-        if self.current_epoch + 1 == self.trainer.max_epochs and self.trainer.check_val_every_n_epoch is not None:
-            self.trainer.check_val_every_n_epoch = 1  # the last epoch is validated, however many there are
+        last = self.current_epoch + 1 == self.trainer.max_epochs and self.validate_every is not None
+        # The last epoch is validated, however many there are; the others as given, if a finder has seen the last one.
+        self.trainer.check_val_every_n_epoch = 1 if last else self.validate_every
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # What a step draws (dropout) is a function of (seed, step, rank), so that a resumed run draws it again.
@@ -154,6 +168,17 @@ class SegmentationModule(LightningModule):
         self.losses = {"loss_step": loss.detach(), **{key: term.detach() for key, term in terms.items()}}
         self.count("train", heads, batch, loss - terms.get("presence/loss", 0.0))
         return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip a fused optimizer's gradient too: in mixed precision Lightning refuses to, as it unscales by itself."""
+        precision = self.trainer.precision_plugin
+        scaler = getattr(precision, "scaler", None)
+        if scaler is not None and optimizer.defaults.get("fused"):
+            scaler.unscale_(optimizer)
+        algorithm = gradient_clip_algorithm or GradClipAlgorithmType.NORM
+        Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step; and every so many the losses, for the loggers. (`self.log` would give the same rows, take its time
@@ -261,12 +286,13 @@ class SegmentationModule(LightningModule):
         if self.encoder_lr != 1 and not backbone:
             raise InputError("model.encoder_lr needs an encoder: set net.encoder, or encoder_lr: 1")
         try:
+            groups = [trained]
             if self.encoder_lr != 1:
                 groups = [[p for p in trained if p not in backbone], [p for p in trained if p in backbone]]
-                optimizer = self.optimizer([{"params": group} for group in groups])
-                optimizer.param_groups[1]["lr"] *= self.encoder_lr
-            else:
-                optimizer = self.optimizer(trained)
+            optimizer = self.optimizer([{"params": group} for group in groups])
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr or group["lr"]
+            optimizer.param_groups[-1]["lr"] *= self.encoder_lr
             scheduler = self.schedule(optimizer)
         except ValueError as error:  # torch's own checks of the user's numbers
             raise InputError(f"model.optimizer or model.schedule: {error}") from error

@@ -1,8 +1,7 @@
-"""The command line's parser: errors are one line that lists the choices, and help starts with what matters."""
+"""The command line's parser: an error is one line, with the choices where a class or an option is misspelt."""
 
 import difflib
 import inspect
-import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -32,9 +31,11 @@ CLASS_OPTIONS: dict[str, type] = {
     "trainer.callbacks": Callback,
 }
 
-#: What the data decides; nobody gives it on the command line.
-LINKED = {"in_channels", "num_classes", "optimizer", "params", "model.labels"}
-INTERNAL = {"help", "print_config", "print_shtab"}
+#: Arguments that no user gives: the data set or the module does.
+LINKED = {"in_channels", "num_classes", "optimizer", "params", "__default_config__"}
+
+#: Stands around our message within jsonargparse's, which tells all that was tried.
+MARK = "\0"
 
 
 def _load(text: str) -> Any:
@@ -47,13 +48,19 @@ set_loader("yaml", _load, (yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, with our words for what can go wrong."""
+    """LightningCLI's parser, with our words for what can go wrong.
 
-    typed: tuple[str, ...] = ()  # of the class: the parsers of nested options ask for it too
+    jsonargparse makes another one for each class that the user names; its error becomes part of its parent's.
 
-    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
-        Parser.typed = tuple(str(word).partition("=")[0].lstrip("-") for word in args or ())
-        return super().parse_args(args, *others, **options)
+    Attributes:
+        of_class: the class whose arguments this parser was made for.
+    """
+
+    of_class: type = object
+
+    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
+        self.of_class = theclass
+        return super().add_class_arguments(theclass, *args, **options)
 
     def instantiate_classes(self, *args: Any, **options: Any) -> Any:
         try:
@@ -62,48 +69,72 @@ class Parser(LightningArgumentParser):
             raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise InputError(self.explain(str(message)))
+        message = " ".join(str(message).split()).replace("Parser key ", "")
+        if MARK in message:
+            message = message.split(MARK)[1]
+        elif ex is None or isinstance(ex, KeyError):
+            message = self._explain_option(message)
+        else:
+            message = self._place() + _explain_class(message)
+        if not self.exit_on_error:
+            super().error(f"{MARK}{message}{MARK}", ex)
+        raise InputError(message)
 
-    def explain(self, message: str) -> str:
-        """jsonargparse's message in one line, with the choices where a class or an option is misspelt."""
-        if nested := re.search(r"no (?:class|option) '.*\. .*", message):
-            return nested.group()  # from the parser of a nested option: these are our words already
-        key = re.search(r'Parser key "([\w.]+)"', message)
-        name = re.search(r"Expected a dot import path string: (\S+)", message)
-        if key and name:
-            return _unknown_class(key.group(1), name.group(1))
-        if option := re.search(r"(?:unrecognized arguments: --|accept option '|Option ')([\w.+-]+)", message):
-            group = re.search(r"Group '([\w.]+)'", message)
-            return self._unknown_option(f"{group.group(1)}.{option.group(1)}" if group else option.group(1))
-        message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message)
-        return " ".join(re.sub(r"<class '([\w.]+)'>", r"\1", message).split())
+    def _place(self) -> str:
+        return "" if self.exit_on_error else f"{_option_of(self.of_class)} ({self.of_class.__name__}): "
 
-    def _unknown_option(self, name: str) -> str:
-        options = {action.dest for action in self._actions if action.dest not in LINKED | INTERNAL}
-        for key, base in CLASS_OPTIONS.items():
-            options |= {f"{key}.{option}" for cls in _kinds(base) for option in inspect.signature(cls).parameters}
-        options = {option for option in options if option.rpartition(".")[2] not in LINKED}
-        # A nested option's error names only its last part; the whole was typed, or stands in a YAML file.
-        name = next((word for word in self.typed if word.endswith(f".{name}")), name).replace(".init_args", "")
-        matches = {option: option if "." in name else option.rpartition(".")[2] for option in options}
-        cutoff = 0.5 if "." in name else 0.75  # a short name is like one of hundreds
-        close = difflib.get_close_matches(name, matches.values(), n=1, cutoff=cutoff)
-        likely = min((option for option, short in matches.items() if short in close), key=len, default="")
-        group = likely.rpartition(".")[0] or name.rpartition(".")[0]
-        choices = sorted(option for option in options if option.rpartition(".")[0] == group)
-        listed = f"{_choose(likely, choices)}. " if choices else ""
-        return f"no option {name!r}. {listed}All of them: python src/train.py --help"
-
-
-def _unknown_class(option: str, name: str) -> str:
-    base = next((CLASS_OPTIONS[key] for key in CLASS_OPTIONS if option.startswith(key)), None)
-    choices = sorted({cls.__name__ for cls in _kinds(base)}) if base else []
-    return f"{option}: no class {name!r}. {_choose(name, choices)}, or the import path of your own (my_file.MyClass)"
+    def _explain_option(self, message: str) -> str:
+        """A message about an option that there is not, with those there are and the other classes that have it."""
+        option = _option_of(self.of_class)
+        keys = self.get_defaults(skip_validation=True).keys()
+        options = {}
+        for key in keys:
+            name = key.replace("init_args.", "").removesuffix(".class_path")
+            last = name.rpartition(".")[2]
+            if last not in LINKED:
+                options[last] = f"{option}.{name}".strip(".")
+        words = _words(message)
+        _, close = _closest(words, [*options])
+        group = options[close].rpartition(".")[0] if close else option
+        choices = [each for each in options.values() if each.rpartition(".")[0] == group]
+        heads = {word.partition(".")[0] for word in words}
+        kinds = _kinds(CLASS_OPTIONS[option]) if option else ()
+        others = [cls.__name__ for cls in kinds if heads & inspect.signature(cls).parameters.keys()]
+        owners = f" It belongs to {', '.join(sorted(set(others)))}." if others else ""
+        return f"{self._place()}{message}.{owners} {_listed(options.get(close, close), choices)}. All: --help"
 
 
-def _choose(likely: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(likely, choices, n=1)
-    return (f"Did you mean {close[0]}? " if close else "") + f"Choices: {', '.join(choices)}"
+def _explain_class(message: str) -> str:
+    """A message about an option whose value is a class, with the classes there are; any other as it is."""
+    option = next((option for option in CLASS_OPTIONS if f'"{option}":' in message), None)
+    if option is None:
+        return message
+    choices = [cls.__name__ for cls in _kinds(CLASS_OPTIONS[option])]
+    word, close = _closest([word for word in _words(message) if word not in choices], choices)
+    problem = f"{option}: no class {word!r}" if close else message
+    return f"{problem}. {_listed(close, choices)}, or the import path of your own (my_file.MyClass)"
+
+
+def _words(message: str) -> list[str]:
+    return [word.strip("[]{}',-") for word in message.split()]
+
+
+def _closest(words: list[str], choices: list[str]) -> tuple[str, str]:
+    """A word that is a choice misspelt, and that choice; or nothing."""
+    for word in reversed(words):  # what the user gave stands at the end
+        close = difflib.get_close_matches(word.rpartition(".")[2], choices, n=1, cutoff=0.8)
+        if close:
+            return word, close[0]
+    return "", ""
+
+
+def _listed(likely: str, choices: list[str]) -> str:
+    return (f"Did you mean {likely}? " if likely else "") + f"Choices: {', '.join(sorted(set(choices)))}"
+
+
+def _option_of(cls: type) -> str:
+    """The option whose value `cls` can be."""
+    return next((option for option, base in CLASS_OPTIONS.items() if issubclass(cls, base)), "")
 
 
 def _kinds(base: type[Any]) -> Iterator[type[Any]]:

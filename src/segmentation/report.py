@@ -26,9 +26,10 @@ def report(
     plot of the confusion matrix in the run folder; the plot, and by option the tested checkpoint, in W&B."""
     data, labels, picture = trainer.datamodule, module.labels, run.pictures / "confusion.png"
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    matrix, counts = module.test_counts
-    write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
-    save_png(confusion_figure(matrix, labels), picture)
+    if trainer.limit_test_batches:
+        matrix, counts = module.test_counts
+        write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
+        save_png(confusion_figure(matrix, labels), picture)
     epoch = read_checkpoint(tested)["epoch"]
     summary = {
         **_figures_of_epoch(run, epoch),
@@ -39,13 +40,16 @@ def report(
         **throughput.figures(),
     }
     write_json(run.summary, summary)
-    print_table(found, labels, data.test_split, matrix)  # when all is written: a terminal may fail
-    where = run.checkpoints / tested.name
+    where = "none, as trainer.limit_test_batches is 0"
+    if trainer.limit_test_batches:  # when all is written: a terminal may fail
+        print_table(found, labels, data.test_split, matrix)
+        where = str(run.checkpoints / tested.name)
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {where})", flush=True)
     for logged in wandb_runs(trainer):
         import wandb
 
-        logged.log({"test/confusion": wandb.Image(str(picture))})
+        if trainer.limit_test_batches:
+            logged.log({"test/confusion": wandb.Image(str(picture))})
         if log_checkpoint:
             name = re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)  # what W&B allows
             artifact = wandb.Artifact(name, type="model", metadata={"val/miou": summary.get("val/miou")})

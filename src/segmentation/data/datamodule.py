@@ -70,10 +70,10 @@ class SegmentationDataModule(LightningDataModule):
         self.whole = cross_validation(dataset, folds, fold, seed) if folds else dataset
         self.dataset = self.whole
         self.labels = dataset.labels
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        sizes = [batch_size] if eval_batch_size is None else [batch_size, eval_batch_size]
         sides = [crop, crop] if isinstance(crop, int) else crop or []
-        if min(batch_size, self.eval_batch_size, *sides) < 1 or len(sides) not in (0, 2):
+        if min([*sizes, *sides]) < 1 or len(sides) not in (0, 2):
             raise InputError(
                 f"data.batch_size {batch_size}, data.eval_batch_size {eval_batch_size} and data.crop {crop} must be "
                 "positive; crop one or two sides"
@@ -181,7 +181,8 @@ class SegmentationDataModule(LightningDataModule):
     # Lightning gives a loader its state back in mid-epoch only; a new one must know its epoch in any case.
     def state_dict(self) -> dict[str, int]:
         """The next batch to train on, for a checkpoint."""
-        return self.train_loader.state_dict()
+        loader = getattr(self, "train_loader", None)  # Lightning's finders save before there is one
+        return loader.state_dict() if loader else self.place
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.place = state_dict
@@ -198,7 +199,8 @@ class SegmentationDataModule(LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         sizes = self.census(split).sizes
-        batches = EvalBatches(sizes, self.eval_batch_size, self.trainer.global_rank, self.trainer.world_size)
+        batch_size = self.eval_batch_size or self.batch_size  # not before: Lightning's BatchSizeFinder changes it
+        batches = EvalBatches(sizes, batch_size, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(self._split(split), batch_sampler=batches, **self._workers())
 
     def _split(self, split: str, augment: Augment | None = None, rare: RareCrops | None = None) -> SplitDataset:

@@ -5,12 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from rich.console import Console
 
 from segmentation.callbacks import predicted_sheet
+from segmentation.errors import InputError
 from segmentation.inference.averaged import Averaged
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import add_options
@@ -20,6 +21,7 @@ from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.pictures import save_png, table
 from segmentation.report import print_table
+from segmentation.trainer import make_trainer, refused
 from segmentation.writing import write_csv, write_json, written_together
 
 
@@ -35,8 +37,13 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     if options.tile is not None or options.tta != "none":  # the loss is then that of the mean probabilities
         module.net, module.head_weights = Averaged(module.net, options.tile, options.tta), [1.0]
     scores = InstanceScores(module.labels, options.instances) if options.instances else None
-    trainer = Trainer(**config, callbacks=scores)
-    trainer.test(module, datamodule=data, verbose=False)
+    trainer = make_trainer(**config, callbacks=scores)
+    if not trainer.limit_test_batches:
+        raise InputError("trainer.limit_test_batches 0 leaves nothing to evaluate: leave it out")
+    try:
+        trainer.test(module, datamodule=data, verbose=False)
+    except MisconfigurationException as error:  # a share of less than a batch, say
+        raise refused(error) from error
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
     metrics = {key.removeprefix("test/"): value for key, value in found.items()}
     if scores:
