@@ -74,6 +74,11 @@ class SegmentationModule(LightningModule):
         self.labels = Labels(**labels)
         self.net = net
         self.loss = loss or CrossEntropy()
+        if (net.in_channels, net.num_classes) != (self.labels.channels, self.labels.num_outputs):
+            raise InputError(
+                f"the net has in_channels {net.in_channels} and num_classes {net.num_classes}, but the labels need "
+                f"{self.labels.channels} and {self.labels.num_outputs}"
+            )
         if head_weights == "halving":
             head_weights = [0.5**k for k in reversed(range(net.num_heads))]
         self.head_weights = head_weights or [1.0] * net.num_heads
