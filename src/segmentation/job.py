@@ -21,6 +21,7 @@ SMALL_TALK = (
     ".*does not have many workers.*",
     ".*sync_dist=True.*",
     ".*is already saved during checkpointing.*",
+    ".*removed from hparams because it cannot be pickled.*",  # of jobs, which have no optimizer
     ".*is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",
