@@ -1,6 +1,8 @@
 """A checkpoint that anyone may have written is data: no job runs what it names, and what is wrong is one line."""
 
 import copy
+import json
+import math
 import shutil
 import sys
 import zipfile
@@ -15,13 +17,14 @@ import yaml
 from PIL import Image
 
 from conftest import TINY, TINY_RUN, make_folder, script, train, write_image
-from segmentation.checkpoint import read_checkpoint
+from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
 from segmentation.inference.evaluating import evaluate
 from segmentation.inference.exporting import export
 from segmentation.inference.predicting import predict
 from segmentation.inference.pruning import prune
 
+HEADS = ["--model.net.widths", "[4,8,8]"]
 CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
 SECTIONS = ("hyper_parameters", "datamodule_hyper_parameters")
 
@@ -66,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("WANDB_MODE", "disabled")
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         Path("own.yaml").write_text(yaml.safe_dump(overlay, sort_keys=False))
-        train("--config", "own.yaml", *TINY_RUN, "--model.net.widths", "[4,8,8]", "--name", "run")
+        train("--config", "own.yaml", *TINY_RUN, *HEADS, "--name", "run")
     return folder / "runs" / "run"
 
 
@@ -110,20 +113,15 @@ def exported(path: str) -> list:
 
 
 #: What a job must build of a checkpoint. It takes no notice of the rest.
-NET = (("hyper_parameters", "net"), ("hyper_parameters", "labels"))
-DATA = tuple(
-    ("datamodule_hyper_parameters", key)
-    for key in (*("dataset", "batch_size", "eval_batch_size", "num_workers", "cache"), *("folds", "fold"))
-) + (("datamodule_hyper_parameters", "on_bad_file"), ("datamodule_hyper_parameters", "seed"))
-LOSS = (
-    *(("hyper_parameters", "loss"), ("hyper_parameters", "head_weights")),
-    *(("hyper_parameters", "threshold"), ("hyper_parameters", "boundary_iou")),
-)
-BUILDS: dict[Callable, tuple] = {
+NET = ["hyper_parameters net", "hyper_parameters labels"]
+LOSS = [f"hyper_parameters {key}" for key in ("loss", "head_weights", "threshold", "boundary_iou")]
+OPTIONS = ("dataset", "batch_size", "eval_batch_size", "num_workers", "cache", "folds", "fold", "on_bad_file", "seed")
+DATA = [f"datamodule_hyper_parameters {key}" for key in OPTIONS]
+BUILDS: dict[Callable, list[str]] = {
     predicted: NET,
     pruned: NET,
-    evaluated: (*NET, *DATA, *LOSS),
-    exported: (*NET, *DATA),
+    evaluated: [*NET, *DATA, *LOSS],
+    exported: [*NET, *DATA],
 }
 JOBS = [predicted, pruned, evaluated, pytest.param(exported, marks=pytest.mark.slow)]
 
@@ -151,13 +149,14 @@ def plant(checkpoint: dict[str, Any], place: tuple, gadget: Any) -> None:
 
 def outcome(job: Callable, path: str, where: Any) -> Any:
     """What a job gives, or None where it refuses a checkpoint in one line. Nothing that the file names may have run."""
+    found, refusal = None, ""
     try:
-        return job(path)
+        found = job(path)
     except InputError as error:
-        assert "\n" not in str(error), where
-        return None
-    finally:
-        assert not Path(OWNED).exists(), where
+        refusal = str(error)
+    assert "\n" not in refusal, where
+    assert not Path(OWNED).exists(), where
+    return found
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -166,7 +165,7 @@ def test_no_text_of_a_checkpoint_runs_code(job: Callable, run: Path, gadgets: No
     torch.save(clean, "clean.ckpt")
     right = job("clean.ckpt")
     texts = [place for place, value in options_of(clean) if isinstance(value, str)]
-    built = [place for place in texts if place[:2] in BUILDS[job]]
+    built = [place for place in texts if " ".join(place[:2]) in BUILDS[job]]
     assert len(built) >= 10
     assert len(texts) - len(built) >= 6
     kinds = list(GADGETS.items())
@@ -187,3 +186,168 @@ def test_no_text_of_a_checkpoint_runs_code(job: Callable, run: Path, gadgets: No
     assert outcome(job, "changed.ckpt", others) == right
 
 
+def change(path: Path, **options: Any) -> dict[str, Any]:
+    """A checkpoint with other options of the model."""
+    checkpoint = read_checkpoint(path)
+    checkpoint["hyper_parameters"].update(options)
+    return checkpoint
+
+
+def test_training_takes_weights_of_a_checkpoint_and_runs_nothing(
+    run: Path, gadgets: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To go on with a run, and to start from the weights of another."""
+    shutil.copytree(run, "runs/run")
+    last = Path("runs/run/checkpoints/last.ckpt")
+    changed = read_checkpoint(last)
+    texts = [place for place, value in options_of(changed) if isinstance(value, str)]
+    for number, place in enumerate(sorted(texts, key=len, reverse=True)):
+        plant(changed, place, list(GADGETS.values())[number % len(GADGETS)])
+    torch.save(changed, last)
+    longer = ["--resume", "--trainer.max_epochs", "3"]
+    resumed = train("--config", str(run.parents[1] / "own.yaml"), *TINY_RUN, *HEADS, "--name", "run", *longer)
+    assert resumed.trainer.current_epoch == 3
+    started = train(*TINY, *HEADS, "--name", "new", "--model.init_from", str(last), "--trainer.max_epochs", "1")
+    assert started.trainer.current_epoch == 1
+    assert not Path(OWNED).exists()
+
+
+@pytest.mark.parametrize("job", [predicted, pytest.param(evaluated, marks=pytest.mark.slow)])
+def test_values_that_cannot_be_are_one_line(job: Callable, run: Path, gadgets: None) -> None:
+    """Of the options of net and labels, and of the data's: each is replaced by values of other types."""
+    clean = read_checkpoint(run / "checkpoints/best.ckpt")
+    places = [place for place, _ in options_of(clean) if " ".join(place[:2]) in BUILDS[job]]
+    for number, place in enumerate([*places, ("precision",), ("state_dict",), ("hyper_parameters", "labels")]):
+        junk = ("xx", -1, [["a"]], None, {}, 1e30, math.nan)[number % 7]
+        changed = copy.deepcopy(clean)
+        plant(changed, place, junk)
+        torch.save(changed, "changed.ckpt")
+        outcome(job, "changed.ckpt", (place, junk))
+    for wrong in (
+        {"labels": {**clean["hyper_parameters"]["labels"], "values": "xx"}},
+        {"labels": {**clean["hyper_parameters"]["labels"], "names": ["a", "b"]}},
+        {"labels": {**clean["hyper_parameters"]["labels"], "colors": ["xx"] * 3}},
+    ):
+        torch.save(change(run / "checkpoints/best.ckpt", **wrong), "changed.ckpt")
+        with pytest.raises(InputError, match=r"^changed\.ckpt: [^\n]*$"):
+            job("changed.ckpt")
+    torch.save({**clean, "precision": "abc"}, "changed.ckpt")
+    with pytest.raises(InputError, match=r"^changed\.ckpt: [^\n]*precision[^\n]*'abc'[^\n]*$"):
+        job("changed.ckpt")
+
+
+def test_a_file_that_would_fill_the_memory_is_not_loaded(run: Path, gadgets: None) -> None:
+    """Packed: zeros of 256 MiB in a file of less than one, of which the size is said before it is loaded. And options
+    that hold one list twice, and that another twice, and so on: few bytes, and billions of values."""
+    checkpoint = run / "checkpoints/best.ckpt"
+    with zipfile.ZipFile(checkpoint) as whole, zipfile.ZipFile("packed.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in whole.namelist():
+            packed.writestr(part, whole.read(part))
+        with packed.open(f"{part.partition('/')[0]}/data/999", "w", force_zip64=True) as large:
+            for _ in range(256):
+                large.write(bytes(2**20))
+    value: Any = "x"
+    for _ in range(60):
+        value = [value, value]
+    torch.save(change(checkpoint, head_weights=value), "twice.ckpt")
+    for job in (predicted, pruned, evaluated, exported):
+        with pytest.raises(InputError, match=r"^packed\.ckpt: has 0\.\d MiB, but would unpack to 256\.\d MiB[^\n]*$"):
+            job("packed.ckpt")
+        with pytest.raises(InputError, match=r"^twice\.ckpt: [^\n]*$"):
+            job("twice.ckpt")
+
+
+OWN = """
+from pathlib import Path
+import torch
+from segmentation.data import Labels, ShapesData
+from segmentation.losses import CrossEntropy
+from segmentation.nets import Heads, SegmentationNet
+
+class Shapes(ShapesData):
+    def __init__(self, where: Path, count=6):
+        assert where == Path("some/where")
+        super().__init__(count, 4, 4, 48)
+
+class Net(SegmentationNet):
+    def __init__(self, in_channels=3, num_classes=1, widths: tuple[int, ...] = (4,), name="sum", *, bias=True):
+        super().__init__(in_channels, num_classes)
+        assert widths + (1,) and name == "os.system"
+        self.convs = torch.nn.ModuleList(torch.nn.Conv2d(in_channels, num_classes, 1, bias=bias) for _ in widths)
+
+    def compute(self, image, level=None):
+        return Heads((sum(conv(image) for conv in self.convs),))
+
+class Loss(CrossEntropy):
+    pass
+"""
+
+
+def test_classes_of_the_users_own_file(gadgets: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are built as in training, with types declared or not, in the folder of their file. Elsewhere, and once the
+    file has no such class any more, they are refused, and the file is not even imported."""
+    Path("own_classes.py").write_text(OWN)
+    options = [
+        "--data.dataset",
+        "own_classes.Shapes",
+        "--data.dataset.where",
+        "some/where",
+        "--data.dataset.count",
+        "8",
+    ]
+    options += ["--model.net", "own_classes.Net", "--model.net.widths", "[4,4]", "--model.net.name", "os.system"]
+    cli = train(*options, "--model.loss", "own_classes.Loss", *TINY_RUN[:4], *TINY_RUN[6:], "--name", "run")
+    best = str(tmp_path / "runs/run/checkpoints/best.ckpt")
+    summary = json.loads(Path("runs/run/summary.json").read_text())
+    assert evaluated(best)["miou"] == summary["test/miou"]
+    assert evaluated(best)["loss"] == summary["test/loss"]
+    assert evaluate([best, *CPU, "--data.dataset.count", "2", "--split", "train"])["miou"] >= 0
+    assert predicted(best)
+    assert load_module(read_checkpoint(best), best).net.convs[0].weight.equal(cli.model.net.convs[0].weight.cpu())
+    Path("own_classes.py").write_text(WRITES)
+    del sys.modules["own_classes"]
+    refused = r"^\S*best\.ckpt: 'own_classes\.Net' is no SegmentationNet [^\n]*folder of its file$"
+    for job in (predicted, evaluated):
+        with pytest.raises(InputError, match=refused):
+            job(best)
+    assert not Path(OWNED).exists()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    shutil.copytree("../photos", "photos")
+    with pytest.raises(InputError, match=refused):
+        predicted(best)
+
+
+def test_a_file_of_ones_own_that_cannot_be_imported_is_one_line(run: Path, gadgets: None) -> None:
+    for number, text in enumerate(
+        ("import no_such_module\nclass Thing: pass\n", "class Thing(:\n", "class Thing: pass\n")
+    ):
+        Path(f"own_broken{number}.py").write_text(text)
+        torch.save(
+            change(run / "checkpoints/best.ckpt", net={"class_path": f"own_broken{number}.Thing"}), "changed.ckpt"
+        )
+        with pytest.raises(InputError, match=r"^changed\.ckpt: [^\n]*$"):
+            predicted("changed.ckpt")
+
+
+def test_a_job_fetches_nothing(run: Path, gadgets: None) -> None:
+    """Weights of an encoder that a checkpoint asks for are in the checkpoint, or nowhere."""
+    checkpoint = read_checkpoint(run / "checkpoints/best.ckpt")
+    checkpoint["hyper_parameters"]["net"]["init_args"]["encoder_weights"] = "imagenet"
+    torch.save(checkpoint, "changed.ckpt")
+    assert predicted("changed.ckpt") == predicted(str(run / "checkpoints/best.ckpt"))
+
+
+@pytest.mark.slow
+def test_as_a_user_types_it(run: Path, gadgets: None) -> None:
+    torch.save(change(run / "checkpoints/best.ckpt", optimizer=CALL, schedule=CALL), "ignored.ckpt")
+    torch.save(change(run / "checkpoints/best.ckpt", net=CALL), "refused.ckpt")
+    done = script("predict", "ignored.ckpt", "photos", "out", "--accelerator", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for job, args in (("predict", ["photos", "out2"]), ("eval", []), ("prune", []), ("export", [])):
+        done = script(job, "refused.ckpt", *args)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: refused.ckpt: 'os.mkdir' is no SegmentationNet")
+        assert done.stderr.count("\n") == 1
+    assert not Path(OWNED).exists()

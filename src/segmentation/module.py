@@ -88,6 +88,8 @@ class SegmentationModule(LightningModule):
         self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
         if not 0 < threshold < 1:
             raise InputError(f"model.threshold {threshold} must lie between 0 and 1")
+        if boundary_iou is not None and not 0 <= boundary_iou < 1:
+            raise InputError(f"model.boundary_iou {boundary_iou} must be a share of the diagonal, e.g. 0.02")
         self.logit_threshold = math.log(threshold / (1 - threshold))
         self.boundary_iou, self.init_from = boundary_iou, init_from
         self.channels_last, self.compile_net = channels_last, compile

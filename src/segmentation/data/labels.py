@@ -125,6 +125,8 @@ class Labels:
             if unknown := sorted(set(spec) - {"value", "color"}):
                 raise InputError(f"{where} has {unknown}: a class has value and color, nothing else")
             values.append(_as_values(spec.get("value"), where))
+            if not values[-1]:
+                raise InputError(f"{where} has no mask value: give an integer, a list of them, or a colour")
             mask_color = next((v for v in values[-1] if isinstance(v, str)), None)
             colors.append(_check_color(spec.get("color") or mask_color or _distinct_color(len(colors)), where))
         ignored = [] if ignore is None else _as_values(ignore, "ignore")
@@ -212,6 +214,10 @@ class Labels:
         first = [int(values[0]) for values in self.values]
         if index.dtype == np.uint8 and first == list(range(len(first))):
             return index  # of a large mask there is one array, not two
+        if min(first) < 0 or max(first) > 65535:
+            raise InputError(
+                f"the mask values {first} do not fit into 16 bits, which a PNG has: --format probabilities"
+            )
         return np.array(first, dtype=np.uint8 if max(first) < 256 else np.uint16)[index]
 
     def _look_up(self, codes: np.ndarray) -> np.ndarray:

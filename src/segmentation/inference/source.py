@@ -87,7 +87,7 @@ def _configure(
             own = find_class(saved["dataset"]["class_path"], SegmentationData)
         parser.add_class_arguments(own, "data.dataset", **typed)
         parser.require_nothing()
-    kept = {key: saved[key] for key in KEPT if key in saved}
+    kept = {key: saved[key] for key in KEPT if saved.get(key) is not None}
     layers = ({"data": kept, "trainer": {"devices": 1, "precision": checkpoint["precision"]}}, {"data": section})
     args = [word for layer in layers for word in ("--config", json.dumps(layer))]
     return parser, parser.parse_args([*args, *rest], defaults=False)
