@@ -23,6 +23,7 @@ from segmentation.inference.evaluating import evaluate
 from segmentation.inference.exporting import export
 from segmentation.inference.predicting import predict
 from segmentation.inference.pruning import prune
+from segmentation.module import SegmentationModule
 
 HEADS = ["--model.net.widths", "[4,8,8]"]
 CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
@@ -184,6 +185,7 @@ def test_no_text_of_a_checkpoint_runs_code(job: Callable, run: Path, gadgets: No
         plant(changed, place, kinds[number % len(kinds)][1])
     torch.save(changed, "changed.ckpt")
     assert outcome(job, "changed.ckpt", others) == right
+    outcome(SegmentationModule.load_from_checkpoint, "changed.ckpt", others)  # as users of Lightning do
 
 
 def change(path: Path, **options: Any) -> dict[str, Any]:
@@ -316,6 +318,15 @@ def test_classes_of_the_users_own_file(gadgets: None, monkeypatch: pytest.Monkey
     shutil.copytree("../photos", "photos")
     with pytest.raises(InputError, match=refused):
         predicted(best)
+
+
+def test_training_says_which_classes_no_job_will_build(gadgets: None) -> None:
+    Path("own_folder").mkdir()
+    Path("own_folder/nets.py").write_text(CLASS)
+    with pytest.warns(UserWarning, match=r"will not load the checkpoint: 'own_folder\.nets\.Thing' is no"):
+        train(*TINY, "--model.net", "own_folder.nets.Thing", "--name", "run", "--trainer.max_epochs", "1")
+    with pytest.raises(InputError, match=r"'own_folder\.nets\.Thing' is no SegmentationNet"):
+        predicted("runs/run/checkpoints/best.ckpt")
 
 
 def test_a_file_of_ones_own_that_cannot_be_imported_is_one_line(run: Path, gadgets: None) -> None:

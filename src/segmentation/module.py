@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from segmentation.checkpoint import warm_start
+from segmentation.checkpoint import load_module, read_checkpoint, warm_start
 from segmentation.data import SegmentationDataModule
 from segmentation.data.census import scale_of
 from segmentation.data.labels import Labels
@@ -98,6 +99,13 @@ class SegmentationModule(LightningModule):
         self.warned = False  # of a collapse
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's has options that every job must do without
+        cls, checkpoint_path: str | Path, weights_only: Literal[True] = True
+    ) -> "SegmentationModule":
+        """The trained module, as every job loads it. Lightning's own would call what functions the file names."""
+        return load_module(read_checkpoint(checkpoint_path), str(checkpoint_path))
 
     @property
     def data(self) -> SegmentationDataModule:
