@@ -108,7 +108,8 @@ def test_a_file_of_weights_runs_no_code(build, encoder, tmp_path):
     Path("text.safetensors").write_text("not one")
     with zipfile.ZipFile("other.pth") as whole, zipfile.ZipFile("packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
         for part in whole.namelist():
-            packed.writestr(part, whole.read(part) + bytes(2**20))
+            packed.writestr(part, whole.read(part))
+        packed.writestr("other/data/999", bytes(2**22))
     names = ["pickled.pth", "list.pth", "cut.pth", "text.safetensors", "packed.pth"]
     if encoder == "resnet18":  # timm takes of a file what it knows
         names += ["texts.pth", "other.pth"]
@@ -116,6 +117,8 @@ def test_a_file_of_weights_runs_no_code(build, encoder, tmp_path):
         with pytest.raises(InputError, match=f"^encoder_weights: {name} (cannot be used|is not for)[^\n]*$"):
             build(encoder=encoder, encoder_weights=name, **options)
         assert not Path("owned").exists()
+    with pytest.raises(InputError, match=r"packed\.pth[^\n]* would unpack to 4\.0 MiB"):
+        build(encoder=encoder, encoder_weights="packed.pth", **options)
 
 
 @pytest.mark.parametrize(

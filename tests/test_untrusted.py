@@ -238,9 +238,15 @@ def test_values_that_cannot_be_are_one_line(job: Callable, run: Path, gadgets: N
         job("changed.ckpt")
 
 
+class Zeros:
+    def __reduce__(self) -> tuple:
+        return bytearray, (2**30,)
+
+
 def test_a_file_that_would_fill_the_memory_is_not_loaded(run: Path, gadgets: None) -> None:
-    """Packed: zeros of 256 MiB in a file of less than one, of which the size is said before it is loaded. And options
-    that hold one list twice, and that another twice, and so on: few bytes, and billions of values."""
+    """Packed: zeros of 256 MiB in a file of less than one, of which the size is said before it is loaded. Zeros that
+    are asked for by their number. And options that hold one list twice, and that another twice, and so on: few bytes,
+    and billions of values."""
     checkpoint = run / "checkpoints/best.ckpt"
     with zipfile.ZipFile(checkpoint) as whole, zipfile.ZipFile("packed.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
         for part in whole.namelist():
@@ -252,7 +258,10 @@ def test_a_file_that_would_fill_the_memory_is_not_loaded(run: Path, gadgets: Non
     for _ in range(60):
         value = [value, value]
     torch.save(change(checkpoint, head_weights=value), "twice.ckpt")
+    torch.save({**read_checkpoint(checkpoint), "zeros": Zeros()}, "zeros.ckpt")
     for job in (predicted, pruned, evaluated, exported):
+        with pytest.raises(InputError, match=r"^zeros\.ckpt: holds more than weights[^\n]*$"):
+            job("zeros.ckpt")
         with pytest.raises(InputError, match=r"^packed\.ckpt: has 0\.\d MiB, but would unpack to 256\.\d MiB[^\n]*$"):
             job("packed.ckpt")
         with pytest.raises(InputError, match=r"^twice\.ckpt: [^\n]*$"):

@@ -13,6 +13,7 @@ from inspect import signature
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from zipfile import is_zipfile
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
@@ -52,6 +53,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: is a folder, no checkpoint" + (f". Did you mean {inside}?" if inside else ""))
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
+    if not is_zipfile(path):
+        raise InputError(f"{path}: is cut off, or no checkpoint")
     checkpoint = read_weights(path)
     try:  # what the jobs need of it
         hparams, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
