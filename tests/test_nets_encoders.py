@@ -95,8 +95,7 @@ class Bomb:
         return os.mkdir, ("owned",)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "tu-convnext_atto"])
-@pytest.mark.parametrize("build", [UNet, SmpNet])
+@pytest.mark.parametrize(("build", "encoder"), [(UNet, "resnet18"), (SmpNet, "tu-convnext_atto")])
 def test_a_file_of_weights_runs_no_code(build, encoder, tmp_path):
     """Whatever is wrong with the file, one line names it, and says nothing of the encoder."""
     options = {"widths": WIDTHS} if build is UNet else {}

@@ -338,16 +338,24 @@ def test_training_says_which_classes_no_job_will_build(gadgets: None) -> None:
         predicted("runs/run/checkpoints/best.ckpt")
 
 
-def test_a_file_of_ones_own_that_cannot_be_imported_is_one_line(run: Path, gadgets: None) -> None:
-    for number, text in enumerate(
-        ("import no_such_module\nclass Thing: pass\n", "class Thing(:\n", "class Thing: pass\n")
-    ):
-        Path(f"own_broken{number}.py").write_text(text)
-        torch.save(
-            change(run / "checkpoints/best.ckpt", net={"class_path": f"own_broken{number}.Thing"}), "changed.ckpt"
-        )
-        with pytest.raises(InputError, match=r"^changed\.ckpt: [^\n]*$"):
-            predicted("changed.ckpt")
+#: Files of one's own that are no module with a net called Thing.
+OWN_FILES = {
+    "own_broken": "class Thing(:\n",
+    "own_lacking": "import no_such_module\n" + CLASS,
+    "own_other": WRITES + CLASS.replace("Thing", "Other"),
+    "own_class": f"class Thing:\n    def __init__(self, **_): {WRITES}",
+    "own_loss": "from segmentation.losses import Dice as Thing\nclass Other:\n    class Thing: pass\n",
+    "gadget_installed": CLASS,  # Python finds the installed one first
+}
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+def test_a_file_of_ones_own_that_has_no_such_net(name: str, run: Path, gadgets: None) -> None:
+    Path(f"{name}.py").write_text(OWN_FILES[name])
+    torch.save(change(run / "checkpoints/best.ckpt", net={"class_path": f"{name}.Thing"}), "changed.ckpt")
+    with pytest.raises(InputError, match=r"^changed\.ckpt: [^\n]*$"):
+        predicted("changed.ckpt")
+    assert not Path(OWNED).exists()
 
 
 def test_a_job_fetches_nothing(run: Path, gadgets: None) -> None:

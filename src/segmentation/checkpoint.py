@@ -167,7 +167,7 @@ def find_class(path: str, base: type) -> Any:
 def _is_own(module: str, name: str) -> bool:
     """Whether a file in this folder is this module, and has a class statement for `name`."""
     file = Path.cwd() / f"{module}.py"
-    spec = find_spec(module) if module.isidentifier() and file.is_file() else None
+    spec = find_spec(module) if module.isidentifier() else None
     if spec is None or spec.origin != str(file):
         return False
     statements = ast.walk(ast.parse(file.read_bytes()))
