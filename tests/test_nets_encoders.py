@@ -1,5 +1,9 @@
 """Encoders by name: weights from a file, freezing, errors that say what to do."""
 
+import os
+import zipfile
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -84,6 +88,36 @@ def test_wrong_file(tmp_path):
     file = saved(library_encoder("vgg11", 3, 5, None), tmp_path / "vgg.safetensors")
     with pytest.raises(InputError, match="is not for resnet18"):
         UNet(widths=WIDTHS, encoder="resnet18", encoder_weights=str(file))
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+@pytest.mark.parametrize(("build", "encoder"), [(UNet, "resnet18"), (SmpNet, "tu-convnext_atto")])
+def test_a_file_of_weights_runs_no_code(build, encoder, tmp_path):
+    """Whatever is wrong with the file, one line names it, and says nothing of the encoder."""
+    options = {"widths": WIDTHS} if build is UNet else {}
+    torch.save({"conv1.weight": Bomb()}, "pickled.pth")
+    torch.save([1, 2], "list.pth")
+    torch.save({"conv1.weight": "xx"}, "texts.pth")
+    torch.save({"conv1.weight": torch.zeros(2)}, "other.pth")
+    Path("cut.pth").write_bytes(Path("other.pth").read_bytes()[:300])
+    Path("text.safetensors").write_text("not one")
+    with zipfile.ZipFile("other.pth") as whole, zipfile.ZipFile("packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in whole.namelist():
+            packed.writestr(part, whole.read(part))
+        packed.writestr("other/data/999", bytes(2**22))
+    names = ["pickled.pth", "list.pth", "cut.pth", "text.safetensors", "packed.pth"]
+    if encoder == "resnet18":  # timm takes of a file what it knows
+        names += ["texts.pth", "other.pth"]
+    for name in names:
+        with pytest.raises(InputError, match=f"^encoder_weights: {name} (cannot be used|is not for)[^\n]*$"):
+            build(encoder=encoder, encoder_weights=name, **options)
+        assert not Path("owned").exists()
+    with pytest.raises(InputError, match=r"packed\.pth[^\n]* would unpack to 4\.0 MiB"):
+        build(encoder=encoder, encoder_weights="packed.pth", **options)
 
 
 @pytest.mark.parametrize(

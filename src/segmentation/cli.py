@@ -10,18 +10,20 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput
-from segmentation.checkpoint import read_checkpoint
+from segmentation.checkpoint import find_class, read_checkpoint
 from segmentation.cluster import MidEpoch, check_launch
-from segmentation.data import SegmentationDataModule
+from segmentation.data import SegmentationData, SegmentationDataModule
 from segmentation.errors import InputError, close_wandb
 from segmentation.finite import StopAtNonFinite
 from segmentation.job import start_job
+from segmentation.losses import SegmentationLoss
 from segmentation.machine import has_bf16
 from segmentation.module import SegmentationModule
+from segmentation.nets import SegmentationNet
 from segmentation.parser import Parser
 from segmentation.plugins import AtomicCheckpointIO, SyncBatchNorm
 from segmentation.report import report
@@ -192,6 +194,7 @@ class SegmentationCLI(LightningCLI):
             if self.model.init_from:
                 read_checkpoint(self.model.init_from)
             self.datamodule.check()
+            _warn_of_classes(self.config)
             run.create(config)
             if skipped := self.datamodule.skipped():
                 write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
@@ -212,6 +215,16 @@ class SegmentationCLI(LightningCLI):
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
             close_wandb(0)  # a second run of this process, in a notebook, is a run of its own
+
+
+def _warn_of_classes(config: Namespace) -> None:
+    """Say before the training which of the classes no job will build from the checkpoint."""
+    sections = ((config.model.net, SegmentationNet), (config.model.loss, SegmentationLoss))
+    for section, base in (*sections, (config.data.dataset, SegmentationData)):
+        try:
+            find_class(section.class_path, base)
+        except InputError as error:
+            rank_zero_warn(f"the jobs after training will not load the checkpoint: {error}")
 
 
 def _verdict(miou: float) -> str:

@@ -22,6 +22,7 @@ SMALL_TALK = (
     ".*sync_dist=True.*",
     ".*is already saved during checkpointing.*",
     r"\s*Unable to serialize instance.*",  # train.py refuses it, in a line
+    ".*removed from hparams because it cannot be pickled.*",  # of jobs, which have no optimizer
     ".*is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",

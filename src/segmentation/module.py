@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import Tensor
 
-from segmentation.checkpoint import warm_start
+from segmentation.checkpoint import load_module, read_checkpoint, warm_start
 from segmentation.data import SegmentationDataModule
 from segmentation.data.census import scale_of
 from segmentation.data.labels import Labels
@@ -75,6 +76,11 @@ class SegmentationModule(LightningModule):
         self.labels = Labels(**labels)
         self.net = net
         self.loss = loss or CrossEntropy()
+        if (net.in_channels, net.num_classes) != (self.labels.channels, self.labels.num_outputs):
+            raise InputError(
+                f"the net has in_channels {net.in_channels} and num_classes {net.num_classes}, but the labels need "
+                f"{self.labels.channels} and {self.labels.num_outputs}"
+            )
         if head_weights == "halving":
             head_weights = [0.5**k for k in reversed(range(net.num_heads))]
         self.head_weights = head_weights or [1.0] * net.num_heads
@@ -88,6 +94,8 @@ class SegmentationModule(LightningModule):
         self.lr: float | None = None  # in place of the optimizer's: what Lightning's LearningRateFinder has found
         if not 0 < threshold < 1:
             raise InputError(f"model.threshold {threshold} must lie between 0 and 1")
+        if boundary_iou is not None and not 0 <= boundary_iou < 1:
+            raise InputError(f"model.boundary_iou {boundary_iou} must be a share of the diagonal, e.g. 0.02")
         self.logit_threshold = math.log(threshold / (1 - threshold))
         self.boundary_iou, self.init_from = boundary_iou, init_from
         self.channels_last, self.compile_net = channels_last, compile
@@ -96,6 +104,13 @@ class SegmentationModule(LightningModule):
         self.warned = False  # of a collapse
         self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
         self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's has options that every job must do without
+        cls, checkpoint_path: str | Path, weights_only: Literal[True] = True
+    ) -> "SegmentationModule":
+        """The trained module, as every job loads it. Lightning's own would call what functions the file names."""
+        return load_module(read_checkpoint(checkpoint_path), str(checkpoint_path))
 
     @property
     def data(self) -> SegmentationDataModule:

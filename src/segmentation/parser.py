@@ -68,6 +68,11 @@ class Parser(LightningArgumentParser):
         except ValueError as error:  # a library's own checks of the user's numbers
             raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
 
+    def require_nothing(self) -> None:
+        """Let every option be left out: what is not given is known from elsewhere."""
+        for action in self._actions:
+            action.required = False
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(str(message).split()).replace("Parser key ", "")
         if MARK in message:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -94,7 +94,7 @@ def count_values(codes: np.ndarray, colors: bool) -> dict[Value, int]:
 class Labels:
     """The classes of a data set, in the order of their indices."""
 
-    task: str  # `binary` (two classes, one logit, sigmoid) or `multiclass` (K classes, K logits, softmax)
+    task: Literal["binary", "multiclass"]  # two classes, one logit, sigmoid; or K classes, K logits, softmax
     names: list[str]
     values: list[list[Value]]  # for each class, the mask values that mean it
     colors: list[str]  # for each class, its display colour "#RRGGBB"
@@ -125,6 +125,8 @@ class Labels:
             if unknown := sorted(set(spec) - {"value", "color"}):
                 raise InputError(f"{where} has {unknown}: a class has value and color, nothing else")
             values.append(_as_values(spec.get("value"), where))
+            if not values[-1]:
+                raise InputError(f"{where} has no mask value: give an integer, a list of them, or a colour")
             mask_color = next((v for v in values[-1] if isinstance(v, str)), None)
             colors.append(_check_color(spec.get("color") or mask_color or _distinct_color(len(colors)), where))
         ignored = [] if ignore is None else _as_values(ignore, "ignore")
@@ -134,7 +136,7 @@ class Labels:
             raise InputError(f"mask value {', '.join(twice)} is declared twice in classes and ignore: keep one")
         if len({isinstance(value, str) for value in declared}) > 1:
             raise InputError("classes and ignore mix integers and colours: a mask is one or the other")
-        task = "binary" if len(classes) == 2 else "multiclass"
+        task: Literal["binary", "multiclass"] = "binary" if len(classes) == 2 else "multiclass"
         return cls(task, [str(name) for name in classes], values, colors, ignored, channels)
 
     @property
@@ -171,6 +173,12 @@ class Labels:
     def as_dict(self) -> dict[str, Any]:
         """Plain types only: what a checkpoint keeps. `Labels(**labels.as_dict())` gives it back."""
         return asdict(self)
+
+    def check(self) -> None:
+        """Raises InputError, or ValueError, where these are no labels that `parse` could give: a file was changed."""
+        described = zip(self.names, self.values, self.colors, strict=True)
+        classes = {name: {"value": values, "color": color} for name, values, color in described}
+        self.parse(classes, self.ignore)
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
         """Class indices, (H, W) int64 in 0..K-1 or IGNORE_INDEX, of a mask as read from the file `source`: (H, W)

@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
 from segmentation.data.files import WrongBands, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.inference.averaged import Averaged, Symmetries
@@ -49,7 +49,7 @@ class Predictor:
     ) -> None:
         allow_large()
         self.checkpoint = read_checkpoint(path)
-        module = load_module(self.checkpoint, str(path))
+        module = load_module(self.checkpoint, str(path), with_loss=False)
         self.labels = module.labels
         try:
             self.fabric = _fabric(accelerator, precision or self.checkpoint["precision"])
@@ -63,7 +63,7 @@ class Predictor:
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
         dataset = self.checkpoint["datamodule_hyper_parameters"]["dataset"]
-        self.as_rgb = bool((dataset.get("init_args") or {}).get("as_rgb"))
+        self.as_rgb = bool(arguments_of(dataset).get("as_rgb"))
 
     def read(self, path: Path) -> np.ndarray:
         """Pixels (C, H, W). Raises InputError unless the image is like those that the net was trained on."""

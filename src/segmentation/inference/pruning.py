@@ -66,7 +66,7 @@ def prune(args: list[str] | None = None) -> list[Level]:
     trained = open_trained("prune", options, rest, "val")
     trained.module.net.prune(1)  # an error, where it cannot be
     refuse_existing([plot], options.overwrite)
-    predictor = Predictor(options.checkpoint, trained.trainer["accelerator"])
+    predictor = Predictor(options.checkpoint, trained.trainer.get("accelerator", "auto"))
     levels, size = measure(trained, predictor)
     chosen = choose(levels, options.max_ms, options.max_drop)
     where = f"one image of {size[1]}x{size[0]}, {machine(predictor.device.type)}"
@@ -166,7 +166,8 @@ def _write(options: Namespace, base: Path, level: int) -> None:
     path = base.with_name(f"{base.name}_L{level}.ckpt")
     refuse_existing([path], options.overwrite)
     checkpoint = read_checkpoint(options.checkpoint)
-    small = pruned_checkpoint(checkpoint, load_module(checkpoint, options.checkpoint), level)
+    module = load_module(checkpoint, options.checkpoint, with_loss=False)
+    small = pruned_checkpoint(checkpoint, module, level)
     AtomicCheckpointIO().save_checkpoint(small, path)
     before, after = (file.stat().st_size / 2**20 for file in (Path(options.checkpoint), path))
     print(f"level {level}    {path}: {after:.1f} MiB, of {before:.1f} (which also hold the optimizer)")

@@ -10,12 +10,15 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.checkpoint import blame, build, find_class, load_module, read_checkpoint
 from segmentation.cli import OURS
-from segmentation.data import Labels, SegmentationDataModule
+from segmentation.data import Labels, SegmentationData, SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
 from segmentation.parser import Parser
+
+#: Options of the data that a job takes from a checkpoint. The others are for training.
+KEPT = ("batch_size", "eval_batch_size", "num_workers", "cache", "folds", "fold", "on_bad_file", "seed")
 
 
 class Trained(NamedTuple):
@@ -31,10 +34,15 @@ def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: 
     command line (`rest`) count. `split` is the one to be tested; None: the data set's own. Raises InputError if there
     is no such split, or the data set is not like the one that was trained on."""
     checkpoint = read_checkpoint(options.checkpoint)
-    module = load_module(checkpoint, options.checkpoint)
-    parser, config = _configure(job, checkpoint, options.data, rest)
+    module = load_module(checkpoint, options.checkpoint, with_loss=job == "eval")
+    parser, config = _configure(job, checkpoint, options, rest)
     try:
-        data: SegmentationDataModule = parser.instantiate_classes(config).data
+        chosen = parser.instantiate_classes(config).data
+        if not isinstance(chosen.get("dataset"), SegmentationData):
+            saved = checkpoint["datamodule_hyper_parameters"]["dataset"]
+            with blame(options.checkpoint):
+                chosen.dataset = build(saved, SegmentationData, dict(chosen.get("dataset", {})))
+        data = SegmentationDataModule(**chosen)
         data.test_split = split or data.test_split
         if not data.dataset.names(data.test_split):
             raise InputError(f"there is no {data.test_split} split in this data set: choose another --split")
@@ -52,15 +60,18 @@ def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: 
     return Trained(module, data, {**config.trainer, **fixed, "logger": False})
 
 
-def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: list[str]) -> tuple[Parser, Namespace]:
-    """Options of data and trainer: of the checkpoint, then the overlay, then the command line."""
+def _configure(
+    job: str, checkpoint: dict[str, Any], options: argparse.Namespace, rest: list[str]
+) -> tuple[Parser, Namespace]:
+    """Options of data and trainer: of the checkpoint, then the overlay, then the command line. Of the checkpoint's data
+    set there is nothing in them: the parser would import whatever class, function or module its arguments name."""
     parser = Parser(usage=f"python src/{job}.py CHECKPOINT [--any.option value]", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
-    parser.add_lightning_class_args(SegmentationDataModule, "data")
-    skip = OURS | {"callbacks", "enable_checkpointing"}
-    parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip)
-    saved = {key: value for key, value in checkpoint["datamodule_hyper_parameters"].items() if key != "_instantiator"}
-    section = {}
+    typed: dict[str, Any] = {"fail_untyped": False, "instantiate": False, "sub_configs": True}
+    parser.add_class_arguments(SegmentationDataModule, "data", skip={"dataset"}, **typed)
+    parser.add_class_arguments(Trainer, "trainer", skip=OURS | {"callbacks", "enable_checkpointing"}, **typed)
+    saved = checkpoint["datamodule_hyper_parameters"]
+    section, overlay = {}, options.data
     if overlay:
         try:
             section = dict(yaml.safe_load(Path(overlay).read_text(encoding="utf-8"))["data"])
@@ -68,11 +79,18 @@ def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: 
             raise InputError(
                 f"{overlay}: is no overlay with a data section, like configs/data/*.yaml: {error}"
             ) from error
-    if "dataset" in section:  # another data set, not the options of this one under it
-        del saved["dataset"]
-    layers = ({"data": saved, "trainer": {"devices": 1, "precision": checkpoint["precision"]}}, {"data": section})
+    words = {word.partition("=")[0] for word in rest}
+    if "dataset" in section or words & {"--data.dataset", "--data.dataset.class_path"}:
+        parser.add_subclass_arguments(SegmentationData, "data.dataset", fail_untyped=False)
+    else:
+        with blame(options.checkpoint):
+            own = find_class(saved["dataset"]["class_path"], SegmentationData)
+        parser.add_class_arguments(own, "data.dataset", **typed)
+        parser.require_nothing()
+    kept = {key: saved[key] for key in KEPT if saved.get(key) is not None}
+    layers = ({"data": kept, "trainer": {"devices": 1, "precision": checkpoint["precision"]}}, {"data": section})
     args = [word for layer in layers for word in ("--config", json.dumps(layer))]
-    return parser, parser.parse_args([*args, *rest])
+    return parser, parser.parse_args([*args, *rest], defaults=False)
 
 
 def _alike(trained: Labels, given: Labels) -> bool:

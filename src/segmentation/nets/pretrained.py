@@ -10,11 +10,13 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import nn
 
 from segmentation.errors import InputError
+from segmentation.weights import read_weights
 
 #: What weights are called in a repository of the Hugging Face hub.
 FILE = "model.safetensors"
@@ -38,19 +40,21 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
         InputError: there is no such encoder, no such weights, or no way to fetch them; says what to do.
     """
     check_name(name)
-    file = None if weights is None else cached(name, weights) or _fetched(name, weights)
-    if file is None:
-        encoder = _built(name, in_channels, depth)
-    elif name.startswith("tu-"):
-        encoder = _built(name, in_channels, depth, weights=True, pretrained_cfg_overlay={"file": str(file)})
-    else:
-        encoder = _built(name, 3, depth)
+    of_timm = name.startswith("tu-")
+    encoder = _built(name, in_channels if of_timm or weights is None else 3, depth)
+    if weights is not None:
+        file = cached(name, weights) or _fetched(name, weights)
+        state = _read(file)
         try:
-            state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-            encoder.load_state_dict(state)
-        except RuntimeError as error:
-            raise InputError(f"encoder_weights: {file} is not for {name}: {error}") from error
-        encoder.set_in_channels(in_channels, pretrained=True)
+            if of_timm:  # it knows how to fit weights to the bands
+                source = {"file": str(file)}
+                encoder = get_encoder(name, in_channels, depth, weights=True, pretrained_cfg_overlay=source)
+            else:
+                encoder.load_state_dict(state)
+                encoder.set_in_channels(in_channels, pretrained=True)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"encoder_weights: {file} is not for {name}: {reason}") from error
     #: Mean and standard deviation of the images it was pretrained on, as it wants ours; None for random weights.
     encoder.statistics = None
     if weights is not None and in_channels == 3:
@@ -60,6 +64,14 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
         mean, std = known.get("mean") or IMAGENET[0], known.get("std") or IMAGENET[1]
         encoder.statistics = [float(value) / top for value in mean], [float(value) / top for value in std]
     return encoder
+
+
+def _read(file: Path) -> Any:
+    """What a file of weights holds: tensors by name. No other objects are read, which could run code."""
+    try:
+        return load_file(file) if file.suffix == ".safetensors" else read_weights(file)
+    except (InputError, SafetensorError) as error:
+        raise InputError(f"encoder_weights: {file} cannot be used: {error}. Give a file of tensors alone") from error
 
 
 def check_name(name: str) -> None:
@@ -116,8 +128,8 @@ def _fetched(name: str, weights: str) -> Path:
         ) from error
 
 
-def _built(name: str, in_channels: int, depth: int, weights: Any = None, **options: Any) -> Any:
+def _built(name: str, in_channels: int, depth: int) -> Any:
     try:
-        return get_encoder(name, in_channels=in_channels, depth=depth, weights=weights, **options)
+        return get_encoder(name, in_channels, depth, weights=None)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"encoder: {name} does not give maps at strides 2, 4, 8, ... ({error})") from error

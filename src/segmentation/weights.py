@@ -1,0 +1,48 @@
+"""Read files of torch.save that hold weights and plain values alone: nothing in them can run code."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segmentation.errors import InputError
+
+
+def read_weights(path: str | Path) -> Any:
+    """The contents of a file of torch.save, on the CPU.
+
+    Raises:
+        InputError: the file is cut off, holds other objects, or would unpack to more than its own size.
+    """
+    try:
+        _check_size(Path(path))
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: holds more than weights and plain types, or is no checkpoint; it was not loaded, as its contents "
+            "could run any code"
+        ) from error
+    except Exception as error:  # a damaged zip, a missing key, an end too soon: many types, one remedy
+        reason = f"{type(error).__name__} {' '.join(str(error).split())[:160]}"
+        raise InputError(f"{path}: cannot be loaded ({reason}). It is cut off, or no checkpoint") from error
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a small file that fills the memory. torch.save compresses nothing, so the parts add up to the file."""
+    if not zipfile.is_zipfile(path):  # torch.save of before 1.6 wrote no zip
+        return
+    packed = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > packed:
+            raise InputError(
+                f"{path}: has {packed / 2**20:,.1f} MiB, but would unpack to {unpacked / 2**20:,.1f} MiB. torch.save "
+                "does not compress; it was not loaded, as it could fill the memory"
+            )
+        pickles = [archive.read(part) for part in archive.namelist() if part.endswith(".pkl")]
+    if any(b"\nbytearray\n" in each for each in pickles):  # the one call that torch allows whose size is a number
+        raise InputError(f"{path}: holds more than weights and plain types; it was not loaded")
