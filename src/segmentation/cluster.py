@@ -1,11 +1,9 @@
 """On a cluster: how processes were started, and what happens when the scheduler takes the machine away."""
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,18 +27,13 @@ BATCHES = 5
 #: Seconds after a signal for which the end of a validation is awaited, with the epoch's checkpoint after it.
 GRACE = 45.0
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
-
 
 def watch_processes() -> None:
-    """No process of a run outlives the others, and none goes without a word.
+    """No process of a run goes without a word. (`errors.die_with_launcher`: and none outlives rank 0.)
 
-    A process that torchrun or Lightning has started is killed with the one that started it (Linux): else it would
-    train on, and write into the run folder that the next start goes on with. Lightning's rank 0 looks after those that
-    it has started, every few seconds, and ends all when one has died; what it says of that is not shown by default.
+    Lightning's rank 0 looks after those that it has started, every few seconds, and ends all when one has died; what it
+    says of that is not shown by default.
     """
-    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
     observer.setLevel(logging.INFO)
     observer.addFilter(_death)

@@ -4,9 +4,11 @@ Exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 preempted (saved, to be resume
 is a bug of this project.
 """
 
+import ctypes
 import errno
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +60,8 @@ UNWRITABLE = FULL | {
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 }
 
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
 #: What gloo and NCCL say when the process at the other end is gone.
 LOST_PEER = (
     "Connection closed by peer",
@@ -81,6 +85,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
 
 
+def die_with_launcher() -> None:
+    """Let a process that torchrun or Lightning has started be killed with the one that started it (Linux): else it
+    would train on, and write into the run folder that the next start goes on with.
+
+    This comes before the import of torch, which takes seconds in which the launcher may die as well. The kernel sends
+    nothing for one that is dead already.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["SEGMENTATION_LAUNCHER"] = str(os.getpid())  # Lightning may start others from this process
+        return
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Orphans go to process 1. In a container that may be torchrun itself, with whom all processes end.
+        orphan = parent == 1 and "python" not in Path("/proc/1/cmdline").read_text()
+    else:
+        orphan = os.environ.get("SEGMENTATION_LAUNCHER") not in (None, str(parent))
+    if orphan:
+        os._exit(1)
+
+
 def run_job(job: str | Callable[[], object]) -> None:
     """Run the main function of a script and turn its outcome into an exit status and at most one line of error.
 
@@ -91,6 +118,7 @@ def run_job(job: str | Callable[[], object]) -> None:
     The process ends by `os._exit` after an error: a rank that failed must not wait, in some library's exit handler,
     for the ranks that still run.
     """
+    die_with_launcher()
     try:
         (pkgutil.resolve_name(job) if isinstance(job, str) else job)()
     except InputError as error:
