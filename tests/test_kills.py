@@ -144,6 +144,22 @@ def test_death_of_one_process_of_two(launcher: str) -> None:
     assert_same("run", "whole")
 
 
+@pytest.mark.parametrize("launcher", ["plain", "torchrun"])
+def test_death_of_the_launcher_before_the_first_step(launcher: str) -> None:
+    """The others are importing torch, or wait for it to meet them."""
+    rng = random.Random(launcher)
+    for seconds in (0.0, 0.05, rng.uniform(0.5, 2), rng.uniform(2, 6)):
+        port = [*TORCHRUN, str(rng.randint(20000, 30000))] if launcher == "torchrun" else []
+        started = Started(port, "--trainer.devices", "2", "--data.num_workers", "1", "--name", "run")
+        end = time.monotonic() + 60
+        while not any("LOCAL_RANK" in env for env in started.family().values()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.kill(started.process.pid, signal.SIGKILL)
+        started.ends_within(5)
+
+
 def test_a_signal_to_every_process() -> None:
     """As SLURM's scancel does, which finds workers of the loader and W&B's own process, too."""
     args = ["--data.num_workers", "1", "--trainer.max_epochs", "40", "--trainer.log_every_n_steps", "1"]
