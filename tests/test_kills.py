@@ -243,6 +243,22 @@ def test_full_disk(small_disk: Path) -> None:
     assert_same("run", "whole")
 
 
+@pytest.mark.parametrize("size", ["4k", "64k", "600k"])
+def test_full_shared_memory(size: str) -> None:
+    """As in a container of Docker, which has 64 MB of it: for the queues of the workers, for a batch, for several."""
+    own = ["unshare", "--mount", "sh", "-c"]
+    if subprocess.run([*own, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount a file system here")
+    mounted = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && echo > /dev/shm/one && exec "$@"'
+    # batches of 8 images of 128 x 128: 0.6 MB
+    run = [*RUN, "--data.num_workers", "2", "--data.dataset.size", "128", "--data.batch_size", "8", "--name", "run"]
+    command = [*own, mounted, "sh", sys.executable, str(ROOT / "src/train.py"), *run]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "--shm-size" in done.stderr.strip().splitlines()[-1]
+
+
 def test_two_writers_of_one_run() -> None:
     """The second start of a run that still goes on is refused, and the first takes no harm."""
     first = Started([], "--name", "run", "--trainer.max_epochs", "40")

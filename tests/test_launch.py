@@ -1,6 +1,7 @@
-"""Processes that another one starts, and what they meet before the first step: a launcher that dies, a port in use."""
+"""The processes of a run: their launcher dies, their port is in use, a worker of the loader is killed."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, TINY_RUN, script, train
+from segmentation.cli import SegmentationCLI
+from segmentation.errors import InputError, run_job
 
 #: As Lightning does, and torchrun: a script of ours, or any, starts another process of the run; then it dies.
 LAUNCHER = """
@@ -53,3 +56,69 @@ def test_a_launcher_dies_before_its_processes_have_begun(launcher: str, seconds:
     if lives(child):
         os.kill(child, 9)
         pytest.fail(f"process {child} lives on")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MASTER_PORT", "abc"), ("MASTER_PORT", "99999"), ("MASTER_PORT", ""), ("MASTER_ADDR", "no.such.host.invalid")],
+)
+def test_a_meeting_place_that_is_none(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack trace, or half an hour of waiting."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=f"^{variable} is '{value}'"):
+        SegmentationCLI([*TINY, "--trainer.devices", "2"])
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        done = script("train", *TINY, "--trainer.devices", "2", MASTER_PORT=port)
+    assert done.returncode == 2
+    assert "unset MASTER_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+DIES = """
+import os, signal
+from torch.utils.data import get_worker_info
+from segmentation.data import ShapesData
+
+
+class Dies(ShapesData):
+    def __init__(self, how: str) -> None:
+        super().__init__(8, 4, 4, 48)
+        self.how = how
+
+    def load(self, split, index):
+        if get_worker_info() and split == "train":
+            if self.how == "exit":
+                os._exit(3)
+            os.kill(os.getpid(), getattr(signal, self.how))
+        return super().load(split, index)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "words"),
+    [
+        ("SIGKILL", 2, "memory has run out"),
+        ("SIGBUS", 2, "--shm-size"),
+        ("SIGSEGV", 1, "--data.num_workers 0"),
+        ("exit", 1, "--data.num_workers 0"),
+    ],
+)
+def test_a_worker_dies(
+    how: str, status: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """By the system, for want of memory or of shared memory, or by a fault: one line, and what to do."""
+    Path("my_data.py").write_text(DIES)
+    monkeypatch.syspath_prepend(".")
+    this, leave = os.getpid(), os._exit  # this process goes on, its workers do not
+    monkeypatch.setattr(os, "_exit", lambda status: sys.exit(status) if os.getpid() == this else leave(status))
+    options = ["--data.dataset", "my_data.Dies", "--data.dataset.how", how, "--data.num_workers", "1", "--name", "run"]
+    with pytest.raises(SystemExit) as stop:
+        run_job(lambda: train(*TINY_RUN, *options))
+    assert stop.value.code == status
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput
 from segmentation.checkpoint import read_checkpoint
-from segmentation.cluster import MidEpoch, check_launch
+from segmentation.cluster import MidEpoch, check_launch, check_meeting_place
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError, close_wandb
 from segmentation.finite import StopAtNonFinite
@@ -131,6 +131,7 @@ class SegmentationCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with its loggers and callbacks, which live in the run folder."""
         config, run = self.config_init, self.run_folder
+        check_meeting_place()
         check_launch(config.trainer.devices, config.trainer.num_nodes)
         self.throughput, self.mid_epoch = Throughput(), MidEpoch(run, config.checkpoint.every_minutes)
         trainer = dict(config.trainer)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -45,6 +46,21 @@ def _death(record: logging.LogRecord) -> bool:
     if what.endswith("-9"):
         record.msg += ". (-9 is a kill; by the system, where memory has run out.)"
     return True
+
+
+def check_meeting_place() -> None:
+    """Raises InputError if the processes are to meet at a port or a machine that cannot be."""
+    port = os.environ.get("MASTER_PORT", "29500")
+    address = os.environ.get("MASTER_ADDR", "localhost")
+    if not (port.isdigit() and 0 < int(port) < 65536):
+        raise InputError(f"MASTER_PORT is {port!r}, which is no port: unset MASTER_PORT, or set it to a free one")
+    try:
+        socket.getaddrinfo(address, port)
+    except OSError as error:
+        raise InputError(
+            f"MASTER_ADDR is {address!r}, which is not found ({error.strerror}): unset MASTER_ADDR, or set it to the "
+            "name or number of the first machine"
+        ) from error
 
 
 def check_launch(devices: Any, num_nodes: int) -> None:

@@ -62,13 +62,42 @@ UNWRITABLE = FULL | {
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
-#: What gloo and NCCL say when the process at the other end is gone.
-LOST_PEER = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "ncclRemoteError",
-    "NCCL communicator was aborted",
+ENLARGE_SHARED_MEMORY = "Fix: docker run --shm-size 8g, or --data.num_workers 0"
+NO_SHARED_MEMORY = (
+    f"shared memory (/dev/shm), through which workers hand over batches, is full. {ENLARGE_SHARED_MEMORY}"
 )
+WORKER_KILLED = (
+    "a worker of the loader was killed, by the system where memory has run out. Turn down data.num_workers or "
+    "data.batch_size, or set data.cache: false; then start again with --resume"
+)
+WORKER_DIED = (
+    "a worker of the loader has died. Start again with --resume; if it dies again, --data.num_workers 0 shows where"
+)
+TOO_MANY_FILES = "too many open files. Fix: ulimit -n 65536 before the start, or turn down data.num_workers"
+PORT_IN_USE = "the port at which the processes meet is in use. Fix: unset MASTER_PORT, or set it to another"
+LOST_PEER = "another process of this run has died; its message is above. Start again with --resume"
+
+#: Words in an error of a library, in small letters -> exit status and message. The first that fit count.
+KNOWN = {
+    "memory(shm)": (2, NO_SHARED_MEMORY),
+    "signal: bus error": (2, NO_SHARED_MEMORY),
+    "signal: killed": (2, WORKER_KILLED),
+    "exited unexpectedly": (1, WORKER_DIED),
+    "too many open files": (2, TOO_MANY_FILES),
+    "eaddrinuse": (2, PORT_IN_USE),
+    # what gloo and NCCL say when the process at the other end is gone
+    "connection closed by peer": (1, LOST_PEER),
+    "connection reset by peer": (1, LOST_PEER),
+    "ncclremoteerror": (1, LOST_PEER),
+    "nccl communicator was aborted": (1, LOST_PEER),
+    # that a device, or the machine, has no memory left
+    "memoryerror": (2, OUT_OF_MEMORY),
+    "out of memory": (2, OUT_OF_MEMORY),
+    "not allocate memory": (2, OUT_OF_MEMORY),
+    "can't allocate memory": (2, OUT_OF_MEMORY),
+    "not enough memory": (2, OUT_OF_MEMORY),
+    "alloc_failed": (2, OUT_OF_MEMORY),
+}
 
 #: What uses the kernels that --trainer.deterministic refuses on a GPU, and what to take instead.
 NOT_DETERMINISTIC = {
@@ -76,13 +105,6 @@ NOT_DETERMINISTIC = {
     "--config configs/model/unet_resnet34.yaml",
     "": "or go on with a warning where it is used: --trainer.deterministic warn",
 }
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that a device, or the machine, has no memory left. torch has no single class for it."""
-    signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "killed by signal: killed")
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
 
 
 def die_with_launcher() -> None:
@@ -138,22 +160,31 @@ def run_job(job: str | Callable[[], object]) -> None:
         _stop(130, INTERRUPTED)  # Lightning has caught Ctrl-C and left by sys.exit(1)
     except OSError as error:
         if error.errno not in UNWRITABLE:
+            _stop_if_known(error)
             raise
+        if error.errno in FULL and not error.filename:
+            _stop(2, f"error: no space is left on a disk, or in shared memory (/dev/shm). {ENLARGE_SHARED_MEMORY}")
         where = f"{error.filename}: " if error.filename else ""
         remedy = "make room, and run the same command again" if error.errno in FULL else "give another place"
         _stop(2, f"error: {where}{error.strerror}. What was finished is kept; {remedy}")
     except (MemoryError, RuntimeError) as error:
-        if any(sign in str(error) for sign in LOST_PEER):
-            _stop(1, "error: another process of this run has died; its message is above. Start again with --resume")
-        kernel, refused, _ = str(error).partition(" does not have a deterministic implementation")
-        if refused:
-            remedy = next(text for sign, text in NOT_DETERMINISTIC.items() if sign in kernel)
-            _stop(2, f"error: {kernel.split()[-1]} cannot be deterministic on this device; {remedy}")
-        if "DataLoader timed out" in str(error):
-            _stop(1, f"error: no batch came for {str(error).split()[-2]} s: a worker hangs. Start again with --resume")
-        if not is_out_of_memory(error):
-            raise
-        _stop(2, f"error: {OUT_OF_MEMORY}")
+        _stop_if_known(error)
+        raise
+
+
+def _stop_if_known(error: Exception) -> None:
+    """End the process if the machine, and no bug, is the reason of a library's error."""
+    kernel, refused, _ = str(error).partition(" does not have a deterministic implementation")
+    if refused:
+        remedy = next(text for sign, text in NOT_DETERMINISTIC.items() if sign in kernel)
+        _stop(2, f"error: {kernel.split()[-1]} cannot be deterministic on this device; {remedy}")
+    if "DataLoader timed out" in str(error):
+        _stop(1, f"error: no batch came for {str(error).split()[-2]} s: a worker hangs. Start again with --resume")
+    # The loader says by which signal a worker has died in the cause of its error.
+    text = f"{type(error).__name__} {error} {error.__cause__}".lower()
+    for sign, (status, message) in KNOWN.items():
+        if sign in text:
+            _stop(status, f"error: {message}")
 
 
 def close_wandb(status: int) -> None:
