@@ -10,13 +10,25 @@ import os
 import pkgutil
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 
 class InputError(Exception):
-    """Something the user gave (a file, an option, a name) cannot be used. The message names it and says the fix."""
+    """Something the user gave (a file, an option, a name) cannot be used. The message names it and says the fix, in one
+    line."""
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
+
+
+def readable(text: str) -> str:
+    """Text with what is no UTF-8, as names of files may be, and with line breaks and other control characters written
+    as escapes: such a name is one line, and any file or figure can hold it."""
+    decoded = os.fsencode(text).decode("utf-8", errors="backslashreplace")
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in decoded)
 
 
 class Preempted(Exception):
@@ -145,7 +157,8 @@ def run_job(job: str | Callable[[], object]) -> None:
         (pkgutil.resolve_name(job) if isinstance(job, str) else job)()
     except InputError as error:
         # In a worker of a DataLoader, torch puts that process's stack trace before the message.
-        _stop(2, f"error: {str(error).rpartition('InputError: ')[2].strip()}")
+        message = error.args[0].rpartition("InputError: ")[2].strip()
+        _stop(2, f"error: {readable(message)}")
     except Preempted as stop:
         if stop.last is None:
             os._exit(0)

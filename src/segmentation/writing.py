@@ -63,7 +63,7 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """A table with a heading; a row that lacks a column has nothing there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
