@@ -108,13 +108,16 @@ class Dies(ShapesData):
     ],
 )
 def test_a_worker_dies(
-    how: str, status: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    how: str,
+    status: int,
+    words: str,
+    exit_raises: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """By the system, for want of memory or of shared memory, or by a fault: one line, and what to do."""
     Path("my_data.py").write_text(DIES)
     monkeypatch.syspath_prepend(".")
-    this, leave = os.getpid(), os._exit  # this process goes on, its workers do not
-    monkeypatch.setattr(os, "_exit", lambda status: sys.exit(status) if os.getpid() == this else leave(status))
     options = ["--data.dataset", "my_data.Dies", "--data.dataset.how", how, "--data.num_workers", "1", "--name", "run"]
     with pytest.raises(SystemExit) as stop:
         run_job(lambda: train(*TINY_RUN, *options))

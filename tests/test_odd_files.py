@@ -3,6 +3,7 @@ never a hang, never dropped without a word."""
 
 import csv
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from conftest import TINY_RUN, make_folder, train, write_image
+from segmentation.cli import SegmentationCLI
 from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.doctor import diagnose
-from segmentation.errors import InputError
+from segmentation.errors import InputError, run_job
 from segmentation.inference.predicting import find_images, predict
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names of bytes, pipes and links")
@@ -110,6 +112,40 @@ def test_predict_does_the_others(odd: Path, trained: Path) -> None:
     # by a pattern and by name, too, nothing is left out without a word
     assert len(find_images([f"{images}/*.png"], Path("out"))) == 8
     assert len(find_images([f"{images}/00.png"], Path("out"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "words"),
+    [
+        (np.zeros((24, 16, 3)), np.zeros((24, 16)), "unequal sizes: .*start it again with --resume"),
+        (np.zeros((48, 40, 3)), np.full((48, 40), 7), "classes: "),
+        (np.zeros((48, 40, 4)), np.zeros((48, 40)), "channels: 4"),
+        (None, np.zeros((48, 40)), "no such file"),
+    ],
+    ids=["size", "values", "bands", "gone"],
+)
+def test_files_that_change_after_they_were_read(
+    image: np.ndarray | None,
+    mask: np.ndarray,
+    words: str,
+    place: Path,
+    exit_raises: None,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """In a worker of the loader, which has errors of its own."""
+    root = make_folder(place / "data", {"train": 4, "val": 2})
+    options = ["--data.dataset", "FolderData", "--data.dataset.root", str(root), *TINY_RUN, "--data.num_workers", "1"]
+    cli = SegmentationCLI([*options, "--data.dataset.classes", "{background: 0, cell: 255}", "--name", "run"])
+    cli.datamodule.check()
+    write_image(root / "val/masks/01.png", mask.astype(np.uint8))
+    file = root / "val/images/01.png"
+    file.unlink() if image is None else write_image(file, image.astype(np.uint8))
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        run_job(cli.run)
+    said = capsys.readouterr().err
+    assert re.match(f"error: .*{words}", said)
+    assert said.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_opened(place: Path) -> None:
