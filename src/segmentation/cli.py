@@ -112,7 +112,10 @@ class SegmentationCLI(LightningCLI):
         hold(name)
         self.run_folder = RunFolder(name, resume)
         if self.run_folder.resuming:
-            own = parser.parse_args(["--config", str(self.run_folder.config)])
+            try:
+                own = parser.parse_args(["--config", str(self.run_folder.config)])
+            except InputError as error:
+                raise InputError(f"{self.run_folder.config}: {error}") from error
             now = parser.parse_args(["--config", str(self.run_folder.config), *args])
             _refuse_changes(_flat(own), _flat(now), self.run_folder)
             self.config = now

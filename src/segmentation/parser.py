@@ -53,7 +53,10 @@ class Parser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         Parser.typed = tuple(str(word).partition("=")[0].lstrip("-") for word in args or ())
-        return super().parse_args(args, *others, **options)
+        try:
+            return super().parse_args(args, *others, **options)
+        except UnicodeDecodeError as error:
+            raise InputError(f"a file of --config is no UTF-8 text ({error}): save it as UTF-8") from error
 
     def instantiate_classes(self, *args: Any, **options: Any) -> Any:
         try:

@@ -23,7 +23,7 @@ from segmentation.job import check_folder
 from segmentation.losses.overlap import probabilities
 from segmentation.module import SegmentationModule
 from segmentation.pictures import overlay, save_png
-from segmentation.writing import write_json, write_text, written_whole
+from segmentation.writing import remove_stale, write_json, write_text, written_whole
 
 RECORD = "predict.json"  # in an output folder: what made the masks in it, and of which images
 SHOWN = 2048  # pixels of an overlay's longest side at most
@@ -76,6 +76,7 @@ class Results:
         for path in (path for name in todo if name in before for path in self.every(name).values()):
             path.unlink(missing_ok=True)
         self.output.mkdir(parents=True, exist_ok=True)
+        remove_stale(self.output, idle=600)
         write_json(self.record, {**made_by, "images": ({} if differ else before) | files})
         return todo
 

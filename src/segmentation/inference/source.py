@@ -66,7 +66,7 @@ def _configure(job: str, checkpoint: dict[str, Any], overlay: str | None, rest: 
     if overlay:
         try:
             section = dict(yaml.safe_load(Path(overlay).read_text(encoding="utf-8"))["data"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{overlay}: is no overlay with a data section, like configs/data/*.yaml: {error}"
             ) from error
