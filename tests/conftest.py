@@ -38,6 +38,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
+def exit_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a job would end this process, SystemExit is raised; workers of a loader end as ever."""
+    this, leave = os.getpid(), os._exit
+    monkeypatch.setattr(os, "_exit", lambda status: sys.exit(status) if os.getpid() == this else leave(status))
+
+
+@pytest.fixture
 def seg_data() -> Path:
     """The folder of real images, or a skip."""
     path = os.environ.get("SEG_DATA")

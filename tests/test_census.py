@@ -1,5 +1,7 @@
 """The census: its figures against NumPy, and a cache that is used when it may be and never when it may not."""
 
+import json
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +120,7 @@ def test_splits_are_kept_apart_though_a_fingerprint_forgets_them() -> None:
     assert take_census(data, "val").mean == [1 / 20] * 3
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sizes": 3}', '{"sizes": [], "unknown": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '{"sizes": 3}', '{"sizes": [], "unknown": 1}'])
 def test_a_damaged_cache_is_counted_anew(place: Path, text: str) -> None:
     data = Counted(str(make_folder(place / "data", {"train": 2, "val": 1})), CLASSES)
     census = take_census(data, "train")
@@ -187,3 +189,27 @@ GOOD = torch.zeros(3, 4, 5, dtype=torch.uint8)
 def test_a_data_set_of_ones_own_is_held_to_the_contract(image: torch.Tensor, mask: torch.Tensor, message: str) -> None:
     with pytest.raises(InputError, match=f"^train sample only: .*{message}"):
         take_census(Given(image, mask), "train")
+
+
+def test_a_cache_that_parses_but_is_not_what_was_written_is_counted_anew(place: Path) -> None:
+    """Short of a record, of a class in one, or with another number: it would be a wrong mean, or a crash later."""
+    data = Counted(str(make_folder(place / "data", {"train": 3, "val": 1})), CLASSES)
+    census = take_census(data, "train")
+    (file,) = (place / "cache").rglob("*.json")
+    whole = json.loads(file.read_text())
+    damages = (
+        lambda found: found["records"].pop(),
+        lambda found: found["records"].clear(),
+        lambda found: found["records"][0]["pixels"].pop(),
+        lambda found: found["records"][0]["total"].clear(),
+        lambda found: found["records"][1]["pixels"].append("x"),
+        lambda found: found["records"][2].update(size=[1, 1]),
+        lambda found: found["names"].reverse(),
+    )
+    for damage in damages:
+        damaged = deepcopy(whole)
+        damage(damaged)
+        file.write_text(json.dumps(damaged))
+        data.reads = 0
+        assert take_census(data, "train") == census
+        assert data.reads == 3

@@ -144,6 +144,22 @@ def test_death_of_one_process_of_two(launcher: str) -> None:
     assert_same("run", "whole")
 
 
+@pytest.mark.parametrize("launcher", ["plain", "torchrun"])
+def test_death_of_the_launcher_before_the_first_step(launcher: str) -> None:
+    """The others are importing torch, or wait for it to meet them."""
+    rng = random.Random(launcher)
+    for seconds in (0.0, 0.05, rng.uniform(0.5, 2), rng.uniform(2, 6)):
+        port = [*TORCHRUN, str(rng.randint(20000, 30000))] if launcher == "torchrun" else []
+        started = Started(port, "--trainer.devices", "2", "--data.num_workers", "1", "--name", "run")
+        end = time.monotonic() + 60
+        while not any("LOCAL_RANK" in env for env in started.family().values()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.kill(started.process.pid, signal.SIGKILL)
+        started.ends_within(5)
+
+
 def test_a_signal_to_every_process() -> None:
     """As SLURM's scancel does, which finds workers of the loader and W&B's own process, too."""
     args = ["--data.num_workers", "1", "--trainer.max_epochs", "40", "--trainer.log_every_n_steps", "1"]
@@ -225,6 +241,22 @@ def test_full_disk(small_disk: Path) -> None:
     for name in ("run", "whole"):
         Started([], "--name", name, *args[2:]).ends_within(120)
     assert_same("run", "whole")
+
+
+@pytest.mark.parametrize("size", ["4k", "64k", "600k"])
+def test_full_shared_memory(size: str) -> None:
+    """As in a container of Docker, which has 64 MB of it: for the queues of the workers, for a batch, for several."""
+    own = ["unshare", "--mount", "sh", "-c"]
+    if subprocess.run([*own, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount a file system here")
+    mounted = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && echo > /dev/shm/one && exec "$@"'
+    # batches of 8 images of 128 x 128: 0.6 MB
+    run = [*RUN, "--data.num_workers", "2", "--data.dataset.size", "128", "--data.batch_size", "8", "--name", "run"]
+    command = [*own, mounted, "sh", sys.executable, str(ROOT / "src/train.py"), *run]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "--shm-size" in done.stderr.strip().splitlines()[-1]
 
 
 def test_two_writers_of_one_run() -> None:

@@ -211,6 +211,16 @@ def test_a_folder_holds_the_masks_of_one_checkpoint_and_of_the_images_named(trai
     assert read("out/a.png").shape == (30, 30)
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"{}", b'{"images": 3}', b"\xff\xfe\0", b'{"images": {}'])
+def test_a_damaged_record_is_named(text: bytes, trained: Path, photos: Path) -> None:
+    """Even --overwrite does not know which of the files there were results."""
+    Path("out").mkdir()
+    Path("out/predict.json").write_bytes(text)
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(InputError, match=r"^out/predict\.json: [^\n]*another OUTPUT[^\n]*$"):
+            predict([str(trained), "photos", "out", *CPU, *more])
+
+
 def test_no_result_of_another_kind_outlives_its_checkpoint(trained: Path, photos: Path) -> None:
     """An overlay made by another checkpoint is no overlay of this one's, though the mask is."""
     other = Path("other.ckpt")

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput
 from segmentation.checkpoint import find_class, read_checkpoint
-from segmentation.cluster import MidEpoch, check_launch
+from segmentation.cluster import MidEpoch, check_launch, check_meeting_place
 from segmentation.data import SegmentationData, SegmentationDataModule
 from segmentation.errors import InputError, close_wandb
 from segmentation.finite import StopAtNonFinite
@@ -115,7 +115,10 @@ class SegmentationCLI(LightningCLI):
         hold(name)
         self.run_folder = RunFolder(name, resume)
         if self.run_folder.resuming:
-            own = parser.parse_args(["--config", str(self.run_folder.config)])
+            try:
+                own = parser.parse_args(["--config", str(self.run_folder.config)])
+            except InputError as error:
+                raise InputError(f"{self.run_folder.config}: {error}") from error
             now = parser.parse_args(["--config", str(self.run_folder.config), *args])
             _refuse_changes(_flat(own), _flat(now), self.run_folder)
             self.config = now
@@ -134,6 +137,7 @@ class SegmentationCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with its loggers and callbacks, which live in the run folder."""
         config, run = self.config_init, self.run_folder
+        check_meeting_place()
         check_launch(config.trainer.devices, config.trainer.num_nodes)
         self.throughput, self.mid_epoch = Throughput(), MidEpoch(run, config.checkpoint.every_minutes)
         trainer = dict(config.trainer)

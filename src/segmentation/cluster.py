@@ -1,11 +1,10 @@
 """On a cluster: how processes were started, and what happens when the scheduler takes the machine away."""
 
-import ctypes
 import logging
 import os
 import signal
+import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,18 +28,13 @@ BATCHES = 5
 #: Seconds after a signal for which the end of a validation is awaited, with the epoch's checkpoint after it.
 GRACE = 45.0
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
-
 
 def watch_processes() -> None:
-    """No process of a run outlives the others, and none goes without a word.
+    """No process of a run goes without a word. (`errors.die_with_launcher`: and none outlives rank 0.)
 
-    A process that torchrun or Lightning has started is killed with the one that started it (Linux): else it would
-    train on, and write into the run folder that the next start goes on with. Lightning's rank 0 looks after those that
-    it has started, every few seconds, and ends all when one has died; what it says of that is not shown by default.
+    Lightning's rank 0 looks after those that it has started, every few seconds, and ends all when one has died; what it
+    says of that is not shown by default.
     """
-    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
     observer.setLevel(logging.INFO)
     observer.addFilter(_death)
@@ -52,6 +46,21 @@ def _death(record: logging.LogRecord) -> bool:
     if what.endswith("-9"):
         record.msg += ". (-9 is a kill; by the system, where memory has run out.)"
     return True
+
+
+def check_meeting_place() -> None:
+    """Raises InputError if the processes are to meet at a port or a machine that cannot be."""
+    port = os.environ.get("MASTER_PORT", "29500")
+    address = os.environ.get("MASTER_ADDR", "localhost")
+    if not (port.isdigit() and 0 < int(port) < 65536):
+        raise InputError(f"MASTER_PORT is {port!r}, which is no port: unset MASTER_PORT, or set it to a free one")
+    try:
+        socket.getaddrinfo(address, port)
+    except OSError as error:
+        raise InputError(
+            f"MASTER_ADDR is {address!r}, which is not found ({error.strerror}): unset MASTER_ADDR, or set it to the "
+            "name or number of the first machine"
+        ) from error
 
 
 def check_launch(devices: Any, num_nodes: int) -> None:

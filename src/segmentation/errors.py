@@ -4,17 +4,31 @@ Exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 preempted (saved, to be resume
 is a bug of this project.
 """
 
+import ctypes
 import errno
 import os
 import pkgutil
+import signal
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 
 class InputError(Exception):
-    """Something the user gave (a file, an option, a name) cannot be used. The message names it and says the fix."""
+    """Something the user gave (a file, an option, a name) cannot be used. The message names it and says the fix, in one
+    line."""
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
+
+
+def readable(text: str) -> str:
+    """Text with what is no UTF-8, as names of files may be, and with line breaks and other control characters written
+    as escapes: such a name is one line, and any file or figure can hold it."""
+    decoded = os.fsencode(text).decode("utf-8", errors="backslashreplace")
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in decoded)
 
 
 class Preempted(Exception):
@@ -58,13 +72,44 @@ UNWRITABLE = FULL | {
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 }
 
-#: What gloo and NCCL say when the process at the other end is gone.
-LOST_PEER = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "ncclRemoteError",
-    "NCCL communicator was aborted",
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+ENLARGE_SHARED_MEMORY = "Fix: docker run --shm-size 8g, or --data.num_workers 0"
+NO_SHARED_MEMORY = (
+    f"shared memory (/dev/shm), through which workers hand over batches, is full. {ENLARGE_SHARED_MEMORY}"
 )
+WORKER_KILLED = (
+    "a worker of the loader was killed, by the system where memory has run out. Turn down data.num_workers or "
+    "data.batch_size, or set data.cache: false; then start again with --resume"
+)
+WORKER_DIED = (
+    "a worker of the loader has died. Start again with --resume; if it dies again, --data.num_workers 0 shows where"
+)
+TOO_MANY_FILES = "too many open files. Fix: ulimit -n 65536 before the start, or turn down data.num_workers"
+PORT_IN_USE = "the port at which the processes meet is in use. Fix: unset MASTER_PORT, or set it to another"
+LOST_PEER = "another process of this run has died; its message is above. Start again with --resume"
+
+#: Words in an error of a library, in small letters -> exit status and message. The first that fit count.
+KNOWN = {
+    "memory(shm)": (2, NO_SHARED_MEMORY),
+    "signal: bus error": (2, NO_SHARED_MEMORY),
+    "signal: killed": (2, WORKER_KILLED),
+    "exited unexpectedly": (1, WORKER_DIED),
+    "too many open files": (2, TOO_MANY_FILES),
+    "eaddrinuse": (2, PORT_IN_USE),
+    # what gloo and NCCL say when the process at the other end is gone
+    "connection closed by peer": (1, LOST_PEER),
+    "connection reset by peer": (1, LOST_PEER),
+    "ncclremoteerror": (1, LOST_PEER),
+    "nccl communicator was aborted": (1, LOST_PEER),
+    # that a device, or the machine, has no memory left
+    "memoryerror": (2, OUT_OF_MEMORY),
+    "out of memory": (2, OUT_OF_MEMORY),
+    "not allocate memory": (2, OUT_OF_MEMORY),
+    "can't allocate memory": (2, OUT_OF_MEMORY),
+    "not enough memory": (2, OUT_OF_MEMORY),
+    "alloc_failed": (2, OUT_OF_MEMORY),
+}
 
 #: What uses the kernels that --trainer.deterministic refuses on a GPU, and what to take instead.
 NOT_DETERMINISTIC = {
@@ -74,11 +119,27 @@ NOT_DETERMINISTIC = {
 }
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that a device, or the machine, has no memory left. torch has no single class for it."""
-    signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "killed by signal: killed")
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
+def die_with_launcher() -> None:
+    """Let a process that torchrun or Lightning has started be killed with the one that started it (Linux): else it
+    would train on, and write into the run folder that the next start goes on with.
+
+    This comes before the import of torch, which takes seconds in which the launcher may die as well. The kernel sends
+    nothing for one that is dead already.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["SEGMENTATION_LAUNCHER"] = str(os.getpid())  # Lightning may start others from this process
+        return
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Orphans go to process 1. In a container that may be torchrun itself, with whom all processes end.
+        orphan = parent == 1 and "python" not in Path("/proc/1/cmdline").read_text()
+    else:
+        orphan = os.environ.get("SEGMENTATION_LAUNCHER") not in (None, str(parent))
+    if orphan:
+        os._exit(1)
 
 
 def run_job(job: str | Callable[[], object]) -> None:
@@ -91,11 +152,13 @@ def run_job(job: str | Callable[[], object]) -> None:
     The process ends by `os._exit` after an error: a rank that failed must not wait, in some library's exit handler,
     for the ranks that still run.
     """
+    die_with_launcher()
     try:
         (pkgutil.resolve_name(job) if isinstance(job, str) else job)()
     except InputError as error:
         # In a worker of a DataLoader, torch puts that process's stack trace before the message.
-        _stop(2, f"error: {str(error).rpartition('InputError: ')[2].strip()}")
+        message = error.args[0].rpartition("InputError: ")[2].strip()
+        _stop(2, f"error: {readable(message)}")
     except Preempted as stop:
         if stop.last is None:
             os._exit(0)
@@ -110,22 +173,31 @@ def run_job(job: str | Callable[[], object]) -> None:
         _stop(130, INTERRUPTED)  # Lightning has caught Ctrl-C and left by sys.exit(1)
     except OSError as error:
         if error.errno not in UNWRITABLE:
+            _stop_if_known(error)
             raise
+        if error.errno in FULL and not error.filename:
+            _stop(2, f"error: no space is left on a disk, or in shared memory (/dev/shm). {ENLARGE_SHARED_MEMORY}")
         where = f"{error.filename}: " if error.filename else ""
         remedy = "make room, and run the same command again" if error.errno in FULL else "give another place"
         _stop(2, f"error: {where}{error.strerror}. What was finished is kept; {remedy}")
     except (MemoryError, RuntimeError) as error:
-        if any(sign in str(error) for sign in LOST_PEER):
-            _stop(1, "error: another process of this run has died; its message is above. Start again with --resume")
-        kernel, refused, _ = str(error).partition(" does not have a deterministic implementation")
-        if refused:
-            remedy = next(text for sign, text in NOT_DETERMINISTIC.items() if sign in kernel)
-            _stop(2, f"error: {kernel.split()[-1]} cannot be deterministic on this device; {remedy}")
-        if "DataLoader timed out" in str(error):
-            _stop(1, f"error: no batch came for {str(error).split()[-2]} s: a worker hangs. Start again with --resume")
-        if not is_out_of_memory(error):
-            raise
-        _stop(2, f"error: {OUT_OF_MEMORY}")
+        _stop_if_known(error)
+        raise
+
+
+def _stop_if_known(error: Exception) -> None:
+    """End the process if the machine, and no bug, is the reason of a library's error."""
+    kernel, refused, _ = str(error).partition(" does not have a deterministic implementation")
+    if refused:
+        remedy = next(text for sign, text in NOT_DETERMINISTIC.items() if sign in kernel)
+        _stop(2, f"error: {kernel.split()[-1]} cannot be deterministic on this device; {remedy}")
+    if "DataLoader timed out" in str(error):
+        _stop(1, f"error: no batch came for {str(error).split()[-2]} s: a worker hangs. Start again with --resume")
+    # The loader says by which signal a worker has died in the cause of its error.
+    text = f"{type(error).__name__} {error} {error.__cause__}".lower()
+    for sign, (status, message) in KNOWN.items():
+        if sign in text:
+            _stop(status, f"error: {message}")
 
 
 def close_wandb(status: int) -> None:

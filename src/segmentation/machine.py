@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from segmentation.data.census import available_cores
-from segmentation.errors import InputError, Problem
+from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, Problem
 from segmentation.run import RUNS
 from segmentation.tracking import WandbOptions
 
@@ -40,7 +40,7 @@ def examine_machine(
         facts["shared memory"] = f"{size / GIB:,.1f} GiB"
         if size < GIB and workers != 0:
             text = f"shared memory, through which workers hand over batches, is {size / 2**20:.0f} MiB."
-            problems.append(Problem(f"{text} Fix: docker run --shm-size 8g, or data.num_workers: 0"))
+            problems.append(Problem(f"{text} {ENLARGE_SHARED_MEMORY}"))
     try:
         mode = wandb.resolved_mode()
         said = {"online": "logged in, online", "offline": "offline (not logged in, or asked for)"}

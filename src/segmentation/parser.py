@@ -58,6 +58,12 @@ class Parser(LightningArgumentParser):
 
     of_class: type = object
 
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().parse_args(*args, **options)
+        except UnicodeDecodeError as error:
+            raise InputError(f"a file of --config is no UTF-8 text ({error}): save it as UTF-8") from error
+
     def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
         self.of_class = theclass
         return super().add_class_arguments(theclass, *args, **options)

@@ -15,6 +15,7 @@ from skimage.segmentation import find_boundaries
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.errors import readable
 from segmentation.writing import written_whole
 
 if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it imports it itself
@@ -122,7 +123,8 @@ def contact_sheet(
         for each, panel in zip(axes, row, strict=True):
             each.imshow(panel, interpolation="nearest")  # masks must never blend two classes
             each.axis("off")
-        axes[0].set_title(name[-60:], loc="left", size=9, color=SOFT, parse_math=False)  # names differ at their ends
+        shown_name = readable(name)[-60:]  # names differ at their ends
+        axes[0].set_title(shown_name, loc="left", size=9, color=SOFT, parse_math=False)
         axes[-1].set_title(score, loc="right", size=9, color=INK)
     for each, heading in zip(grid[0], headings, strict=True):
         each.annotate(heading, (0, 1), (0, 20), "axes fraction", "offset points", weight="bold", color=INK)

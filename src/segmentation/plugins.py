@@ -8,7 +8,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 
 from segmentation.errors import InputError
-from segmentation.writing import remove_stale, written_whole
+from segmentation.writing import written_whole
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -17,7 +17,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
-        remove_stale(path)
         try:
             with written_whole(path) as aside:
                 torch.save(checkpoint, aside)

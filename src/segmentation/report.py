@@ -59,7 +59,7 @@ def report(
 
 def _figures_of_epoch(run: RunFolder, epoch: int) -> dict[str, float]:
     """Training's and validation's figures of the epoch whose checkpoint was tested, from metrics.csv."""
-    with run.metrics.open(newline="") as file:
+    with run.metrics.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["epoch"] == str(epoch)]
     splits = ("train/", "val/")
     return {key: float(value) for row in rows for key, value in row.items() if value and key.startswith(splits)}

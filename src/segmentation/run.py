@@ -3,14 +3,14 @@
 import os
 import socket
 import subprocess
-import time
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.errors import InputError
-from segmentation.writing import write_text
+from segmentation.writing import remove_stale, write_text
 
 RUNS = Path("runs")
 
@@ -47,6 +47,7 @@ class RunFolder:
 
     def create(self, config: str) -> None:
         """Make the folder, in rank 0, and keep the config and the id of the W&B run."""
+        remove_stale(self.path)
         write_text(self._wandb_id, self.wandb_id + "\n")
         self.summary.unlink(missing_ok=True)  # of a run that is now lengthened: it is unfinished again
         write_text(self.config, config)
@@ -90,7 +91,7 @@ def new_name() -> str:
     uses its name."""
     job, swept = os.environ.get("SLURM_JOB_ID"), os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID")
     if is_rank_zero():
-        now = time.strftime("%Y%m%d-%H%M%S")
+        now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may be started in one second
         os.environ["SEGMENTATION_RUN"] = f"sweep-{swept}" if swept else f"slurm-{job}" if job else now
     return os.environ.get("SEGMENTATION_RUN", "unnamed")
 

@@ -89,9 +89,14 @@ class MetricsFile(Logger):
         self.path, self.written = run.metrics, 0
         self.rows: list[dict[str, Any]] = []
         if step is not None and self.path.is_file() and is_rank_zero():
-            with self.path.open(newline="") as file:
-                rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if "step" in row and int(row["step"]) < step]
+            try:
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+                self.rows = [row for row in rows if "step" in row and int(row["step"]) < step]
+            except (ValueError, csv.Error) as error:
+                raise InputError(
+                    f"{self.path}: is damaged ({error}). Remove it, and the run goes on without its earlier rows"
+                ) from error
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -3,8 +3,9 @@
 import csv
 import json
 import math
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,8 @@ from uuid import uuid4
 def written_whole(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; it gets the final name when all is written, and is removed when that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{_stem(path)}{uuid4().hex[:8]}.part{path.suffix}")
+    # A name has 255 bytes at most; these 40 letters may have 4 each.
+    aside = path.with_name(f".{path.stem[:40]}.{uuid4().hex[:8]}.part{path.suffix}")
     try:
         yield aside
         aside.replace(path)
@@ -26,10 +28,6 @@ def written_whole(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def _stem(path: Path) -> str:
-    return f".{path.stem[:40]}."  # a name has 255 bytes at most; these 40 letters may have 4 each
-
-
 @contextmanager
 def written_together(*paths: Path) -> Iterator[list[Path]]:
     """Places to write to for files that belong together: all get their names when all are written, else none does."""
@@ -37,11 +35,16 @@ def written_together(*paths: Path) -> Iterator[list[Path]]:
         yield [stack.enter_context(written_whole(path)) for path in paths]
 
 
-def remove_stale(path: Path) -> None:
-    """Remove what a process has left that was killed while it wrote `path`."""
-    for stale in path.parent.iterdir() if path.parent.is_dir() else ():
-        if stale.name.startswith(_stem(path)) and stale.name.endswith(f".part{path.suffix}"):
-            stale.unlink(missing_ok=True)
+def remove_stale(folder: Path, idle: float = 0) -> None:
+    """Remove what a process has left that was killed while it wrote a file into a folder, or below.
+
+    Args:
+        idle: seconds for which nothing was written to it, where other processes may be writing files of their own.
+    """
+    for stale in folder.rglob(".*.part*"):
+        with suppress(FileNotFoundError):  # it is finished
+            if time.time() - stale.stat().st_mtime >= idle:
+                stale.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,7 +66,7 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """A table with a heading; a row that lacks a column has nothing there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from segmentation.errors import InputError
 from segmentation.writing import write_text
 
 #: Raised when what a census holds changes, so that old cache files are not read.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,11 @@ def take_census(data: SegmentationData, split: str, skip: bool = False) -> Censu
     """
     key = hashlib.sha256(f"{VERSION}|{split}|{data.fingerprint(split)}".encode()).hexdigest()[:32]
     path = user_cache_path("unet-family-template") / "census" / f"{key}.json"
-    with suppress(OSError, ValueError, TypeError, KeyError):  # no cache, or a damaged one
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # no cache, or a damaged one
         cached = json.loads(path.read_text())
-        records = [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
-        return Census(cached["names"], records)
+        if cached.pop("digest") == _digest(cached):
+            records = [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
+            return Census(cached["names"], records)
     census = count(data, split)
     first, others = next(iter(census.bad.values()), ""), len(census.bad) - 1
     if census.bad and not skip:
@@ -131,8 +133,14 @@ def take_census(data: SegmentationData, split: str, skip: bool = False) -> Censu
         raise InputError(f"none of the {len(census.bad)} {split} samples can be used. {first}")
     if not census.bad:  # a disk that was away for a moment must not be remembered
         with suppress(OSError):  # a cache that cannot be written only costs time
-            write_text(path, json.dumps(asdict(census)))
+            found = {"names": census.names, "records": [asdict(record) for record in census.records]}
+            write_text(path, json.dumps({**found, "digest": _digest(found)}))
     return census
+
+
+def _digest(found: dict[str, Any]) -> str:
+    """By which a cache file that is damaged, though it is JSON, is known."""
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def count(data: SegmentationData, split: str) -> Census:

@@ -3,6 +3,7 @@
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,11 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
 def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, str]:
     """A picture of Pillow's, or the pixels (H, W) or (H, W, C) of what Pillow would lose; and what it is, in words."""
+    check_file(path)
     try:
         return (_array(path, channels), ".npy") if path.suffix.lower() == ".npy" else _decoded(path, channels)
     except InputError:
         raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: {error}. Cut images this large into tiles first") from error
     except Exception as error:  # decoders raise anything from OSError to struct.error on a damaged file
@@ -101,6 +101,18 @@ def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, s
         raise InputError(
             f"{path}: cannot be read as an image ({type(error).__name__}: {reason}). Copy it again or remove it"
         ) from error
+
+
+def check_file(path: Path) -> None:
+    """Raises InputError for a link that leads nowhere, and for what would never end, such as a pipe."""
+    if path.is_file():
+        return
+    if path.is_symlink():
+        raise InputError(
+            f"{path}: is a link to {os.readlink(path)}, which is no file here. Fetch it (git annex get, dvc pull), or "
+            "remove the link"
+        )
+    raise InputError(f"{path}: is no ordinary file. Remove it" if path.exists() else f"{path}: no such file")
 
 
 def _decoded(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, str]:

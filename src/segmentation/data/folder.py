@@ -147,9 +147,9 @@ class FolderData(SegmentationData):
         return sample
 
     def fingerprint(self, split: str) -> str:
-        stats = [(str(p), p.stat()) for files in self.files[split].values() for paths in files.values() for p in paths]
+        paths = [p for files in self.files[split].values() for paths in files.values() for p in paths]
         options = (self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb)
-        return repr((options, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
+        return repr((options, [_stamp(path) for path in paths]))
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name) if self.group_pattern.pattern else None
@@ -260,6 +260,15 @@ class FolderData(SegmentationData):
             mask = read_mask(path)
             counts.update(count_values(codes_of(mask), colors=mask.ndim == 3))
         return counts
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does. (A link that leads nowhere has none; the census names it.)"""
+    try:
+        stat = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), stat.st_size, stat.st_mtime_ns
 
 
 def expand(root: str) -> Path:

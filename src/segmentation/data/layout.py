@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from segmentation.data.files import IMAGE_SUFFIXES
-from segmentation.errors import InputError
+from segmentation.errors import InputError, readable
 
 #: A sample's files of each kind (image, mask, instance), by the sample's name; masks may be one per object.
 Files = dict[str, list[Path]]
@@ -38,7 +38,9 @@ class Pattern:
         self.several = "*" in text
         regex = "".join(PLACEHOLDERS.get(part, re.escape(part)) for part in PLACEHOLDER.split(self.text))
         has_ending = Path(text).suffix.lower() in IMAGE_SUFFIXES
-        self.regex = re.compile(regex, re.IGNORECASE) if has_ending else re.compile(regex + r"\.[^./]+")
+        # DOTALL: a name may hold a line break.
+        ending, flags = ("", re.DOTALL | re.IGNORECASE) if has_ending else (r"\.[^./]+", re.DOTALL)
+        self.regex = re.compile(regex + ending, flags)
 
     def find(self) -> dict[str, list[Path]]:
         """Image files that match, by the sample's name; the class's folder is part of a name."""
@@ -47,7 +49,8 @@ class Pattern:
             match = self.regex.fullmatch(path.relative_to(self.folder).as_posix())
             if match:
                 folder = match.groupdict().get("folder")
-                found.setdefault(f"{folder}/{match['name']}" if folder else match["name"], []).append(path)
+                name = readable(f"{folder}/{match['name']}" if folder else match["name"])
+                found.setdefault(name, []).append(path)
         return found
 
     def example(self, name: str) -> Path:
@@ -59,14 +62,25 @@ class Pattern:
 
 def walk(folder: Path) -> Iterator[Path]:
     """Image files below a folder, sorted, through links (a loop of links ends); nothing hidden: .ipynb_checkpoints and
-    the like hold copies."""
-    for place, folders, files in os.walk(folder, followlinks=True):
+    the like hold copies.
+
+    Raises:
+        InputError: a folder cannot be opened.
+    """
+    for place, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         here = Path(place).resolve()
         # A link to a folder that we are in would never end.
         folders[:] = sorted(n for n in folders if n[0] != "." and not here.is_relative_to(Path(place, n).resolve()))
         for name in sorted(files):
             if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(place, name)
+
+
+def _refuse_folder(error: OSError) -> None:
+    """os.walk would leave the folder out without a word."""
+    raise InputError(
+        f"{error.filename}: cannot be opened ({error.strerror}). Give yourself the right to read it"
+    ) from error
 
 
 def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, Files], list[str]]:
@@ -98,7 +112,8 @@ def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, File
                     f"Fix: add {patterns[other].example(name)}, or take the {kind} away"
                 )
     names = sorted(set.intersection(*(set(files) for files in found.values())))
-    return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
+    samples = {name: {kind: files[name] for kind, files in found.items()} for name in names}
+    return samples, [readable(problem) for problem in problems]
 
 
 def read_list(path: Path, split: str) -> list[str]:
@@ -107,7 +122,7 @@ def read_list(path: Path, split: str) -> list[str]:
     Raises:
         InputError: no such column.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")
     if path.suffix.lower() != ".csv":
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = list(csv.DictReader(text.splitlines()))
@@ -126,7 +141,7 @@ def listed(source: Path, lines: list[str], samples: dict[str, Files], folders: l
     """
     chosen = {}
     for line in lines:
-        paths = [Path(text) for text in (line, line.split()[0])]
+        paths = [Path(readable(text)) for text in (line, line.split()[0])]
         paths += [path.with_suffix("") for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
         ends = ("/".join(path.parts[first:]) for path in paths for first in range(len(path.parts)))
         name = next((end for end in ends if end in samples), None)

@@ -15,6 +15,7 @@ from segmentation.data.base import Sample, SegmentationData
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.sampler import Index, derive_seed
 from segmentation.data.transforms import Augment
+from segmentation.errors import InputError
 
 
 class RareCrops(NamedTuple):
@@ -76,7 +77,10 @@ class SplitDataset(Dataset):
         return item
 
     def _load(self, index: int) -> Sample:
-        sample = (self.kept[index] if self.kept else self.data.load(self.split, index)).copy()
+        try:
+            sample = (self.kept[index] if self.kept else self.data.load(self.split, index)).copy()
+        except InputError as error:  # without its class, which torch cannot build again outside a worker
+            raise InputError(str(error)) from error
         sample["mask"] = sample["mask"].long()
         return sample
 
@@ -103,6 +107,13 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
     tiny = {key: np.array(batch[key]) for key in ("size", "index")}
     compact = {"mask": torch.int16, "instance": torch.int32}
+    shapes = [tuple(mask.shape) for mask in batch["mask"]]
+    if len(set(shapes)) > 1:
+        found = ", ".join(f"{name} {w}x{h}" for name, (h, w) in zip(batch["name"], shapes, strict=True))
+        raise InputError(
+            f"images of one batch have unequal sizes: {found}. If the files have changed since the run began, start it "
+            "again with --resume; else take the transform away from data.augment that changes sizes"
+        )
     for key in batch.keys() - {"name", "size", "index"}:
         batch[key] = default_collate([x.to(compact.get(key, x.dtype)) for x in batch[key]])
     return batch | tiny

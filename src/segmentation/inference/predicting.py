@@ -39,7 +39,7 @@ def predict(args: list[str] | None = None) -> int:
     bad: list[str] = []
     started, pixels = time.perf_counter(), 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[at]}"), transient=True) as bar:
+    with Progress(*columns, TextColumn("{task.fields[at]}", markup=False), transient=True) as bar:
         task = bar.add_task("predict", total=len(todo), at="")
 
         def strips(name: str, image: np.ndarray) -> Iterator[tuple[int, Tensor]]:
@@ -98,15 +98,15 @@ def find_images(inputs: Iterable[str], output: Path) -> dict[str, Path]:
     written = os.path.realpath(output)  # what an earlier run has put there is none of them
     for text in inputs:
         path = Path(text)
-        if path.is_file():
-            found.append((path, Path(path.name)))
-            continue
         if path.is_dir():
             files = walk(path)
+        elif os.path.lexists(path):
+            found.append((path, Path(path.name)))
+            continue
         elif glob.has_magic(text):
             path = Path(re.split(r"[*?\[]", text)[0] + "x").parent
             matches = map(Path, sorted(glob.glob(text, recursive=True)))
-            files = (file for file in matches if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES)
+            files = (file for file in matches if not file.is_dir() and file.suffix.lower() in IMAGE_SUFFIXES)
         else:
             raise InputError(f"{text}: no such file or folder")
         apart = written == os.path.realpath(path)  # refused, later
@@ -140,8 +140,10 @@ def _read_ahead(predictor: Predictor, todo: dict[str, Path]) -> Iterator[tuple[s
 
 
 def _is_large(path: Path) -> bool:
+    if not path.is_file():
+        return False
     try:
         with Image.open(path) as image:
             return image.width * image.height > LARGE
     except (OSError, ValueError, Image.DecompressionBombError):
-        return path.is_file() and path.stat().st_size > LARGE
+        return path.stat().st_size > LARGE

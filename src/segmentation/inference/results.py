@@ -23,7 +23,7 @@ from segmentation.job import check_folder
 from segmentation.losses.overlap import probabilities
 from segmentation.module import SegmentationModule
 from segmentation.pictures import overlay, save_png
-from segmentation.writing import write_json, write_text, written_whole
+from segmentation.writing import remove_stale, write_json, write_text, written_whole
 
 RECORD = "predict.json"  # in an output folder: what made the masks in it, and of which images
 SHOWN = 2048  # pixels of an overlay's longest side at most
@@ -56,9 +56,7 @@ class Results:
         """Images still to be predicted; the record of them is written, what they replace is removed. Raises InputError
         if results would lie among the images or on one another, or others are there already."""
         self._check_places()
-        made_by, known = self._made_by(), {}
-        if self.record.is_file():
-            known = json.loads(self.record.read_text(encoding="utf-8"))
+        made_by, known = self._made_by(), self._known()
         before, files = known.get("images", {}), {name: os.path.realpath(file) for name, file in self.images.items()}
         differ = [
             key for key in ("checkpoint", "--format", "--tta", "--tile") if known and known.get(key) != made_by[key]
@@ -78,8 +76,24 @@ class Results:
         for path in (path for name in todo if name in before for path in self.every(name).values()):
             path.unlink(missing_ok=True)
         self.output.mkdir(parents=True, exist_ok=True)
+        remove_stale(self.output, idle=600)
         write_json(self.record, {**made_by, "images": ({} if differ else before) | files})
         return todo
+
+    def _known(self) -> dict[str, Any]:
+        """What is recorded of the results that are there; nothing where there are none."""
+        if not self.record.is_file():
+            return {}
+        try:
+            known = json.loads(self.record.read_text(encoding="utf-8"))
+            if not isinstance(known["images"], dict):
+                raise TypeError("images is no table")
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{self.record}: is damaged ({error}), and nothing else says what made the masks beside it. Choose "
+                f"another OUTPUT, or remove {self.output}"
+            ) from error
+        return known
 
     def end(self, bad: list[str]) -> None:
         """Keep the list of images that could not be read; none of an earlier try stays."""

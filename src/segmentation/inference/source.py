@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.checkpoint import blame, build, find_class, load_module, read_checkpoint
 from segmentation.cli import OURS
+from segmentation.cluster import check_meeting_place
 from segmentation.data import Labels, SegmentationData, SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
@@ -33,6 +34,7 @@ def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: 
     """A checkpoint with its data, or that of an overlay (`options.data`), on which options of data and trainer from the
     command line (`rest`) count. `split` is the one to be tested; None: the data set's own. Raises InputError if there
     is no such split, or the data set is not like the one that was trained on."""
+    check_meeting_place()
     checkpoint = read_checkpoint(options.checkpoint)
     module = load_module(checkpoint, options.checkpoint, with_loss=job == "eval")
     parser, config = _configure(job, checkpoint, options, rest)
@@ -75,7 +77,7 @@ def _configure(
     if overlay:
         try:
             section = dict(yaml.safe_load(Path(overlay).read_text(encoding="utf-8"))["data"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{overlay}: is no overlay with a data section, like configs/data/*.yaml: {error}"
             ) from error
