@@ -91,6 +91,8 @@ def main() -> None:
     step, options = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if step not in steps:
         raise InputError(f"{step!r} is no step; benchmarks/gpu.sh takes {', '.join(steps)}")
+    if step in ("feed", *TRAINED):
+        os.environ["SEG_DATA"] = str(find_data(TRAINED[step].data if step in TRAINED else "camvid"))
     if step != "wheels":
         check_device()
         install()
@@ -155,7 +157,7 @@ def call(step: str, words: list[str], ending: signal.Signals = signal.SIGTERM, *
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, **own, **environment},
+        env={**os.environ, **own, **({"CUDA_VISIBLE_DEVICES": ""} if CPU else {}), **environment},
     )
     assert process.stdout is not None
     log = (OUT / f"{step}.log").open("a")
@@ -325,14 +327,12 @@ def todo(units: dict[str, list[str]], found: dict[str, Any]) -> str:
 
 
 def feed(step: str, options: list[str]) -> int:
-    data = find_data("camvid")
     own = [str(ROOT / "benchmarks/training.py"), "--epochs", "8", *overlays("data/camvid", "experiment/camvid_gpu")]
     units = {
         "unet": [*own, *device_options()],
         "unet_plus_plus": [*own, *overlays("model/unet_plus_plus"), *device_options()],
         "unet_3plus": [*own, *overlays("model/unet_3plus"), *device_options()],
     }
-    os.environ["SEG_DATA"] = str(data)
     status, found = each_unit(step, units, options)
     parts = list(next(iter(found.values()))["shares"]) if found else []
     rows: list[tuple[Any, ...]] = [("net", "batch", "whole epoch", "step alone", "kept (goal: 90 %)", *parts)]
@@ -357,7 +357,6 @@ def device_options() -> list[str]:
 
 def train(step: str, options: list[str]) -> int:
     run, name = TRAINED[step], f"gpu-{step}"
-    os.environ["SEG_DATA"] = str(find_data(run.data))
     words = [str(ROOT / "src/train.py"), *overlays(f"data/{run.data}", *run.overlays), *run.options]
     words += ["--trainer.enable_progress_bar", "false", *device_options(), *options, "--name", name, "--resume"]
     status = call(step, words)
@@ -409,24 +408,32 @@ def wheels(step: str, options: list[str]) -> int:
     names = options or ["camvid"]
     if not place or not all((Path(place) / name).is_dir() for name in names):
         raise InputError(f"no data: SEG_DATA ({place or 'not set'}) must name a folder that has {', '.join(names)}")
+    data = [(f"data/{name}", size(Path(place) / name)) for name in names]
+    refuse_large(data)
     for part in ("wheels", "data"):
         shutil.rmtree(PACK / part, ignore_errors=True)
     words = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
     words += ["--python-version", "3.12", "--dest", str(PACK / "wheels"), "-r", str(ROOT / "benchmarks/gpu_wheels.txt")]
-    for version in ("2_28", "2_27", "2_17", "2014", "1"):
-        words += ["--platform", f"manylinux{'_' * ('_' in version)}{version}_x86_64"]
+    for version in ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux1"):
+        words += ["--platform", f"{version}_x86_64"]
     if call(step, words):
         raise InputError(f"pip could not fetch the wheels: {OUT / step}.log says why")
-    rows = [(path.name, size(path)) for path in sorted((PACK / "wheels").iterdir())]
-    rows += [(f"data/{name}", size(Path(place) / name)) for name in names]
-    total = sum(mib for _, mib in rows)
-    lines = [(name, f"{mib:.2f}") for name, mib in [*rows, ("all", total)]]
-    show(step, table((f"in {PACK}/", "MiB"), *lines))
-    if total > LARGEST_PACK:
-        raise InputError(f"{PACK}/ would have {total:.1f} MiB, and {LARGEST_PACK:g} is the most: name fewer data sets")
+    rows = [*((path.name, size(path)) for path in sorted((PACK / "wheels").iterdir())), *data]
+    refuse_large(rows)
     for name in names:
         shutil.copytree(Path(place) / name, PACK / "data" / name, copy_function=shutil.copy)
+    total = ("all", sum(mib for _, mib in rows))
+    show(step, table((f"in {PACK}/", "MiB"), *((name, f"{mib:.2f}") for name, mib in [*rows, total])))
     return 0
+
+
+def refuse_large(rows: list[tuple[str, float]]) -> None:
+    total = sum(mib for _, mib in rows)
+    if total > LARGEST_PACK:
+        listed = ", ".join(f"{name} {mib:.1f}" for name, mib in rows if mib >= 0.1)
+        raise InputError(
+            f"{PACK}/ would have {total:.1f} MiB, {LARGEST_PACK:g} is the most ({listed}): name fewer data sets"
+        )
 
 
 def size(path: Path) -> float:
