@@ -53,9 +53,9 @@ GROUPS = {
 #: Published figures, each by the unit of `nets` that measures its like here.
 NVIDIA = "NVIDIA/DeepLearningExamples, TensorFlow2/Segmentation"
 PUBLISHED = [
-    ("mark_unet", "training", 141, f"A100 80 GB, mixed precision, unpadded; {NVIDIA}/UNet_Medical"),
-    ("mark_unet", "inference", 463, f"A100 80 GB, mixed precision, unpadded; {NVIDIA}/UNet_Medical"),
-    ("mark_unet_3plus", "training", 26, f"A100 80 GB, TF32, not mixed; {NVIDIA}/Contrib/UNet3P, contributed"),
+    ("mark_unet", "training", 141, f"572x572, A100 80 GB, mixed precision, unpadded; {NVIDIA}/UNet_Medical"),
+    ("mark_unet", "inference", 463, f"572x572, A100 80 GB, mixed precision, unpadded; {NVIDIA}/UNet_Medical"),
+    ("mark_unet_3plus", "training", 26, f"320x320, A100 80 GB, TF32, not mixed; {NVIDIA}/Contrib/UNet3P, contributed"),
 ]
 
 

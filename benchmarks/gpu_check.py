@@ -11,6 +11,7 @@ KEPT = Path(os.environ["GPU_CHECK"])
 outcomes: dict[str, dict] = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     done = [item for item in items if outcomes.get(name_of(item.nodeid), {}).get("outcome") in ("passed", "skipped")]
     config.hook.pytest_deselected(items=done)
