@@ -73,8 +73,8 @@ CAMVID = (
     "0.7195 on val, this U-Net, 368x480 (Intel open_model_zoo, unet-camvid-onnx-0001)",
     "0.705 on test, LETNet, 360x480 (Xu et al. 2023)",
 )
-PLUS_PLUS = ("--trainer.max_epochs", "300")
-THREE_PLUS = ("--model.net.classification_guided", "false", "--trainer.max_epochs", "200")
+PLUS_PLUS = ("--trainer.max_epochs", "200")
+THREE_PLUS = ("--model.net.classification_guided", "false", "--trainer.max_epochs", "150")
 NUCLEI = ("IoU of nuclei 0.906 by U-Net, 0.925 by UNet++, on other splits (Zhou et al. 2019)",)
 TRAINED = {
     "camvid": Run("camvid", ("experiment/camvid_gpu",), (), CAMVID),
