@@ -23,6 +23,7 @@ or its bytes, with everything else for nothing, over the time taken.
 
 import argparse
 import itertools
+import json
 import statistics
 import sys
 import time
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._dynamo
@@ -59,6 +61,7 @@ NETS: dict[str, Callable[[], SegmentationNet]] = {
     "UNet++, resnet34": lambda: UNetPlusPlus(encoder="resnet34", widths=(16, 32, 64, 128, 256, 512)),
     "smp Unet, resnet34": lambda: SmpNet(architecture="Unet"),
     "smp UnetPlusPlus, resnet34": lambda: SmpNet(architecture="UnetPlusPlus"),
+    "UNet3+, vgg19": lambda: UNet3Plus(encoder="vgg19"),  # beside a published figure of benchmarks/gpu.py
 }
 #: The net whose first row a ratio is to; others: their own. Ours beside what a user can install, with one encoder.
 BASE = {
@@ -70,7 +73,7 @@ BASE = {
 #: What is measured unless asked for: on CUDA the setting to train in, and no variants of one net.
 DEFAULTS = {
     "cpu": {
-        "nets": list(NETS),
+        "nets": [name for name in NETS if "vgg19" not in name],
         "modes": ["eager", "kept", "compiled"],
         "layouts": ["contiguous", "channels_last"],
         "dtypes": ["float32", "bf16"],
@@ -80,7 +83,7 @@ DEFAULTS = {
         "repeats": 5,
     },
     "cuda": {
-        "nets": [name for name in NETS if "pruned" not in name and "checkpointing" not in name],
+        "nets": [name for name in NETS if not any(word in name for word in ("pruned", "checkpointing", "vgg19"))],
         "modes": ["eager", "compiled", "graphs"],
         "layouts": ["channels_last"],
         "dtypes": ["bf16"],
@@ -168,6 +171,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=defaults[name], help=f"{what} (%(default)s)"
         )
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the table there too")
     args = parser.parse_args()
     if "graphs" in args.modes and args.device != "cuda":
         parser.exit(2, "nets.py: --modes graphs needs a GPU: on a CPU leave it out\n")
@@ -248,17 +252,34 @@ def print_table(rows: list[Row], limits: Limits, args: argparse.Namespace) -> No
     columns = "training step | | of peak | of limit | inference | | of peak | of limit | peak memory | |"
     print(f"| net | precision | layout | mode | {columns}\n{'|---' * 14}|")
     first = {row.name: row for row in reversed(rows)}
-    for row in rows:
-        base, cells = first.get(BASE.get(row.name, row.name), first[row.name]), ""
-        for key in ("train", "inference"):
-            time, time_base = (statistics.median(getattr(each, key)) for each in (row, base))
-            dtype = DTYPES[row.dtype]
-            shares = (share(row.works[key], dtype, time) for share in (limits.of_peak, limits.of_limit))
-            cells += (
-                f"| {time * 1e3:,.1f} ms | {time_base / time:.2f}x | " + " | ".join(f"{x:.1%}" for x in shares) + " "
-            )
-        memory = f"| {row.memory:.2f} GiB | {row.memory / base.memory:.2f} |"
-        print(f"| {row.name} | {row.dtype} | {row.layout} | {row.mode} {cells}{memory}")
+    found = [figures(row, first.get(BASE.get(row.name, row.name), first[row.name]), limits) for row in rows]
+    for each in found:
+        cells = [each["net"], each["precision"], each["layout"], each["mode"]]
+        for one in (each["training"], each["inference"]):
+            cells += [f"{one['ms']:,.1f} ms", f"{one['ratio']:.2f}x", f"{one['of_peak']:.1%}", f"{one['of_limit']:.1%}"]
+        print("|", " | ".join([*cells, f"{each['gib']:.2f} GiB", f"{each['gib_ratio']:.2f}"]), "|")
+    if args.output:
+        about = {"machine": machine(args.device), "limits": str(limits), "size": args.size}
+        batches = {"training": args.batch, "inference": args.infer_batch}
+        args.output.write_text(json.dumps({**about, "batches": batches, "rows": found}, indent=1))
+
+
+def figures(row: Row, base: Row, limits: Limits) -> dict[str, Any]:
+    """What the table says of a row; ratios are to `base`."""
+    dtype = DTYPES[row.dtype]
+    found: dict[str, Any] = {"net": row.name, "precision": row.dtype, "layout": row.layout, "mode": row.mode}
+    for key, times, times_base, works in (
+        ("training", row.train, base.train, row.works["train"]),
+        ("inference", row.inference, base.inference, row.works["inference"]),
+    ):
+        time = statistics.median(times)
+        found[key] = {
+            "ms": time * 1e3,
+            "ratio": statistics.median(times_base) / time,
+            "of_peak": limits.of_peak(works, dtype, time),
+            "of_limit": limits.of_limit(works, dtype, time),
+        }
+    return {**found, "gib": row.memory, "gib_ratio": row.memory / base.memory}
 
 
 if __name__ == "__main__":

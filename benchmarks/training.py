@@ -12,6 +12,7 @@ log_every_n_steps, for the losses that are logged.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--batch-size", help="data.batch_size")
     parser.add_argument("--workers", help="data.num_workers")
     parser.add_argument("--net", help="model.net")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there too")
     args, options = parser.parse_known_args()
     given = {"data.batch_size": args.batch_size, "data.num_workers": args.workers, "model.net": args.net}
     words = [word for key, value in given.items() if value for word in (f"--{key}", value)]
@@ -144,10 +146,13 @@ def main() -> None:
     finally:
         release(cli.run_folder.name)
         shutil.rmtree(cli.run_folder.path, ignore_errors=True)
-    print_tables(cli.trainer, stopwatch, cli.datamodule.batch_size)
+    found = print_tables(cli.trainer, stopwatch, cli.datamodule.batch_size)
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=1))
 
 
-def print_tables(trainer: Trainer, stopwatch: Stopwatch, batch_size: int) -> None:
+def print_tables(trainer: Trainer, stopwatch: Stopwatch, batch_size: int) -> dict[str, Any]:
+    """Print them, and return their figures."""
     steps, epochs = trainer.num_training_batches, stopwatch.epochs
     size = "x".join(map(str, stopwatch.batch["image"].shape))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -168,6 +173,10 @@ def print_tables(trainer: Trainer, stopwatch: Stopwatch, batch_size: int) -> Non
     print("| part of an epoch | ms a step | share |\n|---|---|---|")
     for part, total in found.items():
         print(f"| {part} | {total / len(epochs) / steps * 1e3:,.2f} | {total / sum(epochs):.1%} |")
+    shares = {part: total / sum(epochs) for part, total in found.items()}
+    about = {"machine": machine(trainer.strategy.root_device.type), "net": type(trainer.lightning_module.net).__name__}
+    about |= {"precision": trainer.precision, "batch": size, "workers": loader.num_workers, "cores": cores}
+    return {**about, "epoch": rate, "alone": alone, "shares": shares}
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class Introduction(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":  # before a callback of the user's copies the module, to average its weights
             pl_module.fill()
+            pl_module.to(trainer.strategy.root_device)  # the copy stays where the module is now: not on the CPU
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:

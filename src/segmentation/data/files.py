@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps
@@ -135,6 +134,8 @@ def _decoded(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray
         elif pages > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
             raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own")
         if deep or (large and image.format in ("PNG", "JPEG")):
+            import imagecodecs  # large, and of no use to most data sets
+
             decode = imagecodecs.png_decode if image.format == "PNG" else imagecodecs.jpeg8_decode
             return _upright(decode(path.read_bytes()), image.getexif().get(274, 1)), image.mode
         image.load()
