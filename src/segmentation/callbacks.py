@@ -184,6 +184,12 @@ class Pictures(Callback):
         self.run, self.images, self.every_n_epochs = run, images, every_n_epochs
         self.shown: int | None = None  # epoch of the last sheet
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"shown": self.shown}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.shown = state_dict["shown"]
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch
         due = self.shown is None or epoch - self.shown >= self.every_n_epochs or epoch + 1 == trainer.max_epochs

@@ -50,6 +50,16 @@ OURS = {
     "model_registry",
 }
 
+#: Options that a resumed run may change, as they cannot change its result.
+FREE = (
+    "data.cache",
+    "data.num_workers",
+    "trainer.enable_progress_bar",
+    "checkpoint.every_minutes",
+    "pictures.",
+    "wandb.",
+)
+
 USAGE = "python src/train.py [--config OVERLAY ...] [--name N] [--resume] [--any.option value]"
 DESCRIPTION = (
     "Trains a segmentation net, tests its best checkpoint and says where the run folder is. Defaults are those of "
@@ -120,8 +130,9 @@ class SegmentationCLI(LightningCLI):
             except InputError as error:
                 raise InputError(f"{self.run_folder.config}: {error}") from error
             now = parser.parse_args(["--config", str(self.run_folder.config), *args])
-            _refuse_changes(_flat(own), _flat(now), self.run_folder)
-            self.config = now
+            asked, self.config = self.config, own
+            for key in _changes(_flat(own), _flat(now), _flat(asked), self.run_folder):
+                self.config[key] = now[key]
             for key in ("name", "resume"):
                 self.config.pop(key)
 
@@ -210,7 +221,7 @@ class SegmentationCLI(LightningCLI):
                 print(_verdict(float(trainer.callback_metrics.get("val/miou", "nan"))), flush=True)
             return
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        tested = Path(best or run.checkpoints / "last.ckpt")  # never validated
+        tested = run.checkpoints / ("best.ckpt" if best else "last.ckpt")  # the last where nothing was validated
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
         # Not by ckpt_path, for which a weight-averaging callback would go back to the weights that it averaged.
         self.model.load_state_dict(read_checkpoint(tested)["state_dict"])
@@ -251,18 +262,28 @@ def _flat(config: Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(config.as_flat()).items() if key.split(".")[0] not in skip}
 
 
-def _refuse_changes(own: dict[str, Any], now: dict[str, Any], run: RunFolder) -> None:
-    """A resumed run is the run it was, but it may be longer."""
+def _changes(own: dict[str, Any], now: dict[str, Any], asked: dict[str, Any], run: RunFolder) -> list[str]:
+    """The options of a resumed run that this command line changes: none that could change a result, but the run may be
+    longer.
+
+    Args:
+        own: the run's config.
+        now: the command line over it. Where that appends to a list (`--trainer.callbacks+=`), it does so again.
+        asked: the command line over the defaults, as the run began.
+        run: the run folder, for the error.
+    """
     epochs = "trainer.max_epochs"  # not max_steps: a stop within an epoch ends that epoch
     before, after = (float("inf") if each[epochs] in (None, -1) else each[epochs] for each in (own, now))
-    changed = [key for key in sorted(own.keys() | now.keys()) if own.get(key) != now.get(key)]
-    wrong = [key for key in changed if key != epochs or after < before]
+    differ = [key for key in sorted(own.keys() | now.keys()) if own.get(key) != now.get(key)]
+    changed = [key for key in differ if asked.get(key) != own.get(key)]
+    wrong = [key for key in changed if not key.startswith(FREE) and (key != epochs or after < before)]
     if wrong:
         listed = ", ".join(f"{key} (run: {own.get(key)}, now: {now.get(key)})" for key in wrong[:4])
         raise InputError(
             f"--resume goes on with {run.config}, but these options differ: {listed}. "
             "Take them away, or start another run under another --name"
         )
+    return changed
 
 
 def _tell_wandb(trainer: Trainer, config: dict[str, Any], classes: list[str]) -> None:

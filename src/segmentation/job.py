@@ -19,6 +19,7 @@ SMALL_TALK = (
     '.*install "ipywidgets" for Jupyter support.*',  # a notebook without them has no bar, and needs none
     ".*`srun` command is available.*",  # on every login node
     ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",  # it is: see TrainLoader
     ".*sync_dist=True.*",
     ".*is already saved during checkpointing.*",
     r"\s*Unable to serialize instance.*",  # train.py refuses it, in a line

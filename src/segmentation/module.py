@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segmentation.checkpoint import load_module, read_checkpoint, warm_start
 from segmentation.data import SegmentationDataModule
@@ -167,6 +169,11 @@ class SegmentationModule(LightningModule):
     def on_train_start(self) -> None:
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
         tell_length(self.trainer)
+        # Lightning leaves out these hooks where a run goes on within an epoch.
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(self.trainer)
+        self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         last = self.current_epoch + 1 == self.trainer.max_epochs and self.validate_every is not None
@@ -179,9 +186,11 @@ class SegmentationModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         heads = self.net(self.normalize(batch["image"]))
-        loss, terms = self.criterion(heads, batch)
+        step_pixels = self.step_pixels(batch)
+        loss, terms = self.criterion(heads, batch, step_pixels)
         self.losses = {"loss_step": loss.detach(), **{key: term.detach() for key, term in terms.items()}}
-        self.count("train", heads, batch, loss - terms.get("presence/loss", 0.0))
+        mass = None if step_pixels is None else self.loss.step_mass(heads.logits[-1], step_pixels)
+        self.count("train", heads, batch, loss - terms.get("presence/loss", 0.0), mass)
         return loss
 
     def configure_gradient_clipping(
@@ -194,6 +203,13 @@ class SegmentationModule(LightningModule):
             scaler.unscale_(optimizer)
         algorithm = gradient_clip_algorithm or GradClipAlgorithmType.NORM
         Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
+
+    def step_pixels(self, batch: dict[str, Any]) -> Tensor | None:
+        """(K,) pixels of each class in a batch of this step, averaged over its batches and all processes; None where
+        the step is this batch alone."""
+        if self.trainer.accumulate_grad_batches * self.trainer.world_size == 1:
+            return None
+        return self.trainer.strategy.reduce(batch["step_pixels"].to(self.device), reduce_op="mean")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step; and every so many the losses, for the loggers. (`self.log` would give the same rows, take its time
@@ -234,7 +250,9 @@ class SegmentationModule(LightningModule):
             masses.append(self.loss.mass(logits[-1], one["mask"]))
         return self.count(split, heads, batch, torch.stack(losses), torch.stack(masses))
 
-    def criterion(self, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def criterion(
+        self, heads: Heads, batch: dict[str, Any], step_pixels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Deep supervision: the weighted sum of the heads' losses, and that of class presence where a net predicts it.
 
         Returns:
@@ -245,8 +263,11 @@ class SegmentationModule(LightningModule):
         terms: dict[str, Tensor] = {}
         for number, logits in enumerate(heads.logits, start=1):
             head = f"head{number}/" if len(heads.logits) > 1 else ""
-            parts = self.loss.terms(logits, mask, weight)
-            each.append(torch.stack([*parts.values()]).sum() if parts else self.loss(logits, mask, weight))
+            parts = self.loss.terms(logits, mask, weight, step_pixels)
+            if parts:
+                each.append(torch.stack([*parts.values()]).sum())
+            else:
+                each.append(self.loss(logits, mask, weight, step_pixels))
             parts |= {"loss": each[-1]} if head else {}
             terms |= {f"{head}{name}": term for name, term in parts.items()}
         total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
@@ -259,8 +280,8 @@ class SegmentationModule(LightningModule):
     def count(
         self, split: str, heads: Heads, batch: dict[str, Any], loss: Tensor, mass: Tensor | None = None
     ) -> Tensor:
-        """Add a batch to the split's figures, and return the logits that predict. Where `loss` is of each image, so is
-        `mass`, what it was divided by."""
+        """Add a batch to the split's figures, and return the logits that predict. `mass` is what `loss` was divided by:
+        None for the batch's own; where `loss` is of each image, so is `mass`."""
         metrics = getattr(self, f"{split}_metrics")
         each = [self.classify(logits) for logits in heads.logits] if len(metrics.heads) else ()
         combined = self.net.combine(heads)
@@ -272,8 +293,10 @@ class SegmentationModule(LightningModule):
     def report(self, split: str) -> None:
         """Log a finished epoch's figures, which are those of all processes."""
         metrics = getattr(self, f"{split}_metrics")
-        found = metrics.compute()
-        self.log_dict({f"{split}/{key}": value for key, value in found.items()})
+        found = {f"{split}/{key}": value for key, value in metrics.compute().items()}
+        self.log_dict(found)
+        if self.trainer.training or self.trainer.validating:
+            self.step_on_plateau(split, found)
         if metrics.collapsed and not (self.warned or self.trainer.sanity_checking):
             self.warned = True
             rank_zero_warn(
@@ -282,6 +305,20 @@ class SegmentationModule(LightningModule):
                 "masks of other images. configs/trainer/debug.yaml tells whether one batch can be learnt"
             )
         metrics.reset()
+
+    def step_on_plateau(self, split: str, found: dict[str, Tensor]) -> None:
+        """Tell a ReduceLROnPlateau the figure that it monitors, as soon as it is known. (Lightning would tell it after
+        the epoch's checkpoint, and a run resumed from that would lack the step.)"""
+        scheduler = self.lr_schedulers()
+        if not isinstance(scheduler, ReduceLROnPlateau) or not self.monitor.startswith(f"{split}/"):
+            return
+        if self.monitor not in found:
+            raise InputError(f"model.schedule.monitor {self.monitor} is not logged; choose one of {', '.join(found)}")
+        scheduler.step(found[self.monitor])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):  # see step_on_plateau
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_train_epoch_end(self) -> None:
         self.report("train")
@@ -312,13 +349,16 @@ class SegmentationModule(LightningModule):
         except ValueError as error:  # torch's own checks of the user's numbers
             raise InputError(f"model.optimizer or model.schedule: {error}") from error
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            monitor, frequency = getattr(scheduler, "monitor", "val/loss"), self.trainer.check_val_every_n_epoch
-            config |= {"interval": "epoch", "monitor": monitor, "frequency": frequency or 1}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            self.monitor = getattr(scheduler, "monitor", "val/loss")
+            if not self.monitor.startswith(("train/", "val/")):
+                raise InputError(f"model.schedule.monitor {self.monitor} is not logged; val/loss and val/miou are")
+            config |= {"interval": "epoch", "monitor": self.monitor, "strict": False}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = self.trainer.precision
+        checkpoint["should_stop"] = self.trainer.should_stop  # by early stopping, say: the run is to be tested only
         net = checkpoint["hyper_parameters"]["net"]
         if isinstance(net, dict) and net.get("init_args", {}).get("encoder_weights"):  # they are in this file
             net = {**net, "init_args": {**net["init_args"], "encoder_weights": None}}
@@ -334,6 +374,8 @@ class SegmentationModule(LightningModule):
             for key, value in checkpoint["train_counts"].items():
                 getattr(self.train_metrics, key).copy_(value)
             self.train_metrics._update_count = 1
+        if self._trainer is not None and self.trainer.training:
+            self.trainer.should_stop = checkpoint.get("should_stop", False)
 
 
 def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:

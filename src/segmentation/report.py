@@ -30,9 +30,10 @@ def report(
         matrix, counts = module.test_counts
         write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
         save_png(confusion_figure(matrix, labels), picture)
-    epoch = read_checkpoint(tested)["epoch"]
+    checkpoint = read_checkpoint(tested)
+    epoch = checkpoint["epoch"]
     summary = {
-        **_figures_of_epoch(run, epoch),
+        **_logged_figures(run, epoch, checkpoint["global_step"]),
         **found,
         "split": data.test_split,
         "epoch": epoch,
@@ -57,12 +58,18 @@ def report(
             logged.log_artifact(artifact)
 
 
-def _figures_of_epoch(run: RunFolder, epoch: int) -> dict[str, float]:
-    """Training's and validation's figures of the epoch whose checkpoint was tested, from metrics.csv."""
+def _logged_figures(run: RunFolder, epoch: int, step: int) -> dict[str, float]:
+    """Training's figures of the epoch whose checkpoint was tested, and the validation's of the step at which that was
+    saved, from metrics.csv."""
     with run.metrics.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["epoch"] == str(epoch)]
-    splits = ("train/", "val/")
-    return {key: float(value) for row in rows for key, value in row.items() if value and key.startswith(splits)}
+    # A validation between accumulated batches is logged under the step that is under way.
+    validations = [row for row in rows if row.get("val/miou") and int(row["step"]) in (step - 1, step)]
+    found: dict[str, float] = {}
+    for split, of_split in (("train/", rows), ("val/", validations[:1])):
+        for row in of_split:
+            found |= {key: float(value) for key, value in row.items() if value and key.startswith(split)}
+    return found
 
 
 def print_table(found: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> None:

@@ -1,6 +1,7 @@
 """What is kept of a run: checkpoints/best.ckpt and checkpoints/last.ckpt."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -21,6 +22,22 @@ class CheckpointOptions:
     every_minutes: float = 10.0
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """best.ckpt, by val/miou. A resumed run knows it from its own folder, which may have been moved or copied."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["best_model_path"]:
+            best = str(Path(self.dirpath or ".") / "best.ckpt")
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": best,
+                "kth_best_model_path": best,
+                "best_k_models": {best: state_dict["best_model_score"]},
+            }
+        super().load_state_dict(state_dict)
+
+
 class LastCheckpoint(ModelCheckpoint):
     """last.ckpt at every epoch's end. (Within an epoch: `cluster.MidEpoch`.)"""
 
@@ -33,5 +50,5 @@ class LastCheckpoint(ModelCheckpoint):
 def checkpoint_callbacks(run: RunFolder) -> list[Callback]:
     """best.ckpt and last.ckpt. The best comes first: it is what `trainer.checkpoint_callback` names."""
     place: dict[str, Any] = {"dirpath": run.checkpoints, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, **place)
+    best = BestCheckpoint(filename="best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, **place)
     return [best, LastCheckpoint(filename="last", save_on_train_epoch_end=True, **place)]

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from typing import NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
-from segmentation.data.labels import Labels
+from segmentation.data.labels import IGNORE_INDEX, Labels
 
 SPLITS = ("train", "val", "test")
 
@@ -17,6 +18,12 @@ class Sample(TypedDict):
     mask: Tensor  # (H, W) int64, class indices, IGNORE_INDEX where nothing counts
     instance: NotRequired[Tensor]  # (H, W) int64, 0 for none, one id an individual
     weight: NotRequired[Tensor]  # (H, W) float32, a factor on each pixel's loss
+
+
+def count_pixels(mask: Tensor, num_classes: int) -> Tensor:
+    """Pixels of each class in a mask of class indices, and then those that are ignored: (K + 1,) int64."""
+    cell = mask.where(mask != IGNORE_INDEX, num_classes)
+    return torch.bincount(cell.flatten(), minlength=num_classes + 1)
 
 
 class SegmentationData(ABC):

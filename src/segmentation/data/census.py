@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import track
 
-from segmentation.data.base import SPLITS, Sample, SegmentationData
+from segmentation.data.base import SPLITS, Sample, SegmentationData, count_pixels
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.errors import InputError
 from segmentation.writing import write_text
@@ -175,7 +175,7 @@ def examine(sample: Sample, labels: Labels, name: str) -> Record:
     """
     _check_sample(sample, labels, name)
     image, mask, classes = sample["image"], sample["mask"], labels.num_classes
-    *pixels, ignored = torch.bincount(mask.where(mask != IGNORE_INDEX, classes).flatten(), minlength=classes + 1)
+    *pixels, ignored = count_pixels(mask, classes)
     numbers, scale = image.numpy(), scale_of(image.dtype, labels)
     bands = numbers.reshape(len(numbers), -1).astype(np.float64)
     return Record(

@@ -1,11 +1,13 @@
 """The LightningDataModule: from a data set to batches on their way to the device."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -13,7 +15,7 @@ from torchvision.transforms import v2
 from segmentation.data.base import SPLITS, SegmentationData
 from segmentation.data.census import Census, available_cores, find_leaks, take_census
 from segmentation.data.loading import RareCrops, SplitDataset, collate, ignore_preemption, unpack
-from segmentation.data.sampler import EvalBatches, TrainBatches, TrainLoader
+from segmentation.data.sampler import EvalBatches, Progress, TrainBatches, TrainLoader
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
@@ -87,7 +89,6 @@ class SegmentationDataModule(LightningDataModule):
         self.num_workers, self.cache, self.skip = num_workers, cache, on_bad_file == "skip"
         self.seed = seed
         self._censuses: dict[str, Census] = {}
-        self.place = {"epoch": 0, "batch": 0}
         #: The split that is tested: the validation split where a data set has no test split.
         self.test_split = "test" if self.dataset.names("test") else "val"
 
@@ -164,32 +165,48 @@ class SegmentationDataModule(LightningDataModule):
         return self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Trainer sets it without declaring it
 
     def train_dataloader(self) -> DataLoader:
-        self.train_loader = self._train_loader()
-        self.train_loader.load_state_dict(self.place)
+        split = self._training_split()
+        batches = self._train_batches(len(split))
+        if batches.epoch_length % batches.accumulate:
+            raise InputError(
+                f"trainer.limit_train_batches makes an epoch of {batches.epoch_length} batches, which is no whole "
+                f"number of steps of {batches.accumulate} batches. Fix: --trainer.limit_train_batches "
+                f"{-(-batches.epoch_length // batches.accumulate) * batches.accumulate}"
+            )
+        self.train_loader = TrainLoader(split, batch_sampler=batches, progress=self._progress, **self._workers())
         return self.train_loader
 
-    def _train_loader(self) -> TrainLoader:
+    def _training_split(self) -> SplitDataset:
         if self.overfit:
-            split = self._split("train", Augment(self.augment.crop, []))
-        else:
-            split = self._split("train", self.augment, self._rare())
-        trainer, shuffle = self.trainer, not self.overfit
-        place, limit = (trainer.global_rank, trainer.world_size), trainer.limit_train_batches
-        batches = TrainBatches(len(split), self.batch_size, self.seed, *place, shuffle, limit)
-        return TrainLoader(split, batch_sampler=batches, **self._workers())
+            return self._split("train", Augment(self.augment.crop, []))
+        return self._split("train", self.augment, self._rare())
 
-    # Lightning gives a loader its state back in mid-epoch only; a new one must know its epoch in any case.
-    def state_dict(self) -> dict[str, int]:
-        """The next batch to train on, for a checkpoint."""
-        loader = getattr(self, "train_loader", None)  # Lightning's finders save before there is one
-        return loader.state_dict() if loader else self.place
+    def _train_batches(self, length: int) -> TrainBatches:
+        trainer = self.trainer
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        schedulers = [each for each in callbacks if isinstance(each, GradientAccumulationScheduler)]
+        factors = [factor for each in schedulers for factor in each.scheduling.values()]
+        return TrainBatches(
+            length,
+            self.batch_size,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            shuffle=not self.overfit,
+            limit=trainer.limit_train_batches,
+            accumulate=math.lcm(trainer.accumulate_grad_batches, *factors),
+        )
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.place = state_dict
+    def _progress(self) -> Progress:
+        """What the trainer has done, which a checkpoint gives back to it."""
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return Progress(self.trainer.current_epoch, batch, self.trainer.accumulate_grad_batches)
 
     def val_dataloader(self) -> DataLoader:
-        # Where a batch is overfitted: does the net know by heart what it was trained on?
-        return self._train_loader() if self.overfit else self._eval_loader("val")
+        if self.overfit:  # does the net know by heart what it was trained on?
+            split = self._training_split()
+            return DataLoader(split, batch_sampler=self._train_batches(len(split)), **self._workers())
+        return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from segmentation.data.base import Sample, SegmentationData
+from segmentation.data.base import Sample, SegmentationData, count_pixels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.sampler import Index, derive_seed
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
+
+#: What of a sample is so small that it travels without a tensor.
+TINY = ("size", "index", "pixels")
 
 
 class RareCrops(NamedTuple):
@@ -74,6 +77,7 @@ class SplitDataset(Dataset):
         item: dict[str, Any] = {**sample, "name": self.names[index], "size": size, "index": index}
         if filler:
             item |= {"mask": torch.full_like(item["mask"], IGNORE_INDEX), "index": -1}
+        item["pixels"] = count_pixels(item["mask"], self.data.labels.num_classes)[:-1].numpy()
         return item
 
     def _load(self, index: int) -> Sample:
@@ -105,7 +109,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch as it travels from a worker to the device: class indices in two bytes, ids in four, and no tensor for
     what is tiny, as each one costs a connection between the processes (`python benchmarks/loading.py`)."""
     batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
-    tiny = {key: np.array(batch[key]) for key in ("size", "index")}
+    tiny = {key: np.array(batch[key]) for key in TINY}
     compact = {"mask": torch.int16, "instance": torch.int32}
     shapes = [tuple(mask.shape) for mask in batch["mask"]]
     if len(set(shapes)) > 1:
@@ -114,7 +118,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
             f"images of one batch have unequal sizes: {found}. If the files have changed since the run began, start it "
             "again with --resume; else take the transform away from data.augment that changes sizes"
         )
-    for key in batch.keys() - {"name", "size", "index"}:
+    for key in batch.keys() - {"name", *TINY}:
         batch[key] = default_collate([x.to(compact.get(key, x.dtype)) for x in batch[key]])
     return batch | tiny
 
@@ -124,9 +128,10 @@ def unpack(batch: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         {"image": (N, C, H, W), "mask": (N, H, W) int64, "size": (N, 2) original H and W, "index": (N,) position in the
-        split or -1 for a filler, "name": N names}, and "instance" and "weight", (N, H, W), where the data set has them.
-        All on the device, but size and index: what is not pinned holds up a step on its way there.
+        split or -1 for a filler, "pixels": (N, K) of each class, "name": N names}; "step_pixels", (K,), in training, as
+        `TrainLoader` says; and "instance" and "weight", (N, H, W), where the data set has them. All on the device, but
+        size, index and pixels: what is not pinned holds up a step on its way there.
     """
     whole = {key: batch[key].long() for key in batch.keys() & {"mask", "instance"}}
-    tiny = {key: torch.as_tensor(batch[key]) for key in ("size", "index")}
+    tiny = {key: torch.as_tensor(batch[key]) for key in TINY}
     return {**batch, **whole, **tiny}

@@ -5,7 +5,7 @@ changes in the main process), so that what a sample looks like is a function of 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -31,8 +31,9 @@ class TrainBatches(Sampler[list[Index]]):
     """Batches of one process over permutations of the samples, one an epoch; epoch after epoch, without end, so that
     workers read the next epoch's while this one ends.
 
-    Step i of N processes holds the samples that step i of one process with an N times larger batch would hold. Samples
-    that do not fill a batch wait for another epoch's permutation; a split smaller than a batch is repeated to fill it.
+    An epoch is a whole number of optimizer steps. Step i of N processes that accumulate M batches holds the samples
+    that step i of one process with an N x M times larger batch would hold. Samples that do not fill a step wait for
+    another epoch's permutation; a split smaller than a step is repeated to fill it.
 
     Args:
         length: number of samples.
@@ -42,6 +43,7 @@ class TrainBatches(Sampler[list[Index]]):
         world_size: number of processes.
         shuffle: False keeps the order of the data set, in epoch 0 for ever (to overfit a batch).
         limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), a number or a share.
+        accumulate: batches of an optimizer step.
 
     Attributes:
         epoch_length: batches of an epoch.
@@ -57,14 +59,16 @@ class TrainBatches(Sampler[list[Index]]):
         world_size: int = 1,
         shuffle: bool = True,
         limit: int | float = 1.0,
+        accumulate: int = 1,
     ) -> None:
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.epoch_length = min(len(self), limit) if isinstance(limit, int) else max(1, int(len(self) * limit))
         self.place = 0, 0
 
     def __len__(self) -> int:
-        return max(1, self.length // (self.batch_size * self.world_size))
+        steps = max(1, self.length // (self.batch_size * self.world_size * self.accumulate))
+        return steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[Index]]:
         start, step = self.place[1], self.batch_size * self.world_size
@@ -104,36 +108,43 @@ class EvalBatches(Sampler[list[Index]]):
         return iter(self.batches)
 
 
+class Progress(NamedTuple):
+    """Where training is: the epoch, the next batch in it, and the batches of an optimizer step."""
+
+    epoch: int
+    batch: int
+    accumulate: int = 1
+
+
 class TrainLoader(DataLoader):
-    """A DataLoader over `TrainBatches`, an epoch at a time, that knows its place, so that a resumed run goes
-    on with the very next batch. The datamodule keeps its `state_dict()` in every checkpoint, for a new loader."""
+    """A DataLoader over `TrainBatches`, an epoch at a time. Its workers read on into the next epoch while one ends.
+
+    Each batch gets `step_pixels`, (K,) float32: the pixels of each class in the batches of its optimizer step, averaged
+    over these batches. It is what a mean over the pixels of the whole step divides by.
+
+    Args:
+        progress: says where to go on from, each time that an epoch begins: a resumed run needs no other state.
+    """
 
     batch_sampler: TrainBatches
-    onward: Iterator[Any] | None
-    place: dict[str, int]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, progress: Callable[[], Progress], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.load_state_dict({"epoch": 0, "batch": 0})
+        self.progress = progress
+        self.batches: Iterator[Any] | None = None
+        self.following = 0, 0  # epoch and batch that `batches` gives next
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator over what DataLoader gives
-        onward: Any = self.onward
-        if onward is None or onward is not self._iterator:  # the workers have ended, or there are none
-            self.batch_sampler.place = self.place["epoch"], self.place["batch"]
-            onward = super().__iter__()
-            self.onward = onward
-        while True:
-            batch = next(onward)
-            self.place["batch"] += 1
-            ends = self.place["batch"] == self.batch_sampler.epoch_length
-            if ends:
-                self.place = {"epoch": self.place["epoch"] + 1, "batch": 0}
-            yield batch
-            if ends:
-                return
-
-    def state_dict(self) -> dict[str, int]:
-        return dict(self.place)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.place, self.onward = dict(state), None
+        epoch, batch, accumulate = self.progress()
+        workers_ended = self.batches is not self._iterator
+        if self.batches is None or workers_ended or self.following != (epoch, batch):
+            self.batch_sampler.place = epoch, batch
+            self.batches = super().__iter__()
+        while batch < self.batch_sampler.epoch_length:
+            step = [next(self.batches) for _ in range(accumulate)]
+            batch += accumulate
+            ends = batch >= self.batch_sampler.epoch_length
+            self.following = (epoch + 1, 0) if ends else (epoch, batch)
+            pixels = np.sum([each["pixels"].sum(axis=0) for each in step], axis=0) / accumulate
+            for each in step:
+                yield {**each, "step_pixels": torch.from_numpy(pixels).float()}

@@ -38,25 +38,41 @@ class SegmentationLoss(nn.Module, ABC):
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The loss, on float32 (or float64) logits. See `forward`."""
 
-    def forward(self, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
+    ) -> Tensor:
         """A scalar; 0 where every pixel is ignored.
 
         Args:
             logits: (N, K, H, W); K = 1 means a binary task: one logit, for class 1.
             mask: (N, H, W) int64 class indices, or IGNORE_INDEX.
             weight: (N, H, W), a factor on each pixel's share in the loss, or None.
+            step_pixels: (K,) pixels of each class in a batch of this optimizer step, averaged over its accumulated
+                batches and all processes; None: the step is this batch alone. A mean over pixels divides by their
+                number, so that the mean of the batches' losses is the loss of one large batch.
         """
         with torch.autocast(device_type=logits.device.type, enabled=False):
             precise = logits if logits.dtype == torch.float64 else logits.float()
-            return self.compute(precise, mask, weight)
+            loss = self.compute(precise, mask, weight)
+            return loss if step_pixels is None else loss * self.share(precise, mask, step_pixels)
 
-    def terms(self, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+    def terms(
+        self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What `forward` is the sum of, by name; nothing for a loss of one term."""
         return {}
 
     def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
         """What the sum over pixels was divided by: losses of batches add up to the split's when weighted by it."""
         return (mask != IGNORE_INDEX).sum()
+
+    def step_mass(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
+        """The mean of `mass` over the batches of a step."""
+        return step_pixels.sum()
+
+    def share(self, logits: Tensor, mask: Tensor, step_pixels: Tensor) -> Tensor | float:
+        """How much this batch counts among those of its step: 1 for a loss that is no mean over pixels."""
+        return 1.0
 
     def setup(self, census: Census) -> None:
         """Fill in what the config leaves to the data, from the census of the training split."""

@@ -32,6 +32,15 @@ class PixelLoss(SegmentationLoss):
             return valid.sum()
         return (self.class_weights[mask * valid] * valid).sum()
 
+    def step_mass(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
+        if logits.shape[1] == 1 or self.class_weights is None:
+            return step_pixels.sum()
+        return (self.class_weights * step_pixels).sum()
+
+    def share(self, logits: Tensor, mask: Tensor, step_pixels: Tensor) -> Tensor:
+        tiny = torch.finfo(step_pixels.dtype).tiny
+        return self.mass(logits, mask) / self.step_mass(logits, step_pixels).clamp(min=tiny)
+
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         valid = mask != IGNORE_INDEX
         weights = self.pixel_weights(logits)
@@ -43,21 +52,7 @@ class PixelLoss(SegmentationLoss):
         loss = loss if weights is None else loss * weights[mask * valid]
         loss = loss if weight is None else loss * weight
         mass = self.mass(logits, mask).to(loss.dtype)
-        return of_all_processes(loss.sum() / mass.clamp(min=torch.finfo(loss.dtype).tiny), mass)
-
-
-def of_all_processes(loss: Tensor, mass: Tensor) -> Tensor:
-    """A mean over this process's pixels, `mass` of them, whose gradient is that of the mean over all processes' pixels.
-
-    DDP averages gradients over processes as if each had as many valid pixels: so each one's counts by its share. The
-    value stays this process's own. Without a gradient, or with one process, this does nothing.
-    """
-    if not (loss.requires_grad and torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return loss
-    total = mass.detach().clone()
-    torch.distributed.all_reduce(total)
-    share = mass * torch.distributed.get_world_size() / total.clamp(min=torch.finfo(loss.dtype).tiny)
-    return loss.detach() + share * (loss - loss.detach())
+        return loss.sum() / mass.clamp(min=torch.finfo(loss.dtype).tiny)
 
 
 class CrossEntropy(PixelLoss):

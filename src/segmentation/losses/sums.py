@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from segmentation.data.census import Census
@@ -35,17 +36,26 @@ class WeightedSum(SegmentationLoss):
         for loss in self.losses:
             loss.setup(census)
 
-    def terms(self, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+    def terms(
+        self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Terms of one class are added up, those of a sum within the sum too."""
         found: dict[str, Tensor] = {}
         for factor, loss in zip(self.weights, self.losses, strict=True):
-            terms = loss.terms(logits, mask, weight) or {type(loss).__name__: loss(logits, mask, weight)}
+            terms = loss.terms(logits, mask, weight, step_pixels)
+            if not terms:
+                terms = {type(loss).__name__: loss(logits, mask, weight, step_pixels)}
             for name, term in terms.items():
                 found[name] = found.get(name, 0) + factor * term
         return found
 
+    def forward(
+        self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
+    ) -> Tensor:
+        return torch.stack([*self.terms(logits, mask, weight, step_pixels).values()]).sum()
+
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        return sum(self.terms(logits, mask, weight).values(), logits.new_zeros(()))
+        return self(logits, mask, weight)
 
 
 class Hybrid(WeightedSum):
