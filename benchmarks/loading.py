@@ -14,15 +14,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.data import SegmentationDataModule
 from segmentation.data.loading import SplitDataset, collate
-from segmentation.data.sampler import TrainBatches, TrainLoader
+from segmentation.data.sampler import Progress, TrainBatches, TrainLoader
 from segmentation.doctor import DoctorCLI, build_data
 
 ROOT = Path(__file__).parents[1]
@@ -93,8 +95,14 @@ def loaders(module: SegmentationDataModule, args: argparse.Namespace) -> None:
     for workers in args.workers:
         options = {"num_workers": workers, "persistent_workers": workers > 0}
         made = [
-            TrainLoader(split, batch_sampler=TrainBatches(len(split), args.batch, 0), collate_fn=how, **options)
-            for split, how in ((plain, len), (whole, collate))
+            TrainLoader(
+                split,
+                batch_sampler=TrainBatches(len(split), args.batch, 0),
+                progress=lambda epochs=count(): Progress(next(epochs), 0),
+                collate_fn=how,
+                **options,
+            )
+            for split, how in ((plain, counted), (whole, collate))
         ]
         rates: list[list[float]] = [[], []]
         for repeat in range(args.repeats + 1):
@@ -104,6 +112,11 @@ def loaders(module: SegmentationDataModule, args: argparse.Namespace) -> None:
                     rate.append(len(loader) * args.batch / seconds)
         decode, loader = map(statistics.median, rates)
         print(f"| {workers} | {decode:,.0f} | {loader:,.0f} | {loader / decode:.0%} |", flush=True)
+
+
+def counted(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of next to nothing."""
+    return {"pixels": np.array([item["pixels"] for item in items])}
 
 
 def timed(job: Callable[[], Any]) -> float:

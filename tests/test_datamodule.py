@@ -25,6 +25,9 @@ AUGMENT = [v2.RandomHorizontalFlip(), v2.RandomRotation(30), v2.ColorJitter(0.4)
 def attach(module: SegmentationDataModule, rank: int = 0, world: int = 1, **options: Any) -> SegmentationDataModule:
     """As a trainer would; only what the datamodule asks of it."""
     trainer = {"global_rank": rank, "world_size": world, "num_devices": 1, "overfit_batches": 0}
+    trainer |= {"callbacks": [], "accumulate_grad_batches": 1, "current_epoch": 0}
+    begun = SimpleNamespace(current=SimpleNamespace(ready=0))
+    trainer["fit_loop"] = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=begun))
     trainer["strategy"] = SimpleNamespace(root_device=torch.device("cpu"))
     module.trainer = SimpleNamespace(**trainer | {"limit_train_batches": 1.0} | options)
     return module
@@ -236,8 +239,7 @@ def test_an_empty_split_of_a_data_set_of_ones_own_is_named() -> None:
 def test_an_epoch_ends_at_the_trainers_limit(limit: float, batches: int) -> None:
     module = SegmentationDataModule(Weighted(8), 2, num_workers=0)
     loader = attach(module, limit_train_batches=limit).train_dataloader()
-    for batch, _ in zip(range(batches), loader, strict=False):
-        assert loader.state_dict() == {"epoch": int(batch + 1 == batches), "batch": (batch + 1) % batches}
+    assert len(list(loader)) == batches
 
 
 def test_overfitting_validates_on_the_very_batch_that_it_trains_on() -> None:

@@ -4,13 +4,14 @@ from collections import Counter
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from segmentation.data.sampler import EvalBatches, Index, TrainBatches, TrainLoader, derive_seed
+from segmentation.data.sampler import EvalBatches, Index, Progress, TrainBatches, TrainLoader, derive_seed
 
 sizes_of_batches = st.integers(1, 7)
 worlds = st.integers(1, 5)
@@ -115,15 +116,40 @@ def test_derived_seeds_differ_and_stay() -> None:
 
 
 class Echo(Dataset):
-    """Gives back what it was asked for."""
+    """Gives back what it was asked for, and pixels of two classes."""
 
     def __getitem__(self, key: Index) -> tuple[int, int]:
         return key.index, key.epoch
 
 
-def loader(workers: int, limit: int | None = None) -> TrainLoader:
-    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": list}
-    return TrainLoader(Echo(), batch_sampler=TrainBatches(11, 2, seed=1, limit=limit or 1.0), **options)
+def gather(items: list[tuple[int, int]]) -> dict[str, Any]:
+    return {"seen": items, "pixels": np.array([[index, 1] for index, _ in items])}
+
+
+def loader(workers: int, done: int = 0, limit: int | None = None, accumulate: int = 1) -> TrainLoader:
+    """A loader of a run that has done so many batches; `seen` says how many it has done since."""
+    sampler = TrainBatches(11, 2, seed=1, limit=limit or 1.0, accumulate=accumulate)
+    count = {"batches": done}
+
+    def progress() -> Progress:
+        return Progress(*divmod(count["batches"], sampler.epoch_length), accumulate)
+
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": gather}
+    made = TrainLoader(Echo(), batch_sampler=sampler, progress=progress, **options)
+    made.count = count  # type: ignore[attr-defined]
+    return made
+
+
+def take(source: TrainLoader, batches: int) -> list[list[tuple[int, int]]]:
+    """Epoch by epoch, as a trainer does."""
+    seen: list[Any] = []
+    while len(seen) < batches:
+        for batch in source:
+            seen.append(batch["seen"])
+            source.count["batches"] += 1  # type: ignore[attr-defined]
+            if len(seen) == batches:
+                break
+    return seen
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -132,47 +158,37 @@ def test_a_resumed_loader_goes_on_with_the_very_next_batch(workers: int, limit: 
     sampler = TrainBatches(11, 2, seed=1)
     expected = [[(i.index, i.epoch) for i in b] for epoch in range(3) for b in epoch_of(sampler, epoch)[:limit]]
     length = limit or 5
-
-    def run(source: TrainLoader, steps: int) -> tuple[list[Any], dict[str, int]]:
-        """Epoch by epoch, as a trainer does: no further than the limit, and the state taken after the last step."""
-        seen: list[Any] = []
-        while len(seen) < steps:
-            for batch in source:
-                seen.append(batch)
-                state = source.state_dict()
-                if len(seen) == steps or state["batch"] == 0:
-                    break
-        return seen, state
-
-    assert run(loader(workers, limit), 3 * length)[0] == expected
+    assert take(loader(workers, limit=limit), 3 * length) == expected
     for stop in (1, 2, length, length + 2) if not workers else (2, length):
-        before, state = run(loader(workers, limit), stop)
-        resumed = loader(workers, limit)
-        resumed.load_state_dict(state)
-        assert before + run(resumed, 3 * length - stop)[0] == expected
+        before = take(loader(workers, limit=limit), stop)
+        assert before + take(loader(workers, stop, limit), 3 * length - stop) == expected
 
 
-def test_state_is_a_copy_and_limits_are_kept() -> None:
-    source = loader(0, limit=99)
-    assert source.batch_sampler.epoch_length == len(source) == 5
-    state = source.state_dict()
-    next(iter(source))
-    assert state == {"epoch": 0, "batch": 0}
-    assert source.state_dict() == {"epoch": 0, "batch": 1}
-    other = loader(0)
-    other.load_state_dict(state)
-    next(iter(other))
-    assert state == {"epoch": 0, "batch": 0}
+def test_a_step_knows_the_pixels_of_its_accumulated_batches() -> None:
+    source = loader(0, accumulate=2)
+    assert source.batch_sampler.epoch_length == len(source) == 4
+    batches = list(source)
+    for first in (0, 2):
+        pair = batches[first : first + 2]
+        expected = sum(float(index) for batch in pair for index, _ in batch["seen"]) / 2
+        assert [batch["step_pixels"].tolist() for batch in pair] == [[expected, 2.0]] * 2
+
+
+def test_accumulated_batches_are_a_larger_batch() -> None:
+    """Whole steps, also where the split is smaller than one."""
+    for length in (13, 5):
+        one = epoch_of(TrainBatches(length, 8, 5), 1)
+        parts = epoch_of(TrainBatches(length, 2, 5, accumulate=4), 1)
+        steps = [sum(parts[first : first + 4], []) for first in range(0, len(parts), 4)]  # noqa: RUF017
+        assert steps == one
 
 
 def test_workers_read_the_next_epoch_while_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     source, asked = loader(2), []
     order = TrainBatches.__iter__
     monkeypatch.setattr(TrainBatches, "__iter__", lambda self: (asked.append(b[0].epoch) or b for b in order(self)))
-    for _ in source:
-        pass
-    assert source.state_dict() == {"epoch": 1, "batch": 0}
+    take(source, 5)
     assert asked.count(1) > 0  # handed out already
-    workers = source._iterator
-    assert [epoch for batch in source for _, epoch in batch] == [1] * 10
-    assert source._iterator is workers
+    asked.clear()
+    assert [epoch for batch in take(source, 5) for _, epoch in batch] == [1] * 10
+    assert 0 not in asked
