@@ -98,7 +98,7 @@ def loaders(module: SegmentationDataModule, args: argparse.Namespace) -> None:
             TrainLoader(
                 split,
                 batch_sampler=TrainBatches(len(split), args.batch, 0),
-                progress=lambda epochs=count(): Progress(next(epochs), 0),
+                progress=epochs(),
                 collate_fn=how,
                 **options,
             )
@@ -112,6 +112,12 @@ def loaders(module: SegmentationDataModule, args: argparse.Namespace) -> None:
                     rate.append(len(loader) * args.batch / seconds)
         decode, loader = map(statistics.median, rates)
         print(f"| {workers} | {decode:,.0f} | {loader:,.0f} | {loader / decode:.0%} |", flush=True)
+
+
+def epochs() -> Callable[[], Progress]:
+    """One epoch after another, from its beginning."""
+    number = count()
+    return lambda: Progress(next(number), 0)
 
 
 def counted(items: list[dict[str, Any]]) -> dict[str, Any]:

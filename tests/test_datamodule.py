@@ -70,6 +70,8 @@ def test_batch_contract() -> None:
         "mask": (torch.int64, (4, 8, 6)),
         "size": (torch.int64, (4, 2)),
         "index": (torch.int64, (4,)),
+        "pixels": (torch.int64, (4, 3)),
+        "step_pixels": (torch.float32, (3,)),
     }
     (batch,) = map(unpack, module.train_dataloader())
     names = batch.pop("name")
