@@ -364,14 +364,14 @@ def train(step: str, options: list[str]) -> int:
     kept = keep(folder)
     rows = read_metrics(folder / "metrics.csv")
     scores = [(float(row["val/miou"]), int(row["epoch"]) + 1) for row in rows if row.get("val/miou")]
-    rates = [float(row["train/images_per_second"]) for row in rows if row.get("train/images_per_second")]
+    ended = [row for row in rows if row.get("train/images_per_second")]
     best = "{:.4f} after epoch {}".format(*max(scores)) if scores else "none yet"
     summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").is_file() else {}
     tested = f"{summary['test/miou']:.4f} on {summary['split']}" if summary else "not yet"
-    cells = (step, device(), int(rows[-1]["epoch"]) + 1 if rows else 0, best, tested)
-    heading = ("run", "on", "epochs begun", "best val mIoU", "tested", "training images/s", "minutes")
+    cells = (step, device(), len(ended), best, tested)
+    heading = ("run", "on", "epochs", "best val mIoU", "tested", "training images/s", "minutes")
     minutes = f"{summary['minutes']:.1f}" if summary else ""
-    found = table(heading, (*cells, f"{rates[-1]:,.1f}" if rates else "", minutes))
+    found = table(heading, (*cells, f"{float(ended[-1]['train/images_per_second']):,.1f}" if ended else "", minutes))
     show(step, found, table(("published mIoU",), *((mark,) for mark in run.marks)), kept)
     return status
 
