@@ -24,6 +24,7 @@ from segmentation.inference.exporting import export
 from segmentation.inference.predicting import predict
 from segmentation.inference.pruning import prune
 from segmentation.module import SegmentationModule
+from segmentation.nets import UNetPlusPlus
 
 HEADS = ["--model.net.widths", "[4,8,8]"]
 CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
@@ -212,6 +213,9 @@ def test_training_takes_weights_of_a_checkpoint_and_runs_nothing(
     started = train(*TINY, *HEADS, "--name", "new", "--model.init_from", str(last), "--trainer.max_epochs", "1")
     assert started.trainer.current_epoch == 1
     assert not Path(OWNED).exists()
+    torch.save({**changed, "state_dict": {"net.heads.1.weight": "xx"}}, "texts.ckpt")
+    with pytest.raises(InputError, match=r"^texts\.ckpt: [^\n]*$"):
+        train(*TINY, *HEADS, "--name", "never", "--model.init_from", "texts.ckpt")
 
 
 @pytest.mark.parametrize("job", [predicted, pytest.param(evaluated, marks=pytest.mark.slow)])
@@ -258,10 +262,14 @@ def test_a_file_that_would_fill_the_memory_is_not_loaded(run: Path, gadgets: Non
     for _ in range(60):
         value = [value, value]
     torch.save(change(checkpoint, head_weights=value), "twice.ckpt")
-    torch.save({**read_checkpoint(checkpoint), "zeros": Zeros()}, "zeros.ckpt")
+    zeros = {**read_checkpoint(checkpoint), "zeros": Zeros()}
+    torch.save(zeros, "zeros.ckpt")
+    torch.save(zeros, "unzipped.ckpt", _use_new_zipfile_serialization=False)  # as torch wrote files before 1.6
     for job in (predicted, pruned, evaluated, exported):
         with pytest.raises(InputError, match=r"^zeros\.ckpt: holds more than weights[^\n]*$"):
             job("zeros.ckpt")
+        with pytest.raises(InputError, match=r"^unzipped\.ckpt: [^\n]*no checkpoint$"):
+            job("unzipped.ckpt")
         with pytest.raises(InputError, match=r"^packed\.ckpt: has 0\.\d MiB, but would unpack to 256\.\d MiB[^\n]*$"):
             job("packed.ckpt")
         with pytest.raises(InputError, match=r"^twice\.ckpt: [^\n]*$"):
@@ -356,6 +364,15 @@ def test_a_file_of_ones_own_that_has_no_such_net(name: str, run: Path, gadgets: 
     with pytest.raises(InputError, match=r"^changed\.ckpt: [^\n]*$"):
         predicted("changed.ckpt")
     assert not Path(OWNED).exists()
+
+
+def test_a_net_of_a_notebook(run: Path, gadgets: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there already: nothing is imported for it."""
+    monkeypatch.setattr(sys.modules["__main__"], "Thing", type("Thing", (UNetPlusPlus,), {}), raising=False)
+    checkpoint = read_checkpoint(run / "checkpoints/best.ckpt")
+    checkpoint["hyper_parameters"]["net"]["class_path"] = "__main__.Thing"
+    torch.save(checkpoint, "changed.ckpt")
+    assert predicted("changed.ckpt") == predicted(str(run / "checkpoints/best.ckpt"))
 
 
 def test_a_job_fetches_nothing(run: Path, gadgets: None) -> None:
