@@ -216,6 +216,8 @@ class SegmentationCLI(LightningCLI):
                 print(f"skipped   {len(skipped)} bad files, listed in {run.skipped}", flush=True)
             _tell_wandb(trainer, yaml.safe_load(config), self.datamodule.labels.names)
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        progress.completed = progress.processed  # Lightning forgets it where a run that has stopped early is resumed
         if self.config.trainer.overfit_batches:
             if trainer.is_global_zero:
                 print(_verdict(float(trainer.callback_metrics.get("val/miou", "nan"))), flush=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import BackboneFinetuning, GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
@@ -119,6 +119,11 @@ class SegmentationModule(LightningModule):
         """What feeds this module."""
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
 
+    @property
+    def backbone(self) -> torch.nn.Module | None:
+        """The net's pretrained encoder, as Lightning's BackboneFinetuning asks for it."""
+        return self.net.backbone
+
     def fill(self) -> None:
         """Fill in what the config leaves to the training split: weights of the classes, normalisation."""
         census = self.data.census("train")
@@ -169,13 +174,16 @@ class SegmentationModule(LightningModule):
     def on_train_start(self) -> None:
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
         tell_length(self.trainer)
-        # Lightning leaves out these hooks where a run goes on within an epoch.
+        # What Lightning does when an epoch starts, and leaves out where a run goes on within one or after it.
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(self.trainer)
+            if isinstance(callback, BackboneFinetuning) and self.current_epoch >= callback.unfreeze_backbone_at_epoch:
+                callback.make_trainable(self.net.backbone)  # type: ignore[arg-type]  # it has one, or Lightning says so
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
+        self.net.train()  # a backbone that BackboneFinetuning has just unfrozen too
         last = self.current_epoch + 1 == self.trainer.max_epochs and self.validate_every is not None
         # The last epoch is validated, however many there are; the others as given, if a finder has seen the last one.
         self.trainer.check_val_every_n_epoch = 1 if last else self.validate_every

@@ -120,7 +120,9 @@ def _explain_class(message: str) -> str:
     option = next((option for option in CLASS_OPTIONS if f'"{option}":' in message), None)
     if option is None:
         return message
-    choices = [cls.__name__ for cls in _kinds(CLASS_OPTIONS[option])]
+    kinds = list(_kinds(CLASS_OPTIONS[option]))
+    names = [cls.__name__ for cls in kinds]
+    choices = [cls.__name__ if names.count(cls.__name__) == 1 else f"{cls.__module__}.{cls.__name__}" for cls in kinds]
     word, close = _closest([word for word in _words(message) if word not in choices], choices)
     problem = f"{option}: no class {word!r}" if close else message
     return f"{problem}. {_listed(close, choices)}, or the import path of your own (my_file.MyClass)"

@@ -47,7 +47,10 @@ class WarmupDecay(LRScheduler):
         return (1 - x) ** self.power if self.decay == "poly" else (1 + math.cos(math.pi * x)) / 2
 
     def get_lr(self) -> list[float | Tensor]:
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        scheduled = [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        # Groups that Lightning's BackboneFinetuning has added have learning rates of their own.
+        added = [group["lr"] for group in self.optimizer.param_groups[len(scheduled) :]]
+        return scheduled + added
 
     def set_total_steps(self, total_steps: int) -> None:
         """Say how long the run is, before its first step."""
