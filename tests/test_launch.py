@@ -69,6 +69,7 @@ def test_a_meeting_place_that_is_none(variable: str, value: str, monkeypatch: py
         SegmentationCLI([*TINY, "--trainer.devices", "2"])
 
 
+@pytest.mark.slow
 def test_a_port_in_use() -> None:
     with socket.create_server(("", 0)) as server:
         port = str(server.getsockname()[1])

@@ -52,7 +52,7 @@ def check_meeting_place() -> None:
     """Raises InputError if the processes are to meet at a port or a machine that cannot be."""
     port = os.environ.get("MASTER_PORT", "29500")
     address = os.environ.get("MASTER_ADDR", "localhost")
-    if not (port.isdigit() and 0 < int(port) < 65536):
+    if not (port.isdecimal() and 0 < int(port) < 65536):
         raise InputError(f"MASTER_PORT is {port!r}, which is no port: unset MASTER_PORT, or set it to a free one")
     try:
         socket.getaddrinfo(address, port)

@@ -27,8 +27,8 @@ class InputError(Exception):
 def readable(text: str) -> str:
     """Text with what is no UTF-8, as names of files may be, and with line breaks and other control characters written
     as escapes: such a name is one line, and any file or figure can hold it."""
-    decoded = os.fsencode(text).decode("utf-8", errors="backslashreplace")
-    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in decoded)
+    plain = text.encode("utf-8", errors="backslashreplace").decode()
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in plain)
 
 
 class Preempted(Exception):
@@ -68,6 +68,7 @@ INTERRUPTED = (
 )
 #: What the system says of a place that cannot be written to, because of its room or its name.
 FULL = {errno.ENOSPC, errno.EDQUOT}
+EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 UNWRITABLE = FULL | {
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 }
@@ -135,7 +136,7 @@ def die_with_launcher() -> None:
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # Orphans go to process 1. In a container that may be torchrun itself, with whom all processes end.
-        orphan = parent == 1 and "python" not in Path("/proc/1/cmdline").read_text()
+        orphan = parent == 1 and b"python" not in Path("/proc/1/cmdline").read_bytes()
     else:
         orphan = os.environ.get("SEGMENTATION_LAUNCHER") not in (None, str(parent))
     if orphan:
@@ -172,13 +173,14 @@ def run_job(job: str | Callable[[], object]) -> None:
             raise
         _stop(130, INTERRUPTED)  # Lightning has caught Ctrl-C and left by sys.exit(1)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno in EXHAUSTED:
             _stop_if_known(error)
+        if error.errno not in UNWRITABLE:
             raise
-        if error.errno in FULL and not error.filename:
-            _stop(2, f"error: no space is left on a disk, or in shared memory (/dev/shm). {ENLARGE_SHARED_MEMORY}")
         where = f"{error.filename}: " if error.filename else ""
         remedy = "make room, and run the same command again" if error.errno in FULL else "give another place"
+        if error.errno in FULL and not error.filename:
+            remedy += f". (Where no disk is full, shared memory is. {ENLARGE_SHARED_MEMORY})"
         _stop(2, f"error: {where}{error.strerror}. What was finished is kept; {remedy}")
     except (MemoryError, RuntimeError) as error:
         _stop_if_known(error)

@@ -111,7 +111,9 @@ def check_file(path: Path) -> None:
             f"{path}: is a link to {os.readlink(path)}, which is no file here. Fetch it (git annex get, dvc pull), or "
             "remove the link"
         )
-    raise InputError(f"{path}: is no ordinary file. Remove it" if path.exists() else f"{path}: no such file")
+    if path.exists():
+        raise InputError(f"{path}: cannot be read as an image, as it is no ordinary file. Remove it")
+    raise InputError(f"{path}: no such file")
 
 
 def _decoded(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, str]:

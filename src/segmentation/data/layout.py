@@ -122,7 +122,7 @@ def read_list(path: Path, split: str) -> list[str]:
     Raises:
         InputError: no such column.
     """
-    text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     if path.suffix.lower() != ".csv":
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = list(csv.DictReader(text.splitlines()))
