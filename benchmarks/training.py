@@ -137,7 +137,7 @@ def main() -> None:
             print("SEG_DATA is not set, so these are generated shapes: the figures are not those of CamVid")
     own = ["--name", f"benchmark-{time.time_ns()}", "--trainer.max_epochs", str(args.epochs + 1)]
     own += ["--trainer.limit_val_batches", "0", "--wandb.mode", "disabled", "--trainer.enable_progress_bar", "true"]
-    cli = SegmentationCLI([*words, *own, *options])
+    cli = SegmentationCLI([*words, *options, *own])  # an overlay has a length of its own
     stopwatch = Stopwatch(args.steps)
     cli.trainer.callbacks.append(stopwatch)
     cli.trainer.profiler = SimpleProfiler()

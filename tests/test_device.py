@@ -77,7 +77,7 @@ def weights(name: str) -> dict[str, torch.Tensor]:
 
 def alone(call: str) -> None:
     """Call a function of this file in a process of its own: what a library asks once a process is asked anew."""
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", f"import test_device; test_device.{call}"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
