@@ -165,10 +165,8 @@ class SegmentationModule(LightningModule):
         return (logits[..., 0, :, :] > self.logit_threshold).long() if one else logits.argmax(dim=-3)
 
     def on_fit_start(self) -> None:
-        if self.lr is not None:
-            self.trainer.strategy.setup_optimizers(
-                self.trainer
-            )  # the schedule, too, begins from the rate that was found
+        if self.lr is not None:  # by a LearningRateFinder: the schedule, too, begins from it
+            self.trainer.strategy.setup_optimizers(self.trainer)
             self.train_metrics.reset()
 
     def on_train_start(self) -> None:
