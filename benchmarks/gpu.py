@@ -34,7 +34,8 @@ SECONDS = float(os.environ.get("GPU_SECONDS", 540))
 ENDING = min(40.0, SECONDS / 4)  # of these, to save, and to print
 STOPPED = 143  # the status of a step that is not finished
 CPU = os.environ.get("GPU_DEVICE") == "cpu"
-STATE = Path("runs/gpu")  # where a step goes on from
+KIND = "cpu" if CPU else "gpu"  # what was tried on a CPU is not done on a GPU
+STATE = Path("runs") / KIND  # where a step goes on from
 OUT = Path(os.environ.get("OUT") or "gpu_results")
 
 
@@ -221,7 +222,7 @@ def measure(step: str, units: dict[str, list[str]], options: list[str], tables: 
     found = {name: found[name] for name in units if name in found}
     missing = [name for name in units if name not in found]
     said = f"{len(found)} of {len(units)} units measured{'; not yet: ' if missing else ''}{', '.join(missing)}."
-    return show(step, status, [said, *tables(found)])
+    return show(step, status, [said, *tables(found)] if found else [said])
 
 
 # camvid and the other runs
@@ -245,7 +246,7 @@ def data_of(step: str) -> str:
 
 
 def train(step: str, options: list[str]) -> int:
-    folder = Path("runs") / f"gpu-{step}"
+    folder = Path("runs") / f"{KIND}-{step}"
     words = [str(ROOT / "src/train.py"), *TRAINED[step], "--trainer.enable_progress_bar", "false", *device_options()]
     status = call(step, [*words, *options, "--name", folder.name, "--resume"])
     (OUT / folder.name).mkdir(exist_ok=True)
