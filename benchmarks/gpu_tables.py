@@ -6,12 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-NVIDIA = "A100 80 GB, NVIDIA/DeepLearningExamples, TensorFlow2/Segmentation"
-#: Published figures, each beside the unit of `nets` that measures its like here.
+#: Published by NVIDIA's DeepLearningExamples (TensorFlow 2), each by the unit of `nets` that measures its like here.
 PUBLISHED = [
-    ("mark_unet", "training", 141, f"{NVIDIA}/UNet_Medical, mixed precision, unpadded"),
-    ("mark_unet", "inference", 463, f"{NVIDIA}/UNet_Medical, mixed precision, unpadded"),
-    ("mark_unet_3plus", "training", 26, f"{NVIDIA}/Contrib/UNet3P, TF32, contributed"),
+    ("mark_unet", "training", 141, "A100 80 GB, 572x572, mixed precision, unpadded (NVIDIA's UNet_Medical)"),
+    ("mark_unet", "inference", 463, "A100 80 GB, 572x572, mixed precision, unpadded (NVIDIA's UNet_Medical)"),
+    ("mark_unet_3plus", "training", 26, "A100 80 GB, 320x320, TF32 (NVIDIA's Contrib/UNet3P, contributed)"),
 ]
 MARKS = {
     "camvid": [
@@ -81,9 +80,9 @@ def published(found: dict[str, Any]) -> str:
         if name not in found:
             continue
         unit = found[name]
-        here = [f"{rate(unit, row, key):,.1f} ({row['precision']}, {row['mode']})" for row in unit["rows"]]
-        what = f"{unit['rows'][0]['net']} at {unit['size']}x{unit['size']}, {key}"
-        rows.append([what, figure, where, "; ".join(here)])
+        side = f"{unit['size']}x{unit['size']}"
+        here = [f"{rate(unit, row, key):,.1f} ({side}, {row['precision']}, {row['mode']})" for row in unit["rows"]]
+        rows.append([f"{unit['rows'][0]['net']}, {key}", figure, where, "; ".join(here)])
     return table(["published", "images/s", "on", "here, images/s"], rows)
 
 
