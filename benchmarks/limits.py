@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from segmentation.machine import seconds
+from segmentation.machine import has_bf16, seconds
 from segmentation.nets import SegmentationNet
 
 
@@ -56,12 +56,15 @@ def measure_limits(dtypes: list[torch.dtype], device: str, repeats: int = 10) ->
     """
     cuda = device == "cuda"
     side, length = (8192, 2**29) if cuda else (2048, 2**26)
+    sides = dict.fromkeys(dtypes, side)
+    if not cuda and not has_bf16("cpu"):
+        sides[torch.bfloat16] = 512  # emulated: a large product would take minutes
     flops = {}
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     for dtype in dtypes:
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        flops[dtype] = 2 * side**3 / _median(lambda a=a, b=b: a @ b, device, repeats)
+        a, b = (torch.randn(sides[dtype], sides[dtype], device=device).to(dtype) for _ in range(2))
+        flops[dtype] = 2 * sides[dtype] ** 3 / _median(lambda a=a, b=b: a @ b, device, repeats)
     torch.backends.cuda.matmul.allow_tf32 = before
     source = torch.rand(length, device=device)
     target = torch.empty_like(source)

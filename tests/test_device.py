@@ -113,7 +113,7 @@ def test_bf16_learns_what_float32_learns() -> None:
 @pytest.mark.parametrize(
     "net",
     [UNet(widths=(8, 16)), UNetPlusPlus(widths=(8, 16)), UNet3Plus(widths=(8, 16))],
-    ids=lambda net: str(type(net)),
+    ids=lambda net: type(net).__name__,
 )
 def test_cuda_graphs(net: SegmentationNet) -> None:
     """Steps that are replayed have the losses of steps that are not."""
