@@ -222,8 +222,9 @@ class SegmentationCLI(LightningCLI):
         progress: Any = trainer.fit_loop.epoch_progress.current
         progress.completed = progress.processed  # Lightning forgets it where a run that has stopped early is resumed
         if self.config.trainer.overfit_batches:
-            if trainer.is_global_zero:
-                print(_verdict(float(trainer.callback_metrics.get("val/miou", "nan"))), flush=True)
+            miou = trainer.callback_metrics.get("val/miou")
+            if trainer.is_global_zero and miou is not None:  # else it had finished before
+                print(_verdict(float(miou)), flush=True)
             return
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         tested = run.checkpoints / ("best.ckpt" if best else "last.ckpt")  # the last where nothing was validated
