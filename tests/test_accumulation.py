@@ -60,7 +60,9 @@ def test_an_epoch_is_whole_steps(unequal: list[str], batches: int, steps: int) -
     assert cli.trainer.num_training_batches == steps * batches
 
 
-def test_a_limit_that_breaks_a_step_is_refused(unequal: list[str]) -> None:
-    limit = ["--trainer.limit_train_batches", "3", "--trainer.accumulate_grad_batches", "2"]
-    with pytest.raises(InputError, match=r"--trainer.limit_train_batches 4"):
-        run("run", *unequal, "--data.batch_size", "2", *limit)
+@pytest.mark.parametrize("option", ["--trainer.limit_train_batches", "--trainer.overfit_batches"])
+def test_a_limit_that_breaks_a_step_is_refused(option: str, unequal: list[str]) -> None:
+    accumulated = [*unequal, "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2"]
+    with pytest.raises(InputError, match=f"Fix: {option} 4$"):
+        run("run", *accumulated, option, "3")
+    run("whole", *accumulated, option, "4")

@@ -362,6 +362,15 @@ def test_debug_overlay_says_whether_one_batch_could_be_overfitted(capsys: pytest
     assert "learnt by heart" in capsys.readouterr().out
 
 
+def test_a_finished_debug_run_has_no_second_verdict(capsys: pytest.CaptureFixture) -> None:
+    """Nothing is validated where nothing is left to train."""
+    debug = [*TINY, "--config", str(ROOT / "configs/trainer/debug.yaml"), "--trainer.max_epochs", "2", "--name", "run"]
+    train(*debug, "--resume")
+    assert "could not learn" in capsys.readouterr().out
+    train(*debug, "--resume")
+    assert "could not learn" not in capsys.readouterr().out
+
+
 def test_a_run_that_never_validated_tests_its_last_checkpoint(capsys: pytest.CaptureFixture) -> None:
     options = ["--trainer.check_val_every_n_epoch", "9", "--trainer.max_epochs", "5", "--trainer.max_steps", "4"]
     train(*TINY, "--name", "run", *options)

@@ -305,6 +305,14 @@ def test_what_cannot_change_a_result_may_change() -> None:
     assert all(torch.equal(value, weights("run")[key]) for key, value in weights("whole").items())
 
 
+def test_the_checkpoint_that_a_run_began_with_is_not_needed_again() -> None:
+    train(*TINY, "--name", "first", "--trainer.max_epochs", "1")
+    args = [*ARGS, "--model.init_from", "runs/first/checkpoints/best.ckpt", "--name", "run"]
+    cut("1", *args)
+    shutil.rmtree("runs/first")
+    assert train(*args, "--resume").trainer.global_step == 3 * 3
+
+
 NET = """
 from pathlib import Path
 import torch

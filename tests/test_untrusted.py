@@ -213,9 +213,32 @@ def test_training_takes_weights_of_a_checkpoint_and_runs_nothing(
     started = train(*TINY, *HEADS, "--name", "new", "--model.init_from", str(last), "--trainer.max_epochs", "1")
     assert started.trainer.current_epoch == 1
     assert not Path(OWNED).exists()
-    torch.save({**changed, "state_dict": {"net.heads.1.weight": "xx"}}, "texts.ckpt")
-    with pytest.raises(InputError, match=r"^texts\.ckpt: [^\n]*$"):
-        train(*TINY, *HEADS, "--name", "never", "--model.init_from", "texts.ckpt")
+    weights = changed["state_dict"]
+    nowhere = {key: torch.empty_like(value, device="meta") for key, value in weights.items()}
+    sparse = {key: value.to_sparse() for key, value in weights.items()}
+    for number, wrong in enumerate(({"net.heads.1.weight": "xx"}, nowhere, sparse)):
+        torch.save({**changed, "state_dict": wrong}, f"wrong{number}.ckpt")
+        with pytest.raises(InputError, match=r"^wrong\d\.ckpt: [^\n]*$"):
+            train(*TINY, *HEADS, "--name", "never", "--model.init_from", f"wrong{number}.ckpt")
+
+
+def test_a_run_that_goes_on_removes_nothing_that_its_checkpoint_names(run: Path, gadgets: None) -> None:
+    """Callbacks note files of theirs there, to replace them later."""
+    shutil.copytree(run, "runs/run")
+    last = Path("runs/run/checkpoints/last.ckpt")
+    Path("precious").mkdir()
+    victim = str(last.parent / "../../../precious")
+    for paths in ({"best_model_path": victim}, {"best_model_path": ""}):
+        changed = read_checkpoint(last)
+        for state in changed["callbacks"].values():
+            if "best_model_path" in state:
+                also = {"kth_best_model_path": victim, "last_model_path": victim, "best_k_models": {victim: -1.0}}
+                state.update({**also, "dirpath": str(last.parent.resolve()), **paths})
+        torch.save(changed, last)
+        epochs = str(changed["epoch"] + 2)
+        config = ["--config", str(run.parents[1] / "own.yaml")]
+        train(*config, *TINY_RUN, *HEADS, "--name", "run", "--resume", "--trainer.max_epochs", epochs)
+        assert Path("precious").is_dir()
 
 
 @pytest.mark.parametrize("job", [predicted, pytest.param(evaluated, marks=pytest.mark.slow)])
@@ -262,18 +285,52 @@ def test_a_file_that_would_fill_the_memory_is_not_loaded(run: Path, gadgets: Non
     for _ in range(60):
         value = [value, value]
     torch.save(change(checkpoint, head_weights=value), "twice.ckpt")
+    torch.save({**read_checkpoint(checkpoint), "precision": value}, "precision.ckpt")
     zeros = {**read_checkpoint(checkpoint), "zeros": Zeros()}
     torch.save(zeros, "zeros.ckpt")
     torch.save(zeros, "unzipped.ckpt", _use_new_zipfile_serialization=False)  # as torch wrote files before 1.6
+    with zipfile.ZipFile("zeros.ckpt") as whole, zipfile.ZipFile(checkpoint) as clean:
+        with zipfile.ZipFile("hidden.ckpt", "w") as hidden, zipfile.ZipFile("upper.ckpt", "w") as upper:
+            pickle = next(part for part in whole.namelist() if part.endswith("/data.pkl"))
+            for part in whole.namelist():
+                hidden.writestr(part, whole.read(part))
+                upper.writestr(part.replace("data.pkl", "DATA.PKL"), whole.read(part))
+            with pytest.warns(UserWarning, match="Duplicate name"):  # torch reads the first, Python's zipfile the last
+                hidden.writestr(pickle, clean.read(clean.namelist()[0]))
     for job in (predicted, pruned, evaluated, exported):
-        with pytest.raises(InputError, match=r"^zeros\.ckpt: holds more than weights[^\n]*$"):
-            job("zeros.ckpt")
+        for name in ("zeros", "hidden", "upper"):
+            with pytest.raises(InputError, match=rf"^{name}\.ckpt: holds more than weights[^\n]*$"):
+                job(f"{name}.ckpt")
+        with pytest.raises(InputError, match=r"^precision\.ckpt: [^\n]*$"):
+            job("precision.ckpt")
         with pytest.raises(InputError, match=r"^unzipped\.ckpt: [^\n]*no checkpoint$"):
             job("unzipped.ckpt")
         with pytest.raises(InputError, match=r"^packed\.ckpt: has 0\.\d MiB, but would unpack to 256\.\d MiB[^\n]*$"):
             job("packed.ckpt")
         with pytest.raises(InputError, match=r"^twice\.ckpt: [^\n]*$"):
             job("twice.ckpt")
+
+
+def test_a_weight_that_is_larger_than_its_file(gadgets: None) -> None:
+    """One number, seen as 4 GB of them: a loss takes as many weights of classes as there are."""
+    train(*TINY, "--model.loss.class_weights", "auto", "--name", "run", "--trainer.max_epochs", "1")
+    changed = read_checkpoint("runs/run/checkpoints/best.ckpt")
+    changed["state_dict"]["loss.class_weights"] = torch.ones(1).expand(10**9)
+    torch.save(changed, "expanded.ckpt")
+    for job in (predicted, evaluated):
+        with pytest.raises(InputError, match=r"^expanded\.ckpt: [^\n]*$"):
+            job("expanded.ckpt")
+
+
+def test_a_tensor_in_the_place_of_anything_is_one_line(run: Path, gadgets: None) -> None:
+    for place in ((), ("hyper_parameters",), ("datamodule_hyper_parameters",), ("hyper_parameters", "net")):
+        changed: Any = read_checkpoint(run / "checkpoints/best.ckpt")
+        if place:
+            plant(changed, place, torch.zeros(3))
+        torch.save(changed if place else torch.zeros(3), "changed.ckpt")
+        for job in (predicted, evaluated):
+            with pytest.raises(InputError, match=r"^changed\.ckpt: [^\n]*$"):
+                job("changed.ckpt")
 
 
 OWN = """

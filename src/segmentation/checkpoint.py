@@ -15,6 +15,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from zipfile import is_zipfile
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -56,20 +57,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not is_zipfile(path):
         raise InputError(f"{path}: is cut off, or no checkpoint")
     checkpoint = read_weights(path)
+    size = Path(path).stat().st_size
     try:  # what the jobs need of it
         hparams, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
         _ = hparams["labels"]["names"], hparams["net"]["class_path"], data["dataset"]["class_path"]
         _ = hparams["loss"], arguments_of(hparams["net"]), arguments_of(data["dataset"])
         weights = checkpoint["state_dict"].items()
-        usable = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights)
+        usable = all(isinstance(key, str) and _is_weight(value, size) for key, value in weights)
         precision = checkpoint["precision"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a checkpoint of this project's train.py") from error
-    if not usable or not _is_data([hparams, data]):
+    if not usable or not _is_data([hparams, data, precision]):
         raise InputError(f"{path}: its hyper-parameters or weights are not those of this project's train.py")
     if precision not in PRECISIONS:
         raise InputError(f"{path}: its precision is {precision!r}, none of {', '.join(PRECISIONS)}")
     return checkpoint
+
+
+def _is_weight(value: Any, size: int) -> bool:
+    """Whether this is a tensor whose numbers are in a file of `size` bytes: an expanded one would fill the memory."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+    return dense and value.device.type == "cpu" and value.nbytes <= size
 
 
 def _is_data(values: list[Any]) -> bool:

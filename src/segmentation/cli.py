@@ -137,11 +137,13 @@ class SegmentationCLI(LightningCLI):
                 self.config.pop(key)
 
     def instantiate_classes(self) -> None:
-        """Build what the config says. An encoder that a checkpoint restores does not need its pretrained weights."""
+        """Build what the config says. A net that a checkpoint restores does not need the weights that it began with."""
         config = self.config
-        if self.run_folder.last and (config.model.net.init_args or {}).get("encoder_weights"):
+        if self.run_folder.last:
             self.config = config.clone()
-            self.config.model.net.init_args.encoder_weights = None
+            self.config.model.init_from = None
+            if (config.model.net.init_args or {}).get("encoder_weights"):
+                self.config.model.net.init_args.encoder_weights = None
         super().instantiate_classes()
         self.config = config
 
@@ -159,7 +161,8 @@ class SegmentationCLI(LightningCLI):
         last = read_checkpoint(run.last) if run.last else None
         if last:  # it goes on with what was found
             callbacks = without_finders(callbacks)
-            self.datamodule.batch_size = last["datamodule_hyper_parameters"]["batch_size"]
+            found = last["datamodule_hyper_parameters"]["batch_size"]
+            self.datamodule.batch_size = self.datamodule.hparams["batch_size"] = found  # and into the next checkpoint
         trainer["callbacks"] = [
             *checkpoint_callbacks(run),
             Introduction(run),
@@ -219,8 +222,9 @@ class SegmentationCLI(LightningCLI):
         progress: Any = trainer.fit_loop.epoch_progress.current
         progress.completed = progress.processed  # Lightning forgets it where a run that has stopped early is resumed
         if self.config.trainer.overfit_batches:
-            if trainer.is_global_zero:
-                print(_verdict(float(trainer.callback_metrics.get("val/miou", "nan"))), flush=True)
+            miou = trainer.callback_metrics.get("val/miou")
+            if trainer.is_global_zero and miou is not None:  # else it had finished before
+                print(_verdict(float(miou)), flush=True)
             return
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         tested = run.checkpoints / ("best.ckpt" if best else "last.ckpt")  # the last where nothing was validated

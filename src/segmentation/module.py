@@ -137,7 +137,7 @@ class SegmentationModule(LightningModule):
         if stage == "fit":
             self.validate_every = self.trainer.check_val_every_n_epoch
             self.fill()
-            if self.init_from and not self.trainer.ckpt_path:
+            if self.init_from:
                 warm_start(self, self.init_from)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)

@@ -28,14 +28,13 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["best_model_path"]:
             best = str(Path(self.dirpath or ".") / "best.ckpt")
-            state_dict = {
-                **state_dict,
-                "dirpath": self.dirpath,
+            known = {
+                "best_model_score": state_dict["best_model_score"],
                 "best_model_path": best,
                 "kth_best_model_path": best,
                 "best_k_models": {best: state_dict["best_model_score"]},
             }
-        super().load_state_dict(state_dict)
+            super().load_state_dict(known)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -45,6 +44,9 @@ class LastCheckpoint(ModelCheckpoint):
         metrics_file(trainer).log_ahead(trainer)
         metrics_file(trainer).write()
         super().on_train_epoch_end(trainer, *args)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """It needs none. Lightning would remove what the file names as the checkpoint before, which may be anything."""
 
 
 def checkpoint_callbacks(run: RunFolder) -> list[Callback]:

@@ -43,6 +43,7 @@ def _check_size(path: Path) -> None:
                 f"{path}: has {packed / 2**20:,.1f} MiB, but would unpack to {unpacked / 2**20:,.1f} MiB. torch.save "
                 "does not compress; it was not loaded, as it could fill the memory"
             )
-        pickles = [archive.read(part) for part in archive.namelist() if part.endswith(".pkl")]
+        # All that torch may take for the pickle: of parts of one name it reads the first, and case is nothing to it.
+        pickles = [archive.read(part) for part in archive.infolist() if part.filename.lower().endswith(".pkl")]
     if any(b"\nbytearray\n" in each for each in pickles):  # the one call that torch allows whose size is a number
         raise InputError(f"{path}: holds more than weights and plain types; it was not loaded")

@@ -168,10 +168,11 @@ class SegmentationDataModule(LightningDataModule):
         split = self._training_split()
         batches = self._train_batches(len(split))
         if batches.epoch_length % batches.accumulate:
+            option = "trainer.overfit_batches" if self.overfit else "trainer.limit_train_batches"
+            whole = math.ceil(batches.epoch_length / batches.accumulate) * batches.accumulate
             raise InputError(
-                f"trainer.limit_train_batches makes an epoch of {batches.epoch_length} batches, which is no whole "
-                f"number of steps of {batches.accumulate} batches. Fix: --trainer.limit_train_batches "
-                f"{-(-batches.epoch_length // batches.accumulate) * batches.accumulate}"
+                f"{option} makes an epoch of {batches.epoch_length} batches, which is no whole number of steps of "
+                f"{batches.accumulate} batches. Fix: --{option} {whole}"
             )
         self.train_loader = TrainLoader(split, batch_sampler=batches, progress=self._progress, **self._workers())
         return self.train_loader
