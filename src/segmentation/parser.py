@@ -64,9 +64,10 @@ class Parser(LightningArgumentParser):
         except UnicodeDecodeError as error:
             raise InputError(f"a file of --config is no UTF-8 text ({error}): save it as UTF-8") from error
 
-    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
-        self.of_class = theclass
-        return super().add_class_arguments(theclass, *args, **options)
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **options: Any) -> Any:
+        if nested_key is None:
+            self.of_class = theclass
+        return super().add_class_arguments(theclass, nested_key, *args, **options)
 
     def instantiate_classes(self, *args: Any, **options: Any) -> Any:
         try:
@@ -112,7 +113,7 @@ class Parser(LightningArgumentParser):
         kinds = _kinds(CLASS_OPTIONS[option]) if option else ()
         others = [cls.__name__ for cls in kinds if heads & inspect.signature(cls).parameters.keys()]
         owners = f" It belongs to {', '.join(sorted(set(others)))}." if others else ""
-        return f"{self._place()}{message}.{owners} {_listed(options.get(close, close), choices)}. All: --help"
+        return f"{self._place()}{message}.{owners} {_listed(options.get(close, close), choices)}. All: python src/train.py --help"
 
 
 def _explain_class(message: str) -> str:
