@@ -18,6 +18,7 @@ from PIL import Image
 
 from conftest import TINY, TINY_RUN, make_folder, script, train, write_image
 from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.inference.evaluating import evaluate
 from segmentation.inference.exporting import export
@@ -189,6 +190,16 @@ def test_no_text_of_a_checkpoint_runs_code(job: Callable, run: Path, gadgets: No
     outcome(SegmentationModule.load_from_checkpoint, "changed.ckpt", others)  # as users of Lightning do
 
 
+def test_data_of_a_checkpoint_is_not_built_by_lightning(run: Path, gadgets: None) -> None:
+    """As users of Lightning may try: its own way imports what the file names."""
+    checkpoint = read_checkpoint(run / "checkpoints/best.ckpt")
+    checkpoint["datamodule_hyper_parameters"]["augment"] = [GADGETS["a transform that calls"]]
+    torch.save(checkpoint, "changed.ckpt")
+    with pytest.raises(InputError, match=r"^changed\.ckpt: [^\n]*SegmentationDataModule\(dataset"):
+        SegmentationDataModule.load_from_checkpoint("changed.ckpt", weights_only=True)
+    assert not Path(OWNED).exists()
+
+
 def change(path: Path, **options: Any) -> dict[str, Any]:
     """A checkpoint with other options of the model."""
     checkpoint = read_checkpoint(path)
@@ -289,14 +300,13 @@ def test_a_file_that_would_fill_the_memory_is_not_loaded(run: Path, gadgets: Non
     zeros = {**read_checkpoint(checkpoint), "zeros": Zeros()}
     torch.save(zeros, "zeros.ckpt")
     torch.save(zeros, "unzipped.ckpt", _use_new_zipfile_serialization=False)  # as torch wrote files before 1.6
-    with zipfile.ZipFile("zeros.ckpt") as whole, zipfile.ZipFile(checkpoint) as clean:
-        with zipfile.ZipFile("hidden.ckpt", "w") as hidden, zipfile.ZipFile("upper.ckpt", "w") as upper:
-            pickle = next(part for part in whole.namelist() if part.endswith("/data.pkl"))
-            for part in whole.namelist():
-                hidden.writestr(part, whole.read(part))
-                upper.writestr(part.replace("data.pkl", "DATA.PKL"), whole.read(part))
-            with pytest.warns(UserWarning, match="Duplicate name"):  # torch reads the first, Python's zipfile the last
-                hidden.writestr(pickle, clean.read(clean.namelist()[0]))
+    shutil.copy("zeros.ckpt", "hidden.ckpt")
+    with zipfile.ZipFile("zeros.ckpt") as whole, zipfile.ZipFile("upper.ckpt", "w") as upper:
+        pickle = next(part for part in whole.namelist() if part.endswith("/data.pkl"))
+        for part in whole.namelist():
+            upper.writestr(part.replace("data.pkl", "DATA.PKL"), whole.read(part))
+    with zipfile.ZipFile("hidden.ckpt", "a") as hidden, pytest.warns(UserWarning, match="Duplicate name"):
+        hidden.writestr(pickle, b"")  # torch reads the first of that name, Python's zipfile the last
     for job in (predicted, pruned, evaluated, exported):
         for name in ("zeros", "hidden", "upper"):
             with pytest.raises(InputError, match=rf"^{name}\.ckpt: holds more than weights[^\n]*$"):

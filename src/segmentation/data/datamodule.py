@@ -3,7 +3,8 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
@@ -91,6 +92,16 @@ class SegmentationDataModule(LightningDataModule):
         self._censuses: dict[str, Census] = {}
         #: The split that is tested: the validation split where a data set has no test split.
         self.test_split = "test" if self.dataset.names("test") else "val"
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # it never returns
+        cls, checkpoint_path: str | Path, **options: Any
+    ) -> NoReturn:
+        """Raises InputError: Lightning's own would import and call what classes and functions the file names."""
+        raise InputError(
+            f"{checkpoint_path}: data is not built from a checkpoint alone, as that could run code. "
+            "Fix: SegmentationDataModule(dataset, ...) with a data set of yours"
+        )
 
     @property
     def train_size(self) -> tuple[int, int]:
