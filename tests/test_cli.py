@@ -250,9 +250,16 @@ def test_a_name_that_is_taken(tmp_path: Path) -> None:
 
 
 class TestBadData:
-    """Each through the script: one line on standard error, exit status 2, and no run folder."""
+    """One line, which the script gives on standard error with exit status 2, and no run folder."""
 
     def fails(self, *args: str) -> str:
+        with pytest.raises(InputError) as caught:
+            train("--name", "bad", *args)
+        assert "\n" not in str(caught.value)
+        assert not Path("runs/bad").exists()
+        return str(caught.value)
+
+    def script_fails(self, *args: str) -> str:
         done = script("train", "--name", "bad", *args, WANDB_MODE="offline")
         assert done.returncode == 2, done.stderr
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -269,7 +276,7 @@ class TestBadData:
 
     def test_undeclared_mask_value(self, tmp_path: Path) -> None:
         make_folder(tmp_path / "data", {"train": 3, "val": 2})
-        line = self.fails(*self.overlay(tmp_path / "data", "{background: 0, nucleus: 1}"))
+        line = self.script_fails(*self.overlay(tmp_path / "data", "{background: 0, nucleus: 1}"))
         assert "masks/00.png" in line
         assert "255" in line
         assert "classes: {background: 0, nucleus: 255}" in line

@@ -144,7 +144,7 @@ def test_checkpointing_changes_no_gradient_and_no_statistic():
             torch.testing.assert_close(kept, plain, msg=key)
 
 
-@pytest.mark.parametrize("deep", [False, True], ids=["one", "deep"])
+@pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "deep"])
 @pytest.mark.parametrize("name", NETS)
 def test_overfits_a_batch(name, deep):
     """Shapes of all classes, learnt by heart; in eval mode, with the statistics that training gathered."""

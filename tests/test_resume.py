@@ -240,7 +240,7 @@ CHANGING = {
 }
 
 
-FAST = ("plateau", "early stopping", "validations and sheets")
+FAST = ("plateau", "early stopping")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_batch_size_that_was_found_is_used(capsys: pytest.CaptureFixture) -> None:
     """The run is the one that has it as an option: the search leaves no trace in it, and a resumed one goes on so."""
     cli = train(*TINY, "--name", "found", BATCH_SIZE)

@@ -107,7 +107,7 @@ def test_config_counts_more_than_the_environment(server: Server) -> None:
     assert len(list(Path("elsewhere/wandb").glob("run-*-abcd"))) == 1
 
 
-@pytest.fixture(params=["closed", pytest.param("silent", marks=pytest.mark.slow), "unknown"])
+@pytest.fixture(params=["unknown", *(pytest.param(each, marks=pytest.mark.slow) for each in ("closed", "silent"))])
 def nobody(request: pytest.FixtureRequest) -> Iterator[str]:
     """An address where nobody listens; one that takes calls and never answers; one that is none."""
     with socket.socket() as listener:
