@@ -113,7 +113,8 @@ class Parser(LightningArgumentParser):
         kinds = _kinds(CLASS_OPTIONS[option]) if option else ()
         others = [cls.__name__ for cls in kinds if heads & inspect.signature(cls).parameters.keys()]
         owners = f" It belongs to {', '.join(sorted(set(others)))}." if others else ""
-        return f"{self._place()}{message}.{owners} {_listed(options.get(close, close), choices)}. All: python src/train.py --help"
+        listed = _listed(options.get(close, close), choices)
+        return f"{self._place()}{message}.{owners} {listed}. All: python src/train.py --help"
 
 
 def _explain_class(message: str) -> str:
