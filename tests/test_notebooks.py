@@ -112,14 +112,11 @@ def test_runs_and_shows(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("MPLBACKEND", raising=False)
 
     notebook = nbformat.read(path, as_version=4)
-    committed, before = names(notebook), os.times()
+    committed = names(notebook)
     notebook.cells.append(nbformat.v4.new_code_cell(dedent(SHOWN[path.stem])))
     # Odd ones start in the root of the clone, even ones in notebooks/, as both must do.
     where = folder.parent if int(path.stem[0]) % 2 else folder
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(where)}}).execute()
-    used = os.times()
-    seconds = used.children_user + used.children_system - before.children_user - before.children_system
-    assert seconds < 120, seconds  # of CPUs, so that a busy machine changes nothing; together they take under 5 minutes
     assert names(notebook) == committed
     assert "not logged in" in texts(notebook) or path.stem != "4_compare_runs"
     assert sorted(entry.name for entry in folder.parent.iterdir()) == ["configs", "notebooks", "src"]  # nothing left
