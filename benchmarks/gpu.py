@@ -26,7 +26,8 @@ import gpu_tables
 from gpu_pack import PACK, SITE, pack, unpack
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-from segmentation.errors import InputError, run_job
+from segmentation.errors import InputError
+from segmentation.training.entry import run_job
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = time.monotonic()

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from segmentation.machine import has_bf16, seconds
 from segmentation.nets import SegmentationNet
+from segmentation.training.machine import has_bf16, seconds
 
 
 class Work(NamedTuple):

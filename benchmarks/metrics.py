@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
-from segmentation.cli import SegmentationCLI
+from segmentation.training.cli import SegmentationCLI
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
 seconds: dict[str, float] = defaultdict(float)
@@ -38,11 +38,11 @@ def main() -> None:
     cli = SegmentationCLI([*options, "--name", f"benchmark-{time.time_ns()}", "--trainer.accelerator", "cpu"])
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     trainer.logger, trainer.callbacks = None, []
-    module.loss.setup(data.census("train"))
-    data.census("val")
+    module.loss.setup(data.statistics("train"))
+    data.statistics("val")
     trainer.validate(module, data, verbose=False)  # once to warm up
     module.net.forward = timed("net", module.net.forward)
-    module.criterion = timed("loss", module.criterion)
+    module.compute_loss = timed("loss", module.compute_loss)
     module.count, module.report = timed("figures", module.count), timed("figures", module.report)
     whole = timed("epoch", trainer.validate)
     whole(module, data, verbose=False)

@@ -41,10 +41,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from limits import Limits, Work, count_work, measure_limits
-from segmentation.machine import machine, peak_memory, seconds
-from segmentation.memory import keep_freed_memory
 from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
-from segmentation.nets.blocks import enlarge
+from segmentation.nets.blocks import upsample
+from segmentation.training.machine import machine, peak_memory, seconds
+from segmentation.training.memory import keep_freed_memory
 
 PLAIN = "UNet3+, plain form"
 NETS: dict[str, Callable[[], SegmentationNet]] = {
@@ -203,13 +203,13 @@ def build(name: str, layout: str, mode: str, device: str) -> SegmentationNet:
 @contextmanager
 def form(name: str) -> Iterator[None]:
     """The plain form of UNet3+ while its row runs: the convolution after the up-sampling."""
-    fast = unet_3plus.conv_of_enlarged
+    fast = unet_3plus.conv3x3_after_upsample
     if name == PLAIN:
-        unet_3plus.conv_of_enlarged = lambda x, weight, factor: F.conv2d(enlarge(x, factor), weight, padding=1)
+        unet_3plus.conv3x3_after_upsample = lambda x, weight, factor: F.conv2d(upsample(x, factor), weight, padding=1)
     try:
         yield
     finally:
-        unet_3plus.conv_of_enlarged = fast
+        unet_3plus.conv3x3_after_upsample = fast
 
 
 def measure(row: Row, images: Tensor, args: argparse.Namespace) -> None:

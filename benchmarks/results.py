@@ -27,13 +27,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
-from segmentation.callbacks import count_flops, in_millions
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
-from segmentation.inference.comparing import read_counts
-from segmentation.machine import has_bf16, machine, peak_memory, seconds
-from segmentation.memory import keep_freed_memory
+from segmentation.inference.compare import read_counts
 from segmentation.module import SegmentationModule
+from segmentation.training.callbacks import count_flops, in_millions
+from segmentation.training.machine import has_bf16, machine, peak_memory, seconds
+from segmentation.training.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 #: Epochs of each data set: with one thread of a CPU minutes a row, and about an hour for CamVid's last.
@@ -170,7 +170,7 @@ def training_step(module: SegmentationModule, batch: dict[str, torch.Tensor], de
     def step() -> None:
         module.train()
         with torch.autocast(device, torch.bfloat16, enabled=has_bf16(device)):
-            loss = module.criterion(module.net(module.normalize(batch["image"])), batch)[0]
+            loss = module.compute_loss(module.net(module.normalize(batch["image"])), batch)[0]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -28,11 +28,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
-from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
-from segmentation.machine import machine, seconds
 from segmentation.module import SegmentationModule
-from segmentation.run import release
+from segmentation.training.cli import SegmentationCLI
+from segmentation.training.machine import machine, seconds
+from segmentation.training.run_folder import release
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
 #: Parts of an epoch, each by the profiler's actions; an action belongs to the first part that it fits.
@@ -99,7 +99,7 @@ class Stopwatch(Callback):
 
         def step() -> None:
             with trainer.precision_plugin.forward_context():
-                loss, _ = module.criterion(module.net(module.normalize(self.batch["image"])), self.batch)
+                loss, _ = module.compute_loss(module.net(module.normalize(self.batch["image"])), self.batch)
             optimizer.zero_grad()
             loss.backward()
             if clip:

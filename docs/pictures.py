@@ -21,9 +21,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.inference.source import open_trained
-from segmentation.machine import has_bf16
 from segmentation.metrics import confusion_counts, mean_iou
-from segmentation.pictures import contact_sheet
+from segmentation.training.machine import has_bf16
+from segmentation.visualize import sample_grid
 
 INK, SOFT = "#262B33", "#6E7278"
 TRAIN_VAL = ("#3B7DBD", "#E07B39")
@@ -58,7 +58,7 @@ def sheet(run: str, numbers: str, size: str = "", title: str = "") -> Image.Imag
         counts = confusion_counts(found[-1][None], truths[-1][None], module.labels.num_classes)
         scores.append(float(mean_iou(counts)))
     names = [data.dataset.names(split)[index] for index in indices]
-    return contact_sheet(images, truths, found, module.labels, names, title, scores)
+    return sample_grid(images, truths, found, module.labels, names, title, scores)
 
 
 def middle(shape: tuple[int, ...], size: str) -> tuple[slice, slice]:

@@ -6,7 +6,7 @@ python src/compare.py runs/unet runs/unetpp --output nets.png
 Intervals are those of a bootstrap over the tested images; differences are to the first run, on the same images.
 """
 
-from segmentation.errors import run_job
+from segmentation.training.entry import run_job
 
 if __name__ == "__main__":
-    run_job("segmentation.inference.comparing:compare")
+    run_job("segmentation.inference.compare:compare")

@@ -5,7 +5,7 @@ python src/doctor.py --data.dataset FolderData --data.dataset.root /path/to/my_d
 python src/doctor.py --config configs/model/unet_resnet34.yaml --prefetch             weights, for a cluster
 """
 
-from segmentation.errors import run_job
+from segmentation.training.entry import run_job
 
 if __name__ == "__main__":
     run_job("segmentation.doctor:main")

@@ -7,7 +7,7 @@ python src/eval.py runs/NAME/checkpoints/best.ckpt --data configs/data/camvid.ya
 Any option of data and trainer, as in train.py: --data.eval_batch_size 1 --trainer.devices 2
 """
 
-from segmentation.errors import run_job
+from segmentation.training.entry import run_job
 
 if __name__ == "__main__":
-    run_job("segmentation.inference.evaluating:evaluate")
+    run_job("segmentation.inference.evaluate:evaluate")

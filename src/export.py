@@ -8,7 +8,7 @@ The file takes images as files have them, (N, C, H, W) of any N, H and W over a 
 Any option of data, as in train.py: --data.dataset.root FOLDER
 """
 
-from segmentation.errors import run_job
+from segmentation.training.entry import run_job
 
 if __name__ == "__main__":
-    run_job("segmentation.inference.exporting:export")
+    run_job("segmentation.inference.export:export")

@@ -7,7 +7,7 @@ python src/predict.py runs/NAME/checkpoints/best.ckpt slide.tif predicted/ --til
 The same command goes on where it was stopped: images that have their mask are left out.
 """
 
-from segmentation.errors import run_job
+from segmentation.training.entry import run_job
 
 if __name__ == "__main__":
-    run_job("segmentation.inference.predicting:predict")
+    run_job("segmentation.inference.predict:predict")

@@ -8,7 +8,7 @@ python src/prune.py runs/NAME/checkpoints/best.ckpt --max-drop 0.01     the fast
 Any option of data and trainer, as in train.py: --data.num_workers 0 --trainer.accelerator cpu
 """
 
-from segmentation.errors import run_job
+from segmentation.training.entry import run_job
 
 if __name__ == "__main__":
-    run_job("segmentation.inference.pruning:prune")
+    run_job("segmentation.inference.prune:prune")

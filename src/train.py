@@ -6,7 +6,7 @@ python src/train.py --config configs/trainer/ddp.yaml                   every GP
 torchrun --nproc-per-node 8 src/train.py --config configs/trainer/ddp.yaml --name big --resume
 """
 
-from segmentation.errors import run_job
+from segmentation.training.entry import run_job
 
 if __name__ == "__main__":
-    run_job("segmentation.cli:train")
+    run_job("segmentation.training.cli:train")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from segmentation.cli import SegmentationCLI
+    from segmentation.training.cli import SegmentationCLI
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # two cores, and subprocesses beside: threads would wait for one another
@@ -89,7 +89,7 @@ TINY = [*TINY_SHAPES, *TINY_RUN]
 
 def train(*args: str) -> "SegmentationCLI":
     """`python src/train.py *args`, in this process."""
-    from segmentation.cli import SegmentationCLI
+    from segmentation.training.cli import SegmentationCLI
 
     cli = SegmentationCLI(list(args))
     cli.run()

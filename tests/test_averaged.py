@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from segmentation.errors import InputError
-from segmentation.inference.averaged import Averaged
+from segmentation.inference.tiled import TiledInference
 from segmentation.nets import Heads, SegmentationNet, UNet
 
 
@@ -35,7 +35,7 @@ def chances(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(50, 93), (32, 200), (33, 33)])
 def test_tiles_equal_the_whole_away_from_their_borders(classes: int, size: tuple[int, int]) -> None:
     net = Local(classes).eval()
-    averaged = Averaged(net, tile=32)
+    averaged = TiledInference(net, tile=32)
     image = torch.randn(2, 3, *size)
     whole, tiled = chances(net.predict(image)), chances(averaged.predict(image))
     far = torch.ones(size, dtype=torch.bool)  # from the edges of tiles that are not the image's own
@@ -55,11 +55,11 @@ def test_a_net_that_sees_one_pixel_is_the_same_everywhere() -> None:
     nn.init.zeros_(net.coarse.weight)
     net.fine.weight.data[..., [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     image = torch.randn(1, 3, 75, 131)
-    torch.testing.assert_close(chances(Averaged(net, 16).predict(image)), chances(net.predict(image)))
+    torch.testing.assert_close(chances(TiledInference(net, 16).predict(image)), chances(net.predict(image)))
 
 
 def test_tiles_lie_on_the_grid_of_the_net_and_cover_the_image() -> None:
-    averaged = Averaged(Local(1), tile=30)
+    averaged = TiledInference(Local(1), tile=30)
     assert averaged.tile == 32
     for length in range(1, 200):
         starts = averaged.starts(length)
@@ -85,7 +85,7 @@ class Ramp(SegmentationNet):
 
 def test_a_tile_counts_by_a_gaussian_about_its_middle() -> None:
     """Of sigma = tile / 8: what a net says of a tile's border, where it sees least, hardly counts."""
-    tiled = chances(Averaged(Ramp(), tile=32).predict(torch.zeros(1, 3, 56, 56)))[0, 0]
+    tiled = chances(TiledInference(Ramp(), tile=32).predict(torch.zeros(1, 3, 56, 56)))[0, 0]
     place = torch.arange(56) + 0.5  # tiles begin at 0 and at 24
     says, weights = [], []
     for start in (0, 24):
@@ -99,7 +99,7 @@ def test_a_tile_counts_by_a_gaussian_about_its_middle() -> None:
 
 def test_strips_are_rows_of_tiles() -> None:
     """No more of the answer is held than a row of tiles."""
-    averaged = Averaged(Local(2).eval(), tile=32)
+    averaged = TiledInference(Local(2).eval(), tile=32)
     strips = [(top, part.shape) for top, part in averaged.strips(torch.randn(3, 150, 70))]
     assert [top for top, _ in strips] == averaged.starts(150)
     assert all(shape[1] <= 32 for _, shape in strips)
@@ -108,7 +108,7 @@ def test_strips_are_rows_of_tiles() -> None:
 
 @pytest.mark.parametrize("tile", [None, 32])
 def test_all_symmetries_commute_with_turning_the_image(tile: int | None) -> None:
-    averaged = Averaged(Local(3).eval(), tile, "all")
+    averaged = TiledInference(Local(3).eval(), tile, "all")
     image = torch.randn(1, 3, 56, 56)  # on which the tiles lie alike from either end
     found = chances(averaged.predict(image))
     torch.testing.assert_close(chances(averaged.predict(image.rot90(1, (2, 3)))), found.rot90(1, (2, 3)))
@@ -121,15 +121,15 @@ def test_flips_are_the_mean_of_four(classes: int) -> None:
     image = torch.randn(1, 3, 31, 45)
     flips = ((), (2,), (3,), (2, 3))
     expected = torch.stack([chances(net.predict(image.flip(d))).flip(d) for d in flips]).mean(dim=0)
-    torch.testing.assert_close(chances(Averaged(net, None, "flips").predict(image)), expected)
+    torch.testing.assert_close(chances(TiledInference(net, None, "flips").predict(image)), expected)
 
 
 def test_without_either_the_logits_are_the_nets() -> None:
     net = UNet(num_classes=3, widths=(4, 8)).eval()
     image = torch.randn(1, 3, 31, 45)
-    assert torch.equal(Averaged(net).predict(image), net.predict(image))
+    assert torch.equal(TiledInference(net).predict(image), net.predict(image))
 
 
 def test_a_tile_must_hold_something() -> None:
     with pytest.raises(InputError, match="32 at least"):
-        Averaged(UNet(), tile=16)
+        TiledInference(UNet(), tile=16)

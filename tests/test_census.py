@@ -1,4 +1,4 @@
-"""The census: its figures against NumPy, and a cache that is used when it may be and never when it may not."""
+"""The statistics: its figures against NumPy, and a cache that is used when it may be and never when it may not."""
 
 import json
 from copy import deepcopy
@@ -12,7 +12,7 @@ from PIL import Image
 from conftest import make_folder, write_image
 from segmentation.data import FolderData, Labels, SegmentationData, SegmentationDataModule
 from segmentation.data.base import Sample
-from segmentation.data.census import scale_of, take_census
+from segmentation.data.statistics import compute_statistics, scale_of
 from segmentation.errors import InputError
 
 CLASSES = {"background": 0, "cell": 255}
@@ -57,23 +57,23 @@ def test_counts_and_moments(place: Path) -> None:
     write_image(place / "val/images/v.png", images[0])
     write_image(place / "val/masks/v.png", masks[0])
 
-    census = take_census(FolderData(str(place), {"a": [0], "b": 1, "never": 2}, ignore=255), "train")
+    statistics = compute_statistics(FolderData(str(place), {"a": [0], "b": 1, "never": 2}, ignore=255), "train")
 
     pixels, values = np.concatenate([i.reshape(-1, 3) for i in images]) / 255, np.concatenate([m.flat for m in masks])
-    assert census.sizes == [m.shape for m in masks]
-    assert census.pixels == [(values == 0).sum(), (values == 1).sum(), 0]
-    assert census.ignored == (values == 255).sum()
-    np.testing.assert_allclose(census.mean, pixels.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(census.std, pixels.std(axis=0), rtol=1e-9)
+    assert statistics.sizes == [m.shape for m in masks]
+    assert statistics.pixels == [(values == 0).sum(), (values == 1).sum(), 0]
+    assert statistics.ignored == (values == 255).sum()
+    np.testing.assert_allclose(statistics.mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.std, pixels.std(axis=0), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.uint8, 255), (torch.uint16, 65535), (torch.float32, 1)])
 def test_scale(dtype: torch.dtype, scale: float) -> None:
     assert scale_of(dtype) == scale
     image = torch.tensor([[[7.0, 100.0, 13.0, 200.0]]]).to(dtype)
-    census = take_census(Given(image, torch.tensor([[0, 1, 1, 1]]), channels=1), "train")
-    np.testing.assert_allclose(census.mean, [80 / scale])
-    np.testing.assert_allclose(census.std, [np.std([7, 100, 13, 200]) / scale])
+    statistics = compute_statistics(Given(image, torch.tensor([[0, 1, 1, 1]]), channels=1), "train")
+    np.testing.assert_allclose(statistics.mean, [80 / scale])
+    np.testing.assert_allclose(statistics.std, [np.std([7, 100, 13, 200]) / scale])
 
 
 def test_second_call_reads_nothing_and_a_change_is_counted(place: Path) -> None:
@@ -81,8 +81,8 @@ def test_second_call_reads_nothing_and_a_change_is_counted(place: Path) -> None:
 
     def take(classes: dict = CLASSES, split: str = "train") -> tuple[int, list[int], list[tuple[int, int]]]:
         data = Counted(str(root), classes)  # a new object, as in a new process
-        census = take_census(data, split)
-        return data.reads, census.pixels, census.sizes
+        statistics = compute_statistics(data, split)
+        return data.reads, statistics.pixels, statistics.sizes
 
     reads, pixels, sizes = take()
     assert reads == 3
@@ -107,39 +107,39 @@ def test_a_change_that_keeps_the_files_size_is_counted(place: Path) -> None:
     for split in ("train", "val"):
         write_image(place / split / "images/a.png", np.zeros((8, 8, 3), np.uint8))
         write_image(place / split / "masks/a.bmp", np.zeros((8, 8), np.uint8))
-    assert take_census(FolderData(str(place), CLASSES), "train").pixels == [64, 0]
+    assert compute_statistics(FolderData(str(place), CLASSES), "train").pixels == [64, 0]
     write_image(place / "train/masks/a.bmp", np.full((8, 8), 255, np.uint8))
-    assert take_census(FolderData(str(place), CLASSES), "train").pixels == [0, 64]
+    assert compute_statistics(FolderData(str(place), CLASSES), "train").pixels == [0, 64]
 
 
 def test_splits_are_kept_apart_though_a_fingerprint_forgets_them() -> None:
     data = Given(GOOD, torch.zeros(4, 5, dtype=torch.int64))
-    take_census(data, "train")
+    compute_statistics(data, "train")
     data.sample["image"] = GOOD.clone()
     data.sample["image"][:, -1, -1] = 255
-    assert take_census(data, "val").mean == [1 / 20] * 3
+    assert compute_statistics(data, "val").mean == [1 / 20] * 3
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '{"sizes": 3}', '{"sizes": [], "unknown": 1}'])
 def test_a_damaged_cache_is_counted_anew(place: Path, text: str) -> None:
     data = Counted(str(make_folder(place / "data", {"train": 2, "val": 1})), CLASSES)
-    census = take_census(data, "train")
+    statistics = compute_statistics(data, "train")
     (file,) = (place / "cache").rglob("*.json")
     file.write_text(text)
-    assert take_census(data, "train") == census
+    assert compute_statistics(data, "train") == statistics
     assert data.reads == 4
-    assert take_census(data, "train") == census
+    assert compute_statistics(data, "train") == statistics
     assert data.reads == 4
     assert [path.suffix for path in file.parent.iterdir()] == [".json"]  # nothing half-written stays
 
 
 def test_an_unwritable_cache_only_costs_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(make_folder(place / "data", {"train": 2, "val": 1}))
-    expected = take_census(FolderData(root, CLASSES), "train")
+    expected = compute_statistics(FolderData(root, CLASSES), "train")
     (place / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "file"))  # root may write anywhere, but not below a file
     data = Counted(root, CLASSES)
-    assert take_census(data, "train") == expected
+    assert compute_statistics(data, "train") == expected
     module = SegmentationDataModule(data)
     data.reads = 0
     module.check()
@@ -156,11 +156,11 @@ def test_bad_files_are_counted_and_nothing_is_cached(place: Path) -> None:
         with pytest.raises(
             InputError, match=r"images/01\.png: cannot be read .*\(2 more of 6 train samples have problems"
         ):
-            take_census(data, "train")
+            compute_statistics(data, "train")
     for name in ("02", "04"):
         Image.new("RGB", (40, 48)).save(root / f"train/images/{name}.png")
     with pytest.raises(InputError, match=r"images/01\.png: cannot be read .*remove it$"):
-        take_census(data, "train")
+        compute_statistics(data, "train")
 
 
 def test_a_class_that_never_occurs_is_named(place: Path) -> None:
@@ -188,13 +188,13 @@ GOOD = torch.zeros(3, 4, 5, dtype=torch.uint8)
 )
 def test_a_data_set_of_ones_own_is_held_to_the_contract(image: torch.Tensor, mask: torch.Tensor, message: str) -> None:
     with pytest.raises(InputError, match=f"^train sample only: .*{message}"):
-        take_census(Given(image, mask), "train")
+        compute_statistics(Given(image, mask), "train")
 
 
 def test_a_cache_that_parses_but_is_not_what_was_written_is_counted_anew(place: Path) -> None:
     """Short of a record, of a class in one, or with another number: it would be a wrong mean, or a crash later."""
     data = Counted(str(make_folder(place / "data", {"train": 3, "val": 1})), CLASSES)
-    census = take_census(data, "train")
+    statistics = compute_statistics(data, "train")
     (file,) = (place / "cache").rglob("*.json")
     whole = json.loads(file.read_text())
     damages = (
@@ -211,5 +211,5 @@ def test_a_cache_that_parses_but_is_not_what_was_written_is_counted_anew(place: 
         damage(damaged)
         file.write_text(json.dumps(damaged))
         data.reads = 0
-        assert take_census(data, "train") == census
+        assert compute_statistics(data, "train") == statistics
         assert data.reads == 3

@@ -10,9 +10,9 @@ import yaml
 
 from conftest import TINY, TINY_RUN, make_folder, train
 from segmentation.checkpoint import load_module, read_checkpoint
-from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
+from segmentation.inference.evaluate import evaluate
+from segmentation.training.cli import SegmentationCLI
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_checkpoint_is_enough(trained: SegmentationCLI) -> None:
     assert module.labels == trained.datamodule.labels
     assert checkpoint["precision"] == "32-true"
     assert checkpoint["datamodule_hyper_parameters"]["dataset"]["class_path"].endswith("ShapesData")
-    assert torch.equal(module.mean, torch.tensor(trained.datamodule.census("train").mean))
+    assert torch.equal(module.mean, torch.tensor(trained.datamodule.statistics("train").mean))
 
 
 def test_the_threshold_is_kept() -> None:

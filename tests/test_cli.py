@@ -17,8 +17,9 @@ import yaml
 from PIL import Image
 
 from conftest import ROOT, TINY, make_folder, script, train, write_image
-from segmentation.cli import SegmentationCLI
-from segmentation.errors import InputError, run_job
+from segmentation.errors import InputError
+from segmentation.training.cli import SegmentationCLI
+from segmentation.training.entry import run_job
 
 
 def parse(*args: str) -> SegmentationCLI:

@@ -11,7 +11,7 @@ from sklearn.metrics import jaccard_score
 
 from segmentation.errors import InputError
 from segmentation.inference.bootstrap import bootstrap, iou
-from segmentation.inference.comparing import compare, read_run
+from segmentation.inference.compare import compare, read_run
 
 RNG = np.random.default_rng(0)
 TRUTH = [RNG.integers(0, 3, 200) for _ in range(12)]

@@ -8,9 +8,9 @@ from jsonargparse import Namespace
 
 from conftest import ROOT, make_folder, train, write_image
 from official_sets import MAKERS
-from segmentation.cli import SegmentationCLI
 from segmentation.data import SegmentationDataModule
 from segmentation.module import SegmentationModule
+from segmentation.training.cli import SegmentationCLI
 
 SWEEP = ROOT / "configs/sweep.yaml"  # no overlay, but what `wandb sweep` reads
 CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path != SWEEP]

@@ -325,7 +325,7 @@ def test_the_wait_for_data_is_logged_and_told_once(
 
     load = ShapesData.load
     slow = lambda self, split, index: (time.sleep(0.1), load(self, split, index))[1]  # noqa: E731
-    monkeypatch.setattr("segmentation.callbacks.PATIENCE", 0.2)
+    monkeypatch.setattr("segmentation.training.callbacks.PATIENCE", 0.2)
     monkeypatch.setattr(ShapesData, "load", slow)
     with pytest.warns(
         UserWarning, match=r"% of the training time went into waiting for data.*data\.num_workers"

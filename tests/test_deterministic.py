@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import ROOT, TINY, script, train
-from segmentation.errors import NOT_DETERMINISTIC
 from segmentation.losses import CrossEntropy, Dice, Focal, Hybrid, Jaccard, Lovasz, MsSsim, Tversky
 from segmentation.nets import SmpNet, UNet, UNet3Plus, UNetPlusPlus
+from segmentation.training.entry import NOT_DETERMINISTIC
 from test_resume import weights
 
 #: Operators that are refused on a GPU (torch.use_deterministic_algorithms lists them), as far as a net of two

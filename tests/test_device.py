@@ -18,15 +18,15 @@ from PIL import Image
 from torch import nn
 
 from conftest import ROOT, TINY_SHAPES, make_folder, script, train
-from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
-from segmentation.inference.exporting import export
-from segmentation.inference.predicting import predict
+from segmentation.inference.evaluate import evaluate
+from segmentation.inference.export import export
+from segmentation.inference.predict import predict
 from segmentation.inference.predictor import Predictor
 from segmentation.losses import CrossEntropy
 from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus
-from segmentation.plugins import SyncBatchNorm
+from segmentation.training.cli import SegmentationCLI
+from segmentation.training.plugins import SyncBatchNorm
 
 CUDA = torch.cuda.is_available()
 DEVICE, ACCELERATOR = ("cuda", "gpu") if CUDA else ("cpu", "cpu")

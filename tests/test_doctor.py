@@ -89,7 +89,7 @@ def test_skip_trains_on_the_rest_and_lists_what_was_left_out(place: Path, capsys
     assert "skipped   8 bad files, listed in runs/rest/skipped_files.txt" in capsys.readouterr().out
     rows = (place / "runs/rest/per_image.csv").read_text().splitlines()[1:]
     assert {row.split(",")[0] for row in rows} == {"01", "02"}
-    from segmentation.inference.evaluating import evaluate
+    from segmentation.inference.evaluate import evaluate
 
     again = evaluate(["runs/rest/checkpoints/best.ckpt"])  # the checkpoint's data skips them too
     assert again["miou"] == float(cli.trainer.callback_metrics["test/miou"])

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segmentation.data.files import read_image, read_mask
+from segmentation.data.io import read_image, read_mask
 from segmentation.errors import InputError
 
 RNG = np.random.default_rng(0)

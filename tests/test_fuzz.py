@@ -57,7 +57,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 def main(kind: str, rounds: int) -> None:
     """Run in a process of its own, whose memory is bounded."""
-    from segmentation.data.files import read_image, read_mask
+    from segmentation.data.io import read_image, read_mask
     from segmentation.errors import InputError
 
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -14,9 +14,9 @@ from PIL import Image
 from conftest import TINY, TINY_RUN, make_folder, script, train, write_image
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
-from segmentation.inference.exporting import Deployed, compare, export
-from segmentation.inference.pruning import Level, choose, prune
+from segmentation.inference.evaluate import evaluate
+from segmentation.inference.export import Deployed, compare, export
+from segmentation.inference.prune import Level, choose, prune
 from segmentation.nets import UNet
 from segmentation.nets.base import CLOSED
 
@@ -65,7 +65,7 @@ def test_eval_on_a_full_disk_leaves_no_part_of_its_results(trained: Path, monkey
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    module = sys.modules["segmentation.inference.evaluating"]
+    module = sys.modules["segmentation.inference.evaluate"]
     for writer in ("write_csv", "save_png", "write_json"):
         with monkeypatch.context() as patch:
             patch.setattr(module, writer, full)
@@ -177,7 +177,7 @@ def test_an_export_that_predicts_something_else_is_not_kept(trained: Path, monke
         path.write_bytes(b"wrong")
         return lambda x: [model(x)[0] + 1, model(x)[1]]
 
-    monkeypatch.setitem(sys.modules["segmentation.inference.exporting"].FORMATS, "torch_export", wrong)
+    monkeypatch.setitem(sys.modules["segmentation.inference.export"].FORMATS, "torch_export", wrong)
     with pytest.raises(InputError, match=r"does not predict what the net does: logits differ by"):
         export([str(trained), "--format", "torch_export", "--output", "out/net.pt2", *CPU[2:]])
     assert not list(Path("out").iterdir())

@@ -292,8 +292,8 @@ class Hangs(ShapesData):
 def test_a_worker_hangs() -> None:
     """No batch for as long as is waited for one, here three seconds: a line, and the end."""
     Path("my_data.py").write_text(HANGS)
-    train = "import segmentation.data.datamodule as m; m.PATIENCE = 3.0; import segmentation.errors as e; "
-    train += "e.run_job('segmentation.cli:train')"
+    train = "import segmentation.data.datamodule as m; m.PATIENCE = 3.0; import segmentation.training.entry as e; "
+    train += "e.run_job('segmentation.training.cli:train')"
     args = [*TINY, "--data.num_workers", "1", "--data.dataset", "my_data.Hangs", "--name", "run"]
     done = subprocess.run(
         [sys.executable, "-c", train, *args],

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, TINY, TINY_RUN, script, train
-from segmentation.cli import SegmentationCLI
-from segmentation.errors import InputError, run_job
+from segmentation.errors import InputError
+from segmentation.training.cli import SegmentationCLI
+from segmentation.training.entry import run_job
 
 #: As Lightning does, and torchrun: a script of ours, or any, starts another process of the run; then it dies.
 LAUNCHER = """
 import os, subprocess, sys, time
 sys.path.insert(0, {src!r})
-from segmentation.errors import run_job
+from segmentation.training.entry import run_job
 
 def job():
     env, nowhere = dict(os.environ, LOCAL_RANK="1", **{env!r}), subprocess.DEVNULL

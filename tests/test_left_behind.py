@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from conftest import TINY, train, write_image
-from segmentation.cli import SegmentationCLI
+from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
-from segmentation.inference.predicting import predict
-from segmentation.writing import written_whole
+from segmentation.inference.evaluate import evaluate
+from segmentation.inference.predict import predict
+from segmentation.training.cli import SegmentationCLI
 
 
 def killed_while_it_writes(path: Path) -> None:
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("half")
         os._exit(9)
 

@@ -15,10 +15,10 @@ from torchvision.ops import sigmoid_focal_loss
 
 from conftest import ROOT, TINY, train
 from segmentation.checkpoint import load_module, read_checkpoint
-from segmentation.data import IGNORE_INDEX, Census
-from segmentation.data.census import Record
+from segmentation.data import IGNORE_INDEX, SplitStatistics
+from segmentation.data.statistics import Record
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
+from segmentation.inference.evaluate import evaluate
 from segmentation.losses import (
     CrossEntropy,
     Dice,
@@ -31,14 +31,14 @@ from segmentation.losses import (
     Tversky,
     WeightedSum,
 )
-from segmentation.losses.structural import BETAS, ms_ssim
+from segmentation.losses.ms_ssim import BETAS, ms_ssim
 from segmentation.module import SegmentationModule
 
 
-def census(*images: list[int]) -> Census:
+def statistics(*images: list[int]) -> SplitStatistics:
     """Of images with so many pixels of each class."""
     names = [f"class{index}" for index in range(len(images[0]))]
-    return Census(names, [Record((1, sum(row)), row, 0, [0.0], [0.0], 0, 0, str(row)) for row in images])
+    return SplitStatistics(names, [Record((1, sum(row)), row, 0, [0.0], [0.0], 0, 0, str(row)) for row in images])
 
 
 def make(classes: int, size: tuple[int, int] = (6, 5), seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -339,7 +339,7 @@ def test_ms_ssim_is_that_of_torchmetrics(size: tuple[int, int], scales: int) -> 
 
 def test_ms_ssim_drops_scales_on_small_sides_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("segmentation.losses.structural.rank_zero_warn", said.append)
+    monkeypatch.setattr("segmentation.losses.ms_ssim.rank_zero_warn", said.append)
     for side, scales in ((11, 1), (22, 2), (44, 3), (99, 4), (176, 5)):
         logits, mask = make(1, (side, side))
         loss = MsSsim()
@@ -374,7 +374,7 @@ def test_terms_of_one_class_are_added_up() -> None:
 
 def test_rules_for_class_weights() -> None:
     """Of 600, 300 and 100 pixels; class 2 occurs in one image of 500 pixels alone."""
-    counted = census([350, 150, 0, 0], [250, 150, 100, 0])  # class 2 in images of 500 pixels
+    counted = statistics([350, 150, 0, 0], [250, 150, 100, 0])  # class 2 in images of 500 pixels
 
     def ratios(rule: str) -> list[float]:
         loss = CrossEntropy(class_weights=rule)
@@ -388,7 +388,7 @@ def test_rules_for_class_weights() -> None:
     assert ratios("median") == pytest.approx([1, 0.6 / 0.3, 0.6 / 0.2])
     assert ratios("effective") == pytest.approx([1, 2, 6], rel=1e-3)  # below a million pixels
     loss = CrossEntropy(class_weights="effective")
-    loss.setup(census([10**9, 10**8, 10**5]))
+    loss.setup(statistics([10**9, 10**8, 10**5]))
     n = 1 / (1 - (1 - 1e-6) ** 10**5)
     assert (loss.class_weights / loss.class_weights[0]).tolist() == pytest.approx([1, 1, min(n, 10)], rel=1e-3)
 
@@ -396,19 +396,19 @@ def test_rules_for_class_weights() -> None:
 def test_weights_over_the_cap_are_named() -> None:
     loss = CrossEntropy(class_weights="auto", max_weight=5.0)
     with pytest.warns(UserWarning, match=r"class 'class1'.* would be 50\.0.*max_weight, 5"):
-        loss.setup(census([990, 10, 500]))
+        loss.setup(statistics([990, 10, 500]))
     assert loss.class_weights.tolist() == pytest.approx([500 / 990, 5.0, 1.0])
 
 
 def test_auto_of_binary_losses() -> None:
     loss = CrossEntropy(pos_weight="auto")
-    loss.setup(census([900, 100]))
+    loss.setup(statistics([900, 100]))
     assert loss.class_weights.tolist() == [1.0, pytest.approx(9.0)]  # num_neg / num_pos
     logits, mask = make(1)
     for negative in (900, 99_900):  # no cap: alpha / (1 - alpha) = pos_weight = num_neg / num_pos
         cross_entropy, focal = CrossEntropy(pos_weight="auto"), Focal(alpha="auto", gamma=0.0)
         for loss in (cross_entropy, focal):
-            loss.setup(census([negative, 100]))
+            loss.setup(statistics([negative, 100]))
         expected = cross_entropy(logits, mask).item() * 100 / (negative + 100)
         assert focal(logits, mask).item() == pytest.approx(expected, rel=1e-4)
 
@@ -416,14 +416,14 @@ def test_auto_of_binary_losses() -> None:
 @pytest.mark.parametrize("loss", [CrossEntropy(pos_weight="auto"), Focal(alpha="auto")])
 def test_auto_without_foreground_is_refused(loss: SegmentationLoss) -> None:
     with pytest.raises(InputError, match="foreground"):
-        loss.setup(census([1000, 0]))
+        loss.setup(statistics([1000, 0]))
 
 
 def test_what_cannot_be_used_is_said() -> None:
-    with pytest.raises(InputError, match=r"setup\(census\)"):
+    with pytest.raises(InputError, match=r"setup\(statistics\)"):
         CrossEntropy(pos_weight="auto")(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2).long())
     with pytest.raises(InputError, match="has none"):
-        CrossEntropy(pos_weight="auto").setup(census([10, 0]))
+        CrossEntropy(pos_weight="auto").setup(statistics([10, 0]))
     with pytest.raises(InputError, match="weights for 2 classes, not 3"):
         CrossEntropy([1.0, 2.0])(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long())
     with pytest.raises(InputError, match="weights for 3 classes, not 2"):
@@ -433,7 +433,7 @@ def test_what_cannot_be_used_is_said() -> None:
     with pytest.raises(InputError, match="1 weights for 2 losses"):
         WeightedSum([Dice(), Jaccard()], [1.0])
     with pytest.raises(InputError, match="pos_weight is for two classes, not 3"):
-        CrossEntropy(pos_weight="auto").setup(census([1, 2, 3]))
+        CrossEntropy(pos_weight="auto").setup(statistics([1, 2, 3]))
     with pytest.raises(InputError, match="pos_weight, and one alpha, are for two"):
         CrossEntropy(pos_weight=2.0)(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long())
     for alpha, classes, said in ((0.25, 4, "for 2 classes, not 4"), ([1.0], 1, "for 1 classes, not 2")):
@@ -444,11 +444,11 @@ def test_what_cannot_be_used_is_said() -> None:
 @pytest.mark.parametrize("loss", [CrossEntropy, Focal, Dice])
 def test_auto_weights_survive_a_checkpoint(loss: type[SegmentationLoss]) -> None:
     trained, fresh = (WeightedSum([loss("auto")]) for _ in range(2))
-    trained.setup(census([5, 3, 2]))
+    trained.setup(statistics([5, 3, 2]))
     fresh.load_state_dict(trained.state_dict())
     assert torch.equal(fresh.losses[0].class_weights, trained.losses[0].class_weights)
     trained, fresh = (CrossEntropy(pos_weight="auto") for _ in range(2))
-    trained.setup(census([5, 3]))
+    trained.setup(statistics([5, 3]))
     fresh.load_state_dict(trained.state_dict())
     assert fresh.class_weights[1].item() == pytest.approx(5 / 3)
 

@@ -11,9 +11,9 @@ from conftest import write_image
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.data import Labels
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
-from segmentation.inference.exporting import export
-from segmentation.inference.predicting import predict
+from segmentation.inference.evaluate import evaluate
+from segmentation.inference.export import export
+from segmentation.inference.predict import predict
 
 CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
 

@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import TINY, train
-from segmentation.cli import SegmentationCLI
 from segmentation.data import Labels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
-from segmentation.losses.presence import class_presence, presence_loss
+from segmentation.inference.evaluate import evaluate
+from segmentation.losses.classification import class_presence, presence_loss
 from segmentation.module import SegmentationModule
 from segmentation.nets import UNet
 from segmentation.nets.pretrained import library_encoder
+from segmentation.training.cli import SegmentationCLI
 
 STEPS = ["--trainer.log_every_n_steps", "1", "--model.net.widths", "[4,8,8]"]
 LABELS = Labels.parse({"background": 0, "disk": 1, "ring": 2}).as_dict()
@@ -45,7 +45,7 @@ def test_the_heads_losses_are_summed_with_their_weights(head_weights, factors) -
     subject, given = module(head_weights=head_weights), batch()
     heads = subject.net(subject.normalize(given["image"]))
     each = [F.cross_entropy(logits, given["mask"]) for logits in heads.logits]
-    total, terms = subject.criterion(heads, given)
+    total, terms = subject.compute_loss(heads, given)
     assert total.item() == pytest.approx(sum(f * loss.item() for f, loss in zip(factors, each, strict=True)), rel=1e-5)
     assert [terms[f"head{k}/loss"].item() for k in (1, 2, 3)] == pytest.approx([loss.item() for loss in each])
 
@@ -59,7 +59,7 @@ def test_a_batchs_pixel_weights_reach_the_loss() -> None:
     subject, given = module(), batch()
     heads = subject.net(subject.normalize(given["image"]))
     half = torch.full(given["mask"].shape, 0.5)
-    plain, weighted = (subject.criterion(heads, x)[0].item() for x in (given, {**given, "weight": half}))
+    plain, weighted = (subject.compute_loss(heads, x)[0].item() for x in (given, {**given, "weight": half}))
     assert weighted == pytest.approx(plain / 2)
 
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation.nets import SegmentationNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
 from segmentation.nets.base import CLOSED
-from segmentation.nets.unet_3plus import conv_of_enlarged
+from segmentation.nets.unet_3plus import conv3x3_after_upsample
 
 WIDTHS = (4, 6, 8, 10, 12)
 
@@ -139,13 +139,15 @@ def test_convolving_before_enlarging_is_exact(shape, factor):
     torch.manual_seed(0)
     x = torch.randn(2, 5, *shape, dtype=torch.double, requires_grad=True)
     weight = torch.randn(3, 5, 3, 3, dtype=torch.double, requires_grad=True)
-    fast, plain = conv_of_enlarged(x, weight, factor), plain_form(x, weight, factor)
+    fast, plain = conv3x3_after_upsample(x, weight, factor), plain_form(x, weight, factor)
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
     direction = torch.randn_like(plain)
     gradients = [torch.autograd.grad(y, (x, weight), direction) for y in (fast, plain)]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-11)
-    torch.testing.assert_close(conv_of_enlarged(x.float(), weight.float(), factor), plain.float(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        conv3x3_after_upsample(x.float(), weight.float(), factor), plain.float(), atol=1e-4, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (17, 50), (1, 1)])
@@ -154,7 +156,7 @@ def test_unet_3plus_equals_its_plain_form(shape, monkeypatch):
     net = UNet3Plus(widths=WIDTHS, skip_channels=4, deep_supervision=True).double()
     image = torch.randn(2, 3, *shape, dtype=torch.double)
     fast, fast_gradients = logits_and_gradients(net, image)
-    monkeypatch.setattr(unet_3plus, "conv_of_enlarged", plain_form)
+    monkeypatch.setattr(unet_3plus, "conv3x3_after_upsample", plain_form)
     plain, plain_gradients = logits_and_gradients(net, image)
     for a, b in zip([*fast, *fast_gradients], [*plain, *plain_gradients], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
@@ -172,7 +174,7 @@ def test_unet_3plus_does_less_work(monkeypatch):
     with torch.device("meta"):
         net = UNet3Plus(deep_supervision=True).eval()
         fast = flops_of(net)
-        monkeypatch.setattr(unet_3plus, "conv_of_enlarged", plain_form)
+        monkeypatch.setattr(unet_3plus, "conv3x3_after_upsample", plain_form)
         plain = flops_of(net)
     assert plain / 1e9 == pytest.approx(395, abs=1)
     assert fast < 0.6 * plain

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from conftest import TINY_RUN, make_folder, train, write_image
-from segmentation.cli import SegmentationCLI
 from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.doctor import diagnose
-from segmentation.errors import InputError, run_job
-from segmentation.inference.predicting import find_images, predict
+from segmentation.errors import InputError
+from segmentation.inference.predict import find_images, predict
+from segmentation.training.cli import SegmentationCLI
+from segmentation.training.entry import run_job
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names of bytes, pipes and links")
 

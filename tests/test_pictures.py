@@ -11,15 +11,15 @@ from PIL import Image
 from rich.console import Console
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
-from segmentation.pictures import (
+from segmentation.visualize import (
     IGNORED,
     LEGEND_LIMIT,
     MISSED,
     WRONG,
     confusion_figure,
-    contact_sheet,
     iou_table,
     panels,
+    sample_grid,
     save_png,
     to_rgb,
 )
@@ -129,7 +129,7 @@ def test_sizes_that_differ_are_an_error() -> None:
         panels(gray_image(4, 4), np.zeros((4, 5), int), np.zeros((4, 4), int), BINARY)
 
 
-# contact_sheet
+# sample_grid
 
 
 def test_sheet_of_uneven_images() -> None:
@@ -138,9 +138,7 @@ def test_sheet_of_uneven_images() -> None:
     predictions = [torch.ones(size, dtype=torch.int64) for size in sizes]
     images = [gray_image(*size) for size in sizes]
     scores = [0.5, float("nan"), 1.0, 0.25]
-    sheet = np.asarray(
-        contact_sheet(images, truths, predictions, BINARY, ["a", "b" * 500, "c", "$d$"], "title", scores)
-    )
+    sheet = np.asarray(sample_grid(images, truths, predictions, BINARY, ["a", "b" * 500, "c", "$d$"], "title", scores))
     side = 3 * 110 * 0.98  # pixels of a square panel
     areas = side**2 * np.array([1, 1 / 3, 3 / 4])
     for color in (90, 90, 90), tuple(BINARY.palette[0]), tuple(BINARY.palette[1]), WRONG:
@@ -150,9 +148,7 @@ def test_sheet_of_uneven_images() -> None:
 
 def test_rows_have_one_width_and_height() -> None:
     mask = np.zeros((8, 8), int)
-    one, two, nine = (
-        contact_sheet([gray_image(8, 8)] * n, [mask] * n, [mask] * n, THREE, ["x"] * n) for n in (1, 2, 9)
-    )
+    one, two, nine = (sample_grid([gray_image(8, 8)] * n, [mask] * n, [mask] * n, THREE, ["x"] * n) for n in (1, 2, 9))
     assert one.width == two.width == nine.width
     assert nine.height - one.height == pytest.approx(8 * (two.height - one.height), abs=8)
 
@@ -161,14 +157,14 @@ def test_a_layout_of_the_users_style_changes_no_sheet() -> None:
     image, mask = gray_image(40, 40), torch.zeros(40, 40, dtype=torch.int64)
     sheet = ([image] * 2, [mask] * 2, [mask] * 2, THREE, ["a", "b"], "a title", [0.5, 0.5])
     with matplotlib.rc_context({"figure.constrained_layout.use": True}):  # notebooks/notebook.mplstyle has it
-        styled = np.asarray(contact_sheet(*sheet))
-    assert (styled == np.asarray(contact_sheet(*sheet))).all()
+        styled = np.asarray(sample_grid(*sheet))
+    assert (styled == np.asarray(sample_grid(*sheet))).all()
 
 
 def test_legend_of_many_classes_lists_those_shown() -> None:
     few = np.arange(4).reshape(2, 2)
     every = np.arange(150).reshape(10, 15)
-    short, long = (contact_sheet([gray_image(*m.shape)], [m], [m], MANY, ["x"]) for m in (few, every))
+    short, long = (sample_grid([gray_image(*m.shape)], [m], [m], MANY, ["x"]) for m in (few, every))
     assert MANY.num_classes > LEGEND_LIMIT
     assert count_color(np.asarray(short), (*MANY.palette[3],)) > 100
     assert count_color(np.asarray(short), (*MANY.palette[140],)) == 0
@@ -179,9 +175,9 @@ def test_legend_of_many_classes_lists_those_shown() -> None:
 def test_a_sheet_needs_samples_and_equal_lists() -> None:
     mask = np.zeros((8, 8), int)
     with pytest.raises(ValueError, match="at least one"):
-        contact_sheet([], [], [], BINARY, [])
+        sample_grid([], [], [], BINARY, [])
     with pytest.raises(ValueError, match="shorter"):
-        contact_sheet([gray_image(8, 8)] * 2, [mask] * 2, [mask], BINARY, ["a", "b"])
+        sample_grid([gray_image(8, 8)] * 2, [mask] * 2, [mask], BINARY, ["a", "b"])
 
 
 # confusion_figure

@@ -17,16 +17,16 @@ from PIL import Image
 
 from conftest import TINY_RUN, script, train, write_image
 from segmentation.checkpoint import load_module, read_checkpoint
-from segmentation.data.files import read_image
+from segmentation.data.io import read_image
+from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
-from segmentation.inference.comparing import compare
-from segmentation.inference.evaluating import evaluate
-from segmentation.inference.exporting import export
-from segmentation.inference.predicting import find_images, predict
+from segmentation.inference.compare import compare
+from segmentation.inference.evaluate import evaluate
+from segmentation.inference.export import export
+from segmentation.inference.predict import find_images, predict
 from segmentation.inference.predictor import Predictor
-from segmentation.inference.pruning import prune
+from segmentation.inference.prune import prune
 from segmentation.inference.results import Writer
-from segmentation.writing import written_whole
 
 CPU = ["--accelerator", "cpu"]
 
@@ -257,7 +257,7 @@ def test_results_have_places_of_their_own(trained: Path) -> None:
 @pytest.mark.parametrize("begin", ["a" * 120, "長" * 80], ids=["ascii", "three bytes a letter"])
 def test_long_names_that_begin_alike(begin: str, trained: Path) -> None:
     names = [f"{begin}{number}" for number in range(8)]
-    with written_whole(Path(names[0])) as one, written_whole(Path(names[1])) as other:
+    with atomic_write(Path(names[0])) as one, atomic_write(Path(names[1])) as other:
         assert one != other
         one.touch()
         other.touch()

@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch import Callback
 
 from conftest import ROOT, TINY, train
-from segmentation.cli import SegmentationCLI
-from segmentation.cluster import check_launch
-from segmentation.errors import InputError, Preempted
+from segmentation.errors import InputError
+from segmentation.training.cli import SegmentationCLI
+from segmentation.training.entry import Preempted
+from segmentation.training.preemption import check_launch
 
 #: A minute of steps, were it not for the kills: slow enough to be hit, in the middle of an epoch too.
 RUN = [*TINY, "--trainer.max_epochs", "4", "--data.dataset.train", "160", "--checkpoint.every_minutes", "0.02"]

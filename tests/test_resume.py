@@ -14,8 +14,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 
 from conftest import ROOT, TINY, script, train
-from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
+from segmentation.training.cli import SegmentationCLI
 
 #: Augmentation that draws random numbers, dropout in no net yet, three epochs of three steps.
 ARGS = [*TINY, "--trainer.max_epochs", "3", "--checkpoint.every_minutes", "0"]

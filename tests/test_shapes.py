@@ -14,7 +14,7 @@ from sklearn.metrics import jaccard_score
 from sklearn.tree import DecisionTreeClassifier
 
 from segmentation.data.base import SPLITS
-from segmentation.data.shapes import RADIUS, VISIBLE, ShapesData
+from segmentation.data.synthetic import RADIUS, VISIBLE, ShapesData
 from segmentation.errors import InputError
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -54,7 +54,7 @@ def test_sample_depends_on_nothing_but_seed_split_and_index() -> None:
 
 
 def test_another_process_makes_the_same_sample() -> None:
-    code = "import pickle, sys; from segmentation.data.shapes import ShapesData; s = ShapesData().load('test', 5); "
+    code = "import pickle, sys; from segmentation.data.synthetic import ShapesData; s = ShapesData().load('test', 5); "
     code += "sys.stdout.buffer.write(pickle.dumps({key: value.numpy() for key, value in s.items()}))"
     there = pickle.loads(subprocess.check_output([sys.executable, "-c", code], cwd=SOURCE))
     assert equal(ShapesData().load("test", 5), {key: torch.from_numpy(value) for key, value in there.items()})

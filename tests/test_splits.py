@@ -70,7 +70,7 @@ def test_cross_validation_validates_on_each_sample_once_and_leaves_the_test_spli
     originals = FolderData(str(root), {"a": 0, "b": 255})
     sums = [str(originals.load(s, i)["image"].sum()) for s in ("train", "val") for i in range(len(originals.names(s)))]
     assert sorted(seen) == sorted(sums)
-    assert module(0).census("val").sizes == [(48, 40)] * len(module(0).dataset.names("val"))
+    assert module(0).statistics("val").sizes == [(48, 40)] * len(module(0).dataset.names("val"))
     for folds, number in ((1, 0), (3, 3), (3, -1)):
         with pytest.raises(InputError, match=f"data.fold {number} of data.folds {folds}"):
             SegmentationDataModule(FolderData(str(root), {"a": 0, "b": 255}), folds=folds, fold=number)

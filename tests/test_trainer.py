@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY, script, train
-from segmentation.cli import SegmentationCLI
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
+from segmentation.inference.evaluate import evaluate
+from segmentation.training.cli import SegmentationCLI
 
 CALLBACKS = "lightning.pytorch.callbacks"
 BATCH_SIZE = f"--trainer.callbacks+={CALLBACKS}.BatchSizeFinder"

@@ -16,7 +16,7 @@ from segmentation.data.base import Sample
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.transforms import Augment, BorderWeight, IntensityJitter
 from segmentation.errors import InputError
-from segmentation.parser import Parser
+from segmentation.training.parser import Parser
 
 HEIGHT, WIDTH = 24, 17
 

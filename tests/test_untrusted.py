@@ -20,10 +20,10 @@ from conftest import TINY, TINY_RUN, make_folder, script, train, write_image
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
-from segmentation.inference.evaluating import evaluate
-from segmentation.inference.exporting import export
-from segmentation.inference.predicting import predict
-from segmentation.inference.pruning import prune
+from segmentation.inference.evaluate import evaluate
+from segmentation.inference.export import export
+from segmentation.inference.predict import predict
+from segmentation.inference.prune import prune
 from segmentation.module import SegmentationModule
 from segmentation.nets import UNetPlusPlus
 

@@ -24,7 +24,7 @@ from segmentation.data import Labels
 from segmentation.errors import InputError
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
-from segmentation.weights import read_weights
+from segmentation.nets.weights import read_weights
 
 if TYPE_CHECKING:
     from segmentation.module import SegmentationModule

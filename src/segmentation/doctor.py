@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segmentation.cli import SegmentationCLI
 from segmentation.data import SegmentationDataModule
 from segmentation.data.audit import Audit, audit, suggest_overlay
 from segmentation.data.labels import ClassesMissing
+from segmentation.data.writing import write_text
 from segmentation.errors import InputError, Problem
-from segmentation.machine import examine_machine
-from segmentation.parser import Parser
-from segmentation.pictures import contact_sheet, save_png
-from segmentation.tracking import WandbOptions
-from segmentation.writing import write_text
+from segmentation.training.cli import SegmentationCLI
+from segmentation.training.loggers import WandbOptions
+from segmentation.training.machine import examine_machine
+from segmentation.training.parser import Parser
+from segmentation.visualize import sample_grid, save_png
 
 USAGE = "python src/doctor.py [--config OVERLAY ...] [--output FOLDER] [--prefetch] [--any.option value]"
 DESCRIPTION = (
@@ -140,22 +140,22 @@ def _print_data(console: Console, module: SegmentationDataModule, found: Audit) 
     where = f" in {source.root}" if hasattr(source, "root") else ""
     console.print(Text(f"{type(source).__name__}{where}: {labels.task}, {labels.num_classes} classes", "bold"))
     table = Table("split", "images", "bad", "sizes", "bands", "type", "values", box=None, pad_edge=False)
-    for split, census in found.censuses.items():
-        low = min((record.low for record in census.records), default=0)
-        high = max((record.high for record in census.records), default=0)
-        bad = Text(str(len(census.bad)), "red" if census.bad else "")
-        images, sizes = f"{len(census.records):,}", _sizes(census.sizes)
+    for split, statistics in found.statistics_of_splits.items():
+        low = min((record.low for record in statistics.records), default=0)
+        high = max((record.high for record in statistics.records), default=0)
+        bad = Text(str(len(statistics.bad)), "red" if statistics.bad else "")
+        images, sizes = f"{len(statistics.records):,}", _sizes(statistics.sizes)
         table.add_row(split, images, bad, sizes, str(labels.channels), labels.dtype or "", f"{low:g} to {high:g}")
     console.print(table)
     console.print()
-    splits, train = list(found.censuses), found.censuses["train"]
+    splits, train = list(found.statistics_of_splits), found.statistics_of_splits["train"]
     table = Table("class", "mask value", *(f"{s} pixels" for s in splits), "", "images", box=None, pad_edge=False)
     blank = [""] * len(splits)
     for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
         table.add_row(
             Text.assemble(("■ ", color), name),
             ", ".join(map(str, labels.values[index])),
-            *(f"{census.shares[index]:.2%}" for census in found.censuses.values()),
+            *(f"{statistics.shares[index]:.2%}" for statistics in found.statistics_of_splits.values()),
             Bar(1, 0, float(train.shares[index]), width=24, color="cyan"),
             f"{int((train.counts[:, index] > 0).sum()):,}",
         )
@@ -177,17 +177,17 @@ def _write(console: Console, output: Path, config: Namespace, module: Segmentati
     """Contact sheets, the list of bad files, the suggested overlay."""
     output.mkdir(parents=True, exist_ok=True)
     data = found.usable
-    for split in filter(data.names, found.censuses):
+    for split in filter(data.names, found.statistics_of_splits):
         names = data.names(split)
         chosen = np.unique(np.linspace(0, len(names) - 1, 8).round().astype(int)).tolist()
         samples = [data.load(split, index) for index in chosen]
         images, masks = [sample["image"] for sample in samples], [sample["mask"] for sample in samples]
         title = f"{split}: {len(chosen)} of {len(names):,}"
-        sheet = contact_sheet([*images], [*masks], None, module.labels, [names[index] for index in chosen], title)
+        sheet = sample_grid([*images], [*masks], None, module.labels, [names[index] for index in chosen], title)
         save_png(sheet, output / f"{split}.png")
     write_text(output / "bad_files.txt", "".join(f"{text}\n" for text in found.bad))
     console.print(f"\npictures   {output}/*.png; every bad file: {output}/bad_files.txt")
-    if found.censuses["train"].records:
+    if found.statistics_of_splits["train"].records:
         suggested = suggest_overlay(module, config.data.dataset.as_dict(), found)
         style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 110}
         overlay = yaml.safe_dump(suggested, **style)

@@ -16,16 +16,16 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segmentation.checkpoint import load_module, read_checkpoint, warm_start
 from segmentation.data import SegmentationDataModule
-from segmentation.data.census import scale_of
 from segmentation.data.labels import Labels
 from segmentation.data.sampler import derive_seed
+from segmentation.data.statistics import scale_of
 from segmentation.errors import InputError
 from segmentation.losses import CrossEntropy, SegmentationLoss
-from segmentation.losses.presence import presence_loss
+from segmentation.losses.classification import presence_loss
 from segmentation.metrics import SegmentationMetrics
 from segmentation.nets import Heads, SegmentationNet
 from segmentation.nets.base import joined
-from segmentation.schedules import WarmupDecay, tell_length
+from segmentation.schedulers import WarmupDecay, tell_length
 
 
 class SegmentationModule(LightningModule):
@@ -34,7 +34,7 @@ class SegmentationModule(LightningModule):
     Args:
         net: the network, by class name; its bands and classes follow from the data.
         labels: `Labels.as_dict()` of the data set; the command line fills it in.
-        loss: the criterion, applied to every head.
+        loss: the compute_loss, applied to every head.
         head_weights: factor on each head's loss, the first head first; null means 1 each, `halving` 1 for the last head
             and half as much for each one before it.
         optimizer: any torch optimizer.
@@ -126,10 +126,10 @@ class SegmentationModule(LightningModule):
 
     def fill(self) -> None:
         """Fill in what the config leaves to the training split: weights of the classes, normalisation."""
-        census = self.data.census("train")
-        self.loss.setup(census)
+        statistics = self.data.statistics("train")
+        self.loss.setup(statistics)
         if self.auto_normalize:
-            mean, std = self.net.statistics or (census.mean, census.std)
+            mean, std = self.net.statistics or (statistics.mean, statistics.std)
             self.mean.copy_(_per_band(mean, len(self.mean), 0.0))
             self.std.copy_(_per_band([value or 1.0 for value in std], len(self.std), 1.0))  # 0: an empty band
 
@@ -193,9 +193,9 @@ class SegmentationModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         heads = self.net(self.normalize(batch["image"]))
         step_pixels = self.step_pixels(batch)
-        loss, terms = self.criterion(heads, batch, step_pixels)
+        loss, terms = self.compute_loss(heads, batch, step_pixels)
         self.losses = {"loss_step": loss.detach(), **{key: term.detach() for key, term in terms.items()}}
-        mass = None if step_pixels is None else self.loss.step_mass(heads.logits[-1], step_pixels)
+        mass = None if step_pixels is None else self.loss.step_weight_sum(heads.logits[-1], step_pixels)
         self.count("train", heads, batch, loss - terms.get("presence/loss", 0.0), mass)
         return loss
 
@@ -252,11 +252,11 @@ class SegmentationModule(LightningModule):
         for i in range(len(image)):
             one: dict[str, Any] = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
-            losses.append(self.criterion(Heads(logits), one)[0])
+            losses.append(self.compute_loss(Heads(logits), one)[0])
             masses.append(self.loss.mass(logits[-1], one["mask"]))
         return self.count(split, heads, batch, torch.stack(losses), torch.stack(masses))
 
-    def criterion(
+    def compute_loss(
         self, heads: Heads, batch: dict[str, Any], step_pixels: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Deep supervision: the weighted sum of the heads' losses, and that of class presence where a net predicts it.

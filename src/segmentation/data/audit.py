@@ -6,10 +6,10 @@ from statistics import median
 from typing import Any
 
 from segmentation.data.base import SPLITS, SegmentationData
-from segmentation.data.census import Census, count, find_leaks
 from segmentation.data.datamodule import SegmentationDataModule
 from segmentation.data.labels import UndeclaredValues, Value
 from segmentation.data.splits import without
+from segmentation.data.statistics import SplitStatistics, count, find_leaks
 from segmentation.errors import InputError, Problem
 
 
@@ -18,7 +18,9 @@ class Audit:
     """What was found in a data set."""
 
     usable: SegmentationData  # without the files that cannot be used
-    censuses: dict[str, Census] = field(default_factory=dict)  # split -> what its usable samples hold
+    statistics_of_splits: dict[str, SplitStatistics] = field(
+        default_factory=dict
+    )  # split -> what its usable samples hold
     values: Counter[Value] = field(default_factory=Counter)  # of masks with undeclared ones, value -> pixels
     bad: list[str] = field(default_factory=list)  # what is wrong with files that cannot be used, a message each
     problems: list[Problem] = field(default_factory=list)  # all that is wrong
@@ -31,14 +33,14 @@ def audit(module: SegmentationDataModule) -> Audit:
         raise InputError(f"{type(module.source).__name__} has no sample to train on, or none to validate on")
     found, unusable = Audit(data, bad=[*data.problems]), [*data.problems]
     for split in filter(data.names, SPLITS):
-        found.censuses[split] = count(data, split)
-        for error in found.censuses[split].bad.values():
+        found.statistics_of_splits[split] = count(data, split)
+        for error in found.statistics_of_splits[split].bad.values():
             found.bad.append(str(error))
             if isinstance(error, UndeclaredValues):
                 found.values.update(error.counts)
             else:
                 unusable.append(str(error))
-    found.usable = without(data, {split: census.bad for split, census in found.censuses.items()})
+    found.usable = without(data, {split: statistics.bad for split, statistics in found.statistics_of_splits.items()})
     found.problems = _problems(module, found, unusable)
     return found
 
@@ -48,15 +50,15 @@ def _problems(module: SegmentationDataModule, found: Audit, unusable: list[str])
     if unusable:
         skip = "" if module.skip else " To leave such files out: data.on_bad_file: skip"
         problems.append(Problem(f"{len(unusable)} files cannot be used, e.g. {unusable[0]}{skip}", not module.skip))
-    empty = [split for split in ("train", "val") if not found.censuses[split].records]
+    empty = [split for split in ("train", "val") if not found.statistics_of_splits[split].records]
     if empty:
         problems.append(Problem(f"nothing usable is left in {' and '.join(empty)}: mend what is said above", True))
-    problems += [Problem(leak) for leak in find_leaks(found.usable, found.censuses)]
-    for split, census in found.censuses.items():
-        if census.absent and census.records:
+    problems += [Problem(leak) for leak in find_leaks(found.usable, found.statistics_of_splits)]
+    for split, statistics in found.statistics_of_splits.items():
+        if statistics.absent and statistics.records:
             fix = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
-            problems.append(Problem(f"{split} has no pixel of {', '.join(census.absent)}. Fix: {fix}"))
-    train = found.censuses["train"]
+            problems.append(Problem(f"{split} has no pixel of {', '.join(statistics.absent)}. Fix: {fix}"))
+    train = found.statistics_of_splits["train"]
     sizes = len(set(train.sizes))
     if sizes > 1 and not module.augment.crop and module.batch_size > 1:
         text = f"training images have {sizes} sizes and cannot be batched. Fix: data.crop: {suggest_crop(train)}"
@@ -64,7 +66,7 @@ def _problems(module: SegmentationDataModule, found: Audit, unusable: list[str])
     return problems
 
 
-def suggest_crop(train: Census) -> int | None:
+def suggest_crop(train: SplitStatistics) -> int | None:
     """Side of a training crop, a multiple of 32, 512 at most; None where whole images do."""
     if len(set(train.sizes)) == 1 and max(train.sizes[0]) <= 512:
         return None
@@ -74,7 +76,7 @@ def suggest_crop(train: Census) -> int | None:
 def suggest_overlay(module: SegmentationDataModule, dataset: dict[str, Any], found: Audit) -> dict[str, Any]:
     """An overlay to train on this data: `dataset` (`class_path` and `init_args`) as given, and crop and loss that suit
     what was found."""
-    labels, train = module.labels, found.censuses["train"]
+    labels, train = module.labels, found.statistics_of_splits["train"]
     options = {key: value for key, value in dataset.get("init_args", {}).items() if value is not None}
     data: dict[str, Any] = {"dataset": {"class_path": dataset["class_path"], "init_args": options}}
     crop = suggest_crop(train)

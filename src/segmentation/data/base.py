@@ -55,7 +55,7 @@ class SegmentationData(ABC):
 
     @abstractmethod
     def fingerprint(self, split: str) -> str:
-        """A text that changes when the samples of a split do (file names, sizes, times): the census is cached by it."""
+        """A text that changes when the samples of a split do (names, sizes, times): statistics are cached by it."""
 
     def group(self, name: str) -> str:
         """What must not be torn apart between splits: the patient, video or slide that a sample is of."""

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, SegmentationData
-from segmentation.data.census import Census, available_cores, find_leaks, take_census
 from segmentation.data.loading import RareCrops, SplitDataset, collate, ignore_preemption, unpack
 from segmentation.data.sampler import EvalBatches, Progress, TrainBatches, TrainLoader
 from segmentation.data.splits import cross_validation, without
+from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics, find_leaks
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
 
@@ -89,7 +89,7 @@ class SegmentationDataModule(LightningDataModule):
         self.rare_crops = rare_crops
         self.num_workers, self.cache, self.skip = num_workers, cache, on_bad_file == "skip"
         self.seed = seed
-        self._censuses: dict[str, Census] = {}
+        self._statistics: dict[str, SplitStatistics] = {}
         #: The split that is tested: the validation split where a data set has no test split.
         self.test_split = "test" if self.dataset.names("test") else "val"
 
@@ -106,23 +106,23 @@ class SegmentationDataModule(LightningDataModule):
     @property
     def train_size(self) -> tuple[int, int]:
         """(H, W) of a training sample: the crop's, or that of the largest image."""
-        return self.augment.crop or max(self.census("train").sizes, key=lambda size: size[0] * size[1])
+        return self.augment.crop or max(self.statistics("train").sizes, key=lambda size: size[0] * size[1])
 
-    def census(self, split: str) -> Census:
+    def statistics(self, split: str) -> SplitStatistics:
         """Counts over a split; cached, and kept here too, should the user's cache not be writable."""
-        if split not in self._censuses:
-            self._censuses[split] = take_census(self.whole, split, self.skip)
+        if split not in self._statistics:
+            self._statistics[split] = compute_statistics(self.whole, split, self.skip)
             self._leave_out()
-        return self._censuses[split]
+        return self._statistics[split]
 
     def _leave_out(self) -> None:
         """The data set without the samples that cannot be used."""
-        bad = {split: census.bad for split, census in self._censuses.items() if census.bad}
+        bad = {split: statistics.bad for split, statistics in self._statistics.items() if statistics.bad}
         self.dataset = without(self.whole, bad) if bad else self.whole
 
     def skipped(self) -> list[str]:
         """What is wrong with the files that were left out (`on_bad_file: skip`), a message each."""
-        bad = (error for census in self._censuses.values() for error in census.bad.values())
+        bad = (error for statistics in self._statistics.values() for error in statistics.bad.values())
         return [*self.whole.problems, *map(str, bad)]
 
     def check(self, splits: Sequence[str] = SPLITS) -> None:
@@ -138,27 +138,27 @@ class SegmentationDataModule(LightningDataModule):
         lacking: dict[str, list[str]] = {}
         for split in splits:
             if self.whole.names(split):
-                for name in self.census(split).absent:
+                for name in self.statistics(split).absent:
                     lacking.setdefault(name, []).append(split)
             elif split != "test":
                 raise InputError(f"the {split} split is empty: {type(self.source).__name__}.names({split!r}) is []")
         for name, where in lacking.items():
             consequence = "the net cannot learn it" if "train" in where else "its IoU there is NaN, or 0 if predicted"
             rank_zero_warn(f"class {name!r} never occurs in the {' and the '.join(where)} split: {consequence}")
-        for leak in find_leaks(self.dataset, self._censuses):
+        for leak in find_leaks(self.dataset, self._statistics):
             rank_zero_warn(leak)
         if "train" in splits:
-            self._check_shapes(self.census("train"))
+            self._check_shapes(self.statistics("train"))
 
-    def _check_shapes(self, census: Census) -> None:
+    def _check_shapes(self, statistics: SplitStatistics) -> None:
         """Training images must have one shape when batched: tries the extreme ones, and a few for the transforms."""
         train = self._split("train", self.augment)
-        extremes = {int(at) for find in (np.argmin, np.argmax) for at in find(census.sizes, axis=0)}
+        extremes = {int(at) for find in (np.argmin, np.argmax) for at in find(statistics.sizes, axis=0)}
         some = sorted(extremes | set(range(min(4, len(train)))))
         shapes = {tuple(train[index]["image"].shape[1:]): train.names[index] for index in some}
         if len(shapes) > 1 and self.batch_size > 1:
             ((h, w), name), ((h2, w2), other), *_ = shapes.items()
-            crop = max(32, min(map(min, census.sizes)) // 32 * 32)
+            crop = max(32, min(map(min, statistics.sizes)) // 32 * 32)
             fix = "transforms in data.augment that keep the size" if self.augment.crop else f"data.crop: {crop}"
             raise InputError(
                 f"training images have unequal sizes ({name} {w}x{h}, {other} {w2}x{h2}) and cannot be batched. "
@@ -166,8 +166,8 @@ class SegmentationDataModule(LightningDataModule):
             )
 
     def setup(self, stage: str) -> None:
-        """The census that rank 0 has counted goes to every process: nodes need not share a cache."""
-        self._censuses = self.trainer.strategy.broadcast(self._censuses)
+        """The statistics that rank 0 has counted goes to every process: nodes need not share a cache."""
+        self._statistics = self.trainer.strategy.broadcast(self._statistics)
         self._leave_out()
 
     @property
@@ -227,7 +227,7 @@ class SegmentationDataModule(LightningDataModule):
         return unpack(batch)
 
     def _eval_loader(self, split: str) -> DataLoader:
-        sizes = self.census(split).sizes
+        sizes = self.statistics(split).sizes
         batch_size = self.eval_batch_size or self.batch_size  # not before: Lightning's BatchSizeFinder changes it
         batches = EvalBatches(sizes, batch_size, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(self._split(split), batch_sampler=batches, **self._workers())
@@ -239,9 +239,9 @@ class SegmentationDataModule(LightningDataModule):
         """Which crops of the training split are to hold which classes."""
         if not self.rare_crops:
             return None
-        census = self.census("train")
-        classes = np.flatnonzero(census.shares < 0.5 / len(census.names)).tolist()
-        samples = np.flatnonzero(census.counts[:, classes].sum(axis=1)).tolist()
+        statistics = self.statistics("train")
+        classes = np.flatnonzero(statistics.shares < 0.5 / len(statistics.names)).tolist()
+        samples = np.flatnonzero(statistics.counts[:, classes].sum(axis=1)).tolist()
         if not samples:
             raise InputError(f"data.rare_crops {self.rare_crops}: no training image has a rare class. Set it to 0")
         return RareCrops(self.rare_crops, classes, samples)

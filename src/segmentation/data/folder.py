@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.data.files import read_image, read_mask
+from segmentation.data.io import read_image, read_mask
 from segmentation.data.labels import ClassesMissing, Labels, Value, codes_of, count_values
 from segmentation.data.layout import Files, Pattern, listed, pair, read_list
 from segmentation.data.splits import divide
@@ -263,7 +263,7 @@ class FolderData(SegmentationData):
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """What changes when a file does. (A link that leads nowhere has none; the census names it.)"""
+    """What changes when a file does. (A link that leads nowhere has none; the statistics names it.)"""
     try:
         stat = path.stat()
     except OSError:

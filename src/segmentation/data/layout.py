@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from segmentation.data.files import IMAGE_SUFFIXES
+from segmentation.data.io import IMAGE_SUFFIXES
 from segmentation.errors import InputError, readable
 
 #: A sample's files of each kind (image, mask, instance), by the sample's name; masks may be one per object.

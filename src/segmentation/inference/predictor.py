@@ -11,10 +11,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
-from segmentation.data.files import WrongBands, allow_large, open_image
+from segmentation.data.io import WrongBands, allow_large, open_image
 from segmentation.errors import InputError
-from segmentation.inference.averaged import Averaged, Symmetries
-from segmentation.job import JobParser
+from segmentation.inference.tiled import Symmetries, TiledInference
+from segmentation.training.job import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
 TILE = 512  # side of the tiles of a larger one
@@ -56,8 +56,8 @@ class Predictor:
         except (ValueError, RuntimeError, MisconfigurationException) as error:
             raise InputError(f"--accelerator {accelerator}: {error}") from error
         self.device = self.fabric.device
-        self.whole = Averaged(module.net, None, tta)
-        self.tiled = Averaged(module.net, TILE if tile is None else tile, tta)
+        self.whole = TiledInference(module.net, None, tta)
+        self.tiled = TiledInference(module.net, TILE if tile is None else tile, tta)
         self.limit = WHOLE if tile is None else 0
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:

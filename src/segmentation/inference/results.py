@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segmentation.data.files import LARGE
+from segmentation.data.io import LARGE
 from segmentation.data.labels import Labels
+from segmentation.data.writing import atomic_write, remove_stale, write_json, write_text
 from segmentation.errors import InputError
 from segmentation.inference.instances import separate
-from segmentation.job import check_folder
-from segmentation.losses.overlap import probabilities
+from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
-from segmentation.pictures import overlay, save_png
-from segmentation.writing import remove_stale, write_json, write_text, written_whole
+from segmentation.training.job import check_folder
+from segmentation.visualize import overlay, save_png
 
 RECORD = "predict.json"  # in an output folder: what made the masks in it, and of which images
 SHOWN = 2048  # pixels of an overlay's longest side at most
@@ -173,7 +173,7 @@ class Writer:
     def _save(self, paths: dict[str, Path], image: np.ndarray, index: np.ndarray, chances: np.ndarray) -> None:
         """Write an image's files."""
         if "probabilities" in paths:
-            with written_whole(paths["probabilities"]) as aside:
+            with atomic_write(paths["probabilities"]) as aside:
                 np.save(aside, chances)
         if "overlay" in paths:
             step = -(-max(index.shape) // SHOWN)

@@ -11,12 +11,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.checkpoint import blame, build, find_class, load_module, read_checkpoint
-from segmentation.cli import OURS
-from segmentation.cluster import check_meeting_place
 from segmentation.data import Labels, SegmentationData, SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
-from segmentation.parser import Parser
+from segmentation.training.cli import OURS
+from segmentation.training.parser import Parser
+from segmentation.training.preemption import check_meeting_place
 
 #: Options of the data that a job takes from a checkpoint. The others are for training.
 KEPT = ("batch_size", "eval_batch_size", "num_workers", "cache", "folds", "fold", "on_bad_file", "seed")

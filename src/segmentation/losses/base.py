@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from segmentation.data.census import Census
 from segmentation.data.labels import IGNORE_INDEX
+from segmentation.data.statistics import SplitStatistics
 from segmentation.errors import InputError
 
-#: A list of one number a class, or a rule that makes them from the census of the training split.
+#: A list of one number a class, or a rule that makes them from the statistics of the training split.
 Weights = list[float] | Literal["auto", "sqrt_inverse", "median", "effective"] | None
 
 #: Cui et al.'s beta: what a class has in pixels beyond some 1 / (1 - beta) adds little to its effective number.
@@ -30,7 +30,7 @@ class SegmentationLoss(nn.Module, ABC):
         super().__init__()
         self.max_weight = max_weight
         self.rule: str | None = class_weights if isinstance(class_weights, str) else None
-        self.class_weights: Tensor | None  # an empty one is what no census has filled yet
+        self.class_weights: Tensor | None  # an empty one is what no statistics has filled yet
         numbers = [] if isinstance(class_weights, str) else class_weights
         self.register_buffer("class_weights", None if numbers is None else torch.tensor(numbers, dtype=torch.float32))
 
@@ -66,7 +66,7 @@ class SegmentationLoss(nn.Module, ABC):
         """What the sum over pixels was divided by: losses of batches add up to the split's when weighted by it."""
         return (mask != IGNORE_INDEX).sum()
 
-    def step_mass(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
+    def step_weight_sum(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
         """The mean of `mass` over the batches of a step."""
         return step_pixels.sum()
 
@@ -74,15 +74,15 @@ class SegmentationLoss(nn.Module, ABC):
         """How much this batch counts among those of its step: 1 for a loss that is no mean over pixels."""
         return 1.0
 
-    def setup(self, census: Census) -> None:
-        """Fill in what the config leaves to the data, from the census of the training split."""
+    def setup(self, statistics: SplitStatistics) -> None:
+        """Fill in what the config leaves to the data, from the statistics of the training split."""
         if self.rule is None:
             return
-        two = len(census.pixels) == 2
-        if two and not census.pixels[1]:
+        two = len(statistics.pixels) == 2
+        if two and not statistics.pixels[1]:
             raise InputError("auto weights of two classes need foreground pixels, but the training split has none")
-        weights, cap = class_weights(census, self.rule), float("inf") if two else self.max_weight
-        for name, value in zip(census.names, weights.tolist(), strict=True):
+        weights, cap = class_weights(statistics, self.rule), float("inf") if two else self.max_weight
+        for name, value in zip(statistics.names, weights.tolist(), strict=True):
             if value > cap:
                 rank_zero_warn(
                     f"class {name!r} is so rare that its weight would be {value:.1f}: capped at the loss's "
@@ -94,13 +94,13 @@ class SegmentationLoss(nn.Module, ABC):
         """The class weights, (count,), in the type of `like`.
 
         Raises:
-            InputError: no census has filled them, or there are not so many.
+            InputError: no statistics has filled them, or there are not so many.
         """
         weights = self.class_weights
         if weights is None:
             return None
         if not weights.numel():
-            raise InputError("auto weights are counted from the training split: call setup(census), or give numbers")
+            raise InputError("auto weights need the training split's counts: call setup(statistics), or give numbers")
         if len(weights) != count:
             raise InputError(
                 f"the loss has weights for {len(weights)} classes, not {count}: give class_weights or alpha one number "
@@ -109,14 +109,14 @@ class SegmentationLoss(nn.Module, ABC):
         return weights.to(like.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take weights that a census filled, whose number only the checkpoint knows."""
+        """Take weights that a statistics filled, whose number only the checkpoint knows."""
         saved = state_dict.get(f"{prefix}class_weights")
         if saved is not None and self.class_weights is not None:
             self.class_weights = torch.empty_like(saved, device=self.class_weights.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def class_weights(census: Census, rule: str) -> Tensor:
+def class_weights(statistics: SplitStatistics, rule: str) -> Tensor:
     """One weight a class, (K,) float64, of mean 1 over the pixels of the training split; 0 for a class without pixels.
 
     With n_c the pixels of class c and N those of all images where it occurs:
@@ -127,14 +127,14 @@ def class_weights(census: Census, rule: str) -> Tensor:
     - `effective`: (1 - beta) / (1 - beta^n_c), beta = 1 - 1e-6 (Cui et al. 2019): as `auto` below a million pixels,
       and equal far above it.
     """
-    n = torch.tensor(census.pixels, dtype=torch.float64)
+    n = torch.tensor(statistics.pixels, dtype=torch.float64)
     there = n > 0
     if rule == "auto":
         weights = 1 / n
     elif rule == "sqrt_inverse":
         weights = n.rsqrt()
     elif rule == "median":
-        frequency = n / torch.tensor(census.pixels_where, dtype=torch.float64)
+        frequency = n / torch.tensor(statistics.pixels_where, dtype=torch.float64)
         weights = frequency[there].quantile(0.5) / frequency
     else:
         weights = (1 - BETA) / (1 - BETA**n)

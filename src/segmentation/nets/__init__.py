@@ -4,7 +4,7 @@ To add one: a file here, an import below, an overlay in configs/model, a row in 
 """
 
 from segmentation.nets.base import Heads, SegmentationNet
-from segmentation.nets.baselines import SmpNet
+from segmentation.nets.smp import SmpNet
 from segmentation.nets.unet import UNet
 from segmentation.nets.unet_3plus import UNet3Plus
 from segmentation.nets.unet_plus_plus import UNetPlusPlus

@@ -42,7 +42,7 @@ class DoubleConv(nn.Sequential):
         super().__init__(ConvNormReLU(in_channels, out_channels, norm), ConvNormReLU(out_channels, out_channels, norm))
 
 
-def enlarge(x: Tensor, factor: int) -> Tensor:
+def upsample(x: Tensor, factor: int) -> Tensor:
     """Bilinear up-sampling by `factor`: (N, C, H, W) -> (N, C, factor * H, factor * W)."""
     return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
@@ -58,7 +58,7 @@ class Up(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return enlarge(x, 2) if self.transposed is None else self.transposed(x)
+        return upsample(x, 2) if self.transposed is None else self.transposed(x)
 
 
 def init_he(*parts: nn.Module) -> None:

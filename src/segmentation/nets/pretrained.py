@@ -16,7 +16,7 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import nn
 
 from segmentation.errors import InputError
-from segmentation.weights import read_weights
+from segmentation.nets.weights import read_weights
 
 #: What weights are called in a repository of the Hugging Face hub.
 FILE = "model.safetensors"

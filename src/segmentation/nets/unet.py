@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from segmentation.nets.base import Heads, Inference, SegmentationNet
-from segmentation.nets.blocks import DoubleConv, Norm, Up, Upsample, enlarge, init_he
+from segmentation.nets.blocks import DoubleConv, Norm, Up, Upsample, init_he, upsample
 from segmentation.nets.encoders import build_encoder
 
 
@@ -73,7 +73,7 @@ class UNet(SegmentationNet):
             y = self.fuse[i](torch.cat([skips[i], self.up[i](y)], dim=1))
             this = self.num_heads - i  # the finest decoder level, i = 0, is the last head
             if i < self.num_heads and level in (None, this):
-                logits.append(enlarge(self.heads[i](y), 2**i))
+                logits.append(upsample(self.heads[i](y), 2**i))
             if level == this:
                 break
         return Heads(tuple(logits))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmentation.nets.base import Heads, Inference, SegmentationNet
-from segmentation.nets.blocks import ConvNormReLU, Norm, enlarge, init_he, norm_layer, run
+from segmentation.nets.blocks import ConvNormReLU, Norm, init_he, norm_layer, run, upsample
 from segmentation.nets.encoders import build_encoder
 
 
@@ -38,7 +38,7 @@ class FullScaleNode(nn.Module):
             if k <= self.scale:
                 parts.append(conv(F.max_pool2d(x, kernel_size=2 ** (self.scale - k)) if k < self.scale else x))
             else:
-                parts.append(conv_of_enlarged(x, conv.get_parameter("weight"), 2 ** (k - self.scale)))
+                parts.append(conv3x3_after_upsample(x, conv.get_parameter("weight"), 2 ** (k - self.scale)))
         return self.fuse(F.relu(self.norm(torch.cat(parts, dim=1)), inplace=True))
 
 
@@ -127,14 +127,14 @@ class UNet3Plus(SegmentationNet):
                 maps[i] = run(self.nodes[i], *maps, checkpointing=self.checkpointing)
             this = self.num_heads - i  # De1 is the last head
             if i < self.num_heads and level in (None, this):
-                logits.append(enlarge(self.heads[i](maps[i]), 2**i))
+                logits.append(upsample(self.heads[i](maps[i]), 2**i))
             if level == this:
                 break
         return Heads(tuple(logits), presence)
 
 
-def conv_of_enlarged(x: Tensor, weight: Tensor, factor: int) -> Tensor:
-    """`conv3x3(enlarge(x, factor))` with zero padding, computed at the size of x: exact, from a fraction of the work.
+def conv3x3_after_upsample(x: Tensor, weight: Tensor, factor: int) -> Tensor:
+    """`conv3x3(upsample(x, factor))` with zero padding, computed at the size of x: exact, from a fraction of the work.
 
     Three steps are linear and change places. A 3x3 convolution is nine 1x1 convolutions, the taps, whose results are
     shifted by (dy, dx) and added; a 1x1 convolution may as well come before the up-sampling, on factor^2 times fewer

@@ -22,15 +22,15 @@ from segmentation.data.base import SPLITS
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet
-from segmentation.pictures import contact_sheet, evenly, save_png, to_rgb
-from segmentation.run import RunFolder
-from segmentation.tracking import log_to_wandb, wandb_runs
+from segmentation.training.loggers import log_to_wandb, wandb_runs
+from segmentation.training.run_folder import RunFolder
+from segmentation.visualize import evenly, sample_grid, save_png, to_rgb
 
 #: Seconds that an epoch must have waited for data before it is said: a run of a moment need not be told.
 PATIENCE = 5.0
 
 
-class EpochLines(Checkpoint):
+class EpochPrinter(Checkpoint):
     """A line for every epoch, validated or not, on the terminal and in a cluster's log. (A Checkpoint, as Lightning
     calls these after the module's on_train_epoch_end, which logs the training figures.)"""
 
@@ -50,7 +50,7 @@ class EpochLines(Checkpoint):
             print(f"epoch {trainer.current_epoch + 1:>3}{of}  {figures}  {rate:.1f} images/s", flush=True)
 
 
-class Introduction(Callback):
+class RunSummary(Callback):
     """Says, before the first step, what is about to run: data, net with parameters and FLOPs, device, W&B."""
 
     def __init__(self, run: RunFolder) -> None:
@@ -206,14 +206,14 @@ class Pictures(Callback):
         if not self.images or not trainer.is_global_zero:
             return
         indices = evenly(len(trainer.datamodule.dataset.names(split)), self.images)
-        sheet, samples = predicted_sheet(trainer, module, split, indices, title)
+        sheet, samples = prediction_grid(trainer, module, split, indices, title)
         save_png(sheet, self.run.pictures / f"{file}.png")
         if wandb_runs(trainer):
             overlays = [_overlay(sample, module.labels.names) for sample in samples]
             log_to_wandb(trainer, {f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
 
 
-def predicted_sheet(
+def prediction_grid(
     trainer: Any, module: Any, split: str, indices: list[int], title: str
 ) -> tuple[Image, list[dict[str, Any]]]:
     """A contact sheet of images of a split, predicted one by one in this process alone; and the samples, to which
@@ -228,7 +228,7 @@ def predicted_sheet(
         samples.append({**sample, "name": dataset.names(split)[index], "prediction": found[0]})
         scores.append(float(mean_iou(confusion_counts(found, sample["mask"][None], labels.num_classes))))
     images, masks, found, names = ([s[key] for s in samples] for key in ("image", "mask", "prediction", "name"))
-    return contact_sheet(images, masks, found, labels, names, title, scores), samples
+    return sample_grid(images, masks, found, labels, names, title, scores), samples
 
 
 def _overlay(sample: dict[str, Any], classes: list[str]) -> Any:

@@ -8,15 +8,15 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from segmentation.callbacks import Throughput
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data.labels import Labels
+from segmentation.data.writing import write_csv, write_json
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
-from segmentation.pictures import confusion_figure, iou_table, save_png
-from segmentation.run import RunFolder
-from segmentation.tracking import wandb_runs
-from segmentation.writing import write_csv, write_json
+from segmentation.training.callbacks import Throughput
+from segmentation.training.loggers import wandb_runs
+from segmentation.training.run_folder import RunFolder
+from segmentation.visualize import confusion_figure, iou_table, save_png
 
 
 def report(

@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from segmentation.run import RunFolder
-from segmentation.tracking import metrics_file
+from segmentation.training.loggers import metrics_file
+from segmentation.training.run_folder import RunFolder
 
 
 @dataclass
@@ -38,7 +38,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """last.ckpt at every epoch's end. (Within an epoch: `cluster.MidEpoch`.)"""
+    """last.ckpt at every epoch's end. (Within an epoch: `cluster.PreemptionCheckpoint`.)"""
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
         metrics_file(trainer).log_ahead(trainer)

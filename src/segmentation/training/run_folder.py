@@ -9,8 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
+from segmentation.data.writing import remove_stale, write_text
 from segmentation.errors import InputError
-from segmentation.writing import remove_stale, write_text
 
 RUNS = Path("runs")
 

@@ -1,5 +1,5 @@
-"""The census: every sample of a split is read once, before the first step. It finds what is wrong with the files, and
-counts what losses, normalisation and sampling need, for each sample.
+"""Data set statistics: every sample of a split is read once, before the first step. This finds what is wrong with the
+files, and counts what losses, normalisation and sampling need, for each sample.
 
 It is kept in the user's cache, keyed by the file list (names, sizes, times) and the classes, and so counted once.
 """
@@ -22,10 +22,10 @@ from rich.progress import track
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData, count_pixels
 from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.data.writing import write_text
 from segmentation.errors import InputError
-from segmentation.writing import write_text
 
-#: Raised when what a census holds changes, so that old cache files are not read.
+#: Raised when what a statistics holds changes, so that old cache files are not read.
 VERSION = 4
 
 
@@ -44,7 +44,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Census:
+class SplitStatistics:
     """Counts over one split."""
 
     names: list[str]  # of the classes
@@ -111,31 +111,31 @@ def scale_of(dtype: torch.dtype, labels: Labels | None = None) -> float:
     return 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max)
 
 
-def take_census(data: SegmentationData, split: str, skip: bool = False) -> Census:
-    """The census of a split, from the cache or counted. With `skip`, bad samples are left out, and named in `bad`.
+def compute_statistics(data: SegmentationData, split: str, skip: bool = False) -> SplitStatistics:
+    """The statistics of a split, from the cache or counted. With `skip`, bad samples are left out, and named in `bad`.
 
     Raises:
         InputError: some samples cannot be used (unless `skip`); the first one's message, with the number of the others.
     """
     key = hashlib.sha256(f"{VERSION}|{split}|{data.fingerprint(split)}".encode()).hexdigest()[:32]
-    path = user_cache_path("unet-family-template") / "census" / f"{key}.json"
+    path = user_cache_path("unet-family-template") / "statistics" / f"{key}.json"
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # no cache, or a damaged one
         cached = json.loads(path.read_text())
         if cached.pop("digest") == _digest(cached):
             records = [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
-            return Census(cached["names"], records)
-    census = count(data, split)
-    first, others = next(iter(census.bad.values()), ""), len(census.bad) - 1
-    if census.bad and not skip:
+            return SplitStatistics(cached["names"], records)
+    statistics = count(data, split)
+    first, others = next(iter(statistics.bad.values()), ""), len(statistics.bad) - 1
+    if statistics.bad and not skip:
         more = f" ({others} more of {len(data.names(split))} {split} samples have problems too)" if others else ""
         raise InputError(f"{first}{more}")
-    if not census.records:
-        raise InputError(f"none of the {len(census.bad)} {split} samples can be used. {first}")
-    if not census.bad:  # a disk that was away for a moment must not be remembered
+    if not statistics.records:
+        raise InputError(f"none of the {len(statistics.bad)} {split} samples can be used. {first}")
+    if not statistics.bad:  # a disk that was away for a moment must not be remembered
         with suppress(OSError):  # a cache that cannot be written only costs time
-            found = {"names": census.names, "records": [asdict(record) for record in census.records]}
+            found = {"names": statistics.names, "records": [asdict(record) for record in statistics.records]}
             write_text(path, json.dumps({**found, "digest": _digest(found)}))
-    return census
+    return statistics
 
 
 def _digest(found: dict[str, Any]) -> str:
@@ -143,7 +143,7 @@ def _digest(found: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def count(data: SegmentationData, split: str) -> Census:
+def count(data: SegmentationData, split: str) -> SplitStatistics:
     """Read every sample of a split, in several threads and with a progress bar."""
     names = data.names(split)
 
@@ -159,7 +159,7 @@ def count(data: SegmentationData, split: str) -> Census:
         read_ones = list(track(found, f"Reading {split} once", len(names), transient=True, disable=hidden))
     records = [each for each in read_ones if isinstance(each, Record)]
     bad = {index: each for index, each in enumerate(read_ones) if isinstance(each, InputError)}
-    return Census(data.labels.names, records, bad)
+    return SplitStatistics(data.labels.names, records, bad)
 
 
 def available_cores() -> int:
@@ -190,13 +190,16 @@ def examine(sample: Sample, labels: Labels, name: str) -> Record:
     )
 
 
-def find_leaks(data: SegmentationData, censuses: dict[str, Census]) -> list[str]:
+def find_leaks(data: SegmentationData, statistics_of_splits: dict[str, SplitStatistics]) -> list[str]:
     """Images, and groups of images, that are in more than one split, a message each pair of splits: figures of a split
     flatter when the net has trained on it."""
     messages = []
-    for first, second in combinations([split for split in SPLITS if split in censuses], 2):
-        known = {record.digest: name for record, name in zip(censuses[first].records, data.names(first), strict=True)}
-        pairs = zip(censuses[second].records, data.names(second), strict=True)
+    for first, second in combinations([split for split in SPLITS if split in statistics_of_splits], 2):
+        known = {
+            record.digest: name
+            for record, name in zip(statistics_of_splits[first].records, data.names(first), strict=True)
+        }
+        pairs = zip(statistics_of_splits[second].records, data.names(second), strict=True)
         same = [(known[record.digest], name) for record, name in pairs if record.digest in known]
         if same:
             messages.append(

@@ -14,12 +14,12 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from segmentation.data.files import IMAGE_SUFFIXES, LARGE
+from segmentation.data.io import IMAGE_SUFFIXES, LARGE
 from segmentation.data.layout import walk
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor, add_options
 from segmentation.inference.results import Results, Writer
-from segmentation.job import JobParser, start_job
+from segmentation.training.job import JobParser, start_job
 
 
 def predict(args: list[str] | None = None) -> int:

@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from segmentation.cluster import watch_processes
 from segmentation.errors import InputError
-from segmentation.memory import keep_freed_memory
+from segmentation.training.memory import keep_freed_memory
+from segmentation.training.preemption import watch_processes
 
 #: Warnings meant for Lightning's developers, or of what a user can do nothing about.
 SMALL_TALK = (
@@ -38,7 +38,7 @@ class JobParser(argparse.ArgumentParser):
     """
 
     def __init__(self, script: str) -> None:
-        source = (Path(__file__).parents[1] / f"{script}.py").read_text(encoding="utf-8")
+        source = (Path(__file__).parents[2] / f"{script}.py").read_text(encoding="utf-8")
         description, _, examples = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(

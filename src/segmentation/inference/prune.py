@@ -12,17 +12,17 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from torch import Tensor
 
-from segmentation.callbacks import count_flops, in_millions
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor
 from segmentation.inference.source import Trained, open_trained
-from segmentation.job import JobParser, file_name, refuse_existing, start_job
-from segmentation.machine import machine, peak_memory, seconds
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet, UNetPlusPlus
-from segmentation.pictures import INK, SOFT, plot, save_png, table
-from segmentation.plugins import AtomicCheckpointIO
+from segmentation.training.callbacks import count_flops, in_millions
+from segmentation.training.job import JobParser, file_name, refuse_existing, start_job
+from segmentation.training.machine import machine, peak_memory, seconds
+from segmentation.training.plugins import AtomicCheckpointIO
+from segmentation.visualize import INK, SOFT, plot, save_png, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; it gets the final name when all is written, and is removed when that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name has 255 bytes at most; these 40 letters may have 4 each.
@@ -29,10 +29,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written_together(*paths: Path) -> Iterator[list[Path]]:
+def atomic_write_all(*paths: Path) -> Iterator[list[Path]]:
     """Places to write to for files that belong together: all get their names when all are written, else none does."""
     with ExitStack() as stack:
-        yield [stack.enter_context(written_whole(path)) for path in paths]
+        yield [stack.enter_context(atomic_write(path)) for path in paths]
 
 
 def remove_stale(folder: Path, idle: float = 0) -> None:
@@ -48,7 +48,7 @@ def remove_stale(folder: Path, idle: float = 0) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -66,7 +66,7 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """A table with a heading; a row that lacks a column has nothing there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

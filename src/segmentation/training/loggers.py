@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from segmentation.data.writing import write_csv
 from segmentation.errors import InputError
-from segmentation.run import RunFolder, is_rank_zero
-from segmentation.writing import write_csv
+from segmentation.training.run_folder import RunFolder, is_rank_zero
 
 #: How W&B is told to behave where the environment does not say. Seconds that a run's end waits for the server; what is
 #: not uploaded by then stays on disk.

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
 from segmentation.inference.predictor import TILE
 from segmentation.inference.source import open_trained
-from segmentation.job import JobParser, file_name, refuse_existing, start_job
 from segmentation.module import SegmentationModule
 from segmentation.nets.base import CLOSED
-from segmentation.pictures import evenly
-from segmentation.writing import written_whole
+from segmentation.training.job import JobParser, file_name, refuse_existing, start_job
+from segmentation.visualize import evenly
 
 IMAGES = 8  # to check it on
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -61,7 +61,7 @@ def export(args: list[str] | None = None) -> Path:
     model = Deployed(module.requires_grad_(False)).eval()
     chosen = evenly(len(data.dataset.names(data.test_split)), IMAGES)
     images = [data.dataset.load(data.test_split, i)["image"][None] for i in chosen]
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         run = FORMATS[options.format](model, images[0], aside, metadata(model, options))
         differences, equals = zip(*(compare(model.predict, run, image) for image in images), strict=True)
         found = f"logits differ by {max(differences):.1e} of the largest at most, {min(equals):.3%} of pixels are equal"

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmentation.data.census import Census
 from segmentation.data.labels import IGNORE_INDEX
+from segmentation.data.statistics import SplitStatistics
 from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss, Weights
 
@@ -32,14 +32,14 @@ class PixelLoss(SegmentationLoss):
             return valid.sum()
         return (self.class_weights[mask * valid] * valid).sum()
 
-    def step_mass(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
+    def step_weight_sum(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
         if logits.shape[1] == 1 or self.class_weights is None:
             return step_pixels.sum()
         return (self.class_weights * step_pixels).sum()
 
     def share(self, logits: Tensor, mask: Tensor, step_pixels: Tensor) -> Tensor:
         tiny = torch.finfo(step_pixels.dtype).tiny
-        return self.mass(logits, mask) / self.step_mass(logits, step_pixels).clamp(min=tiny)
+        return self.mass(logits, mask) / self.step_weight_sum(logits, step_pixels).clamp(min=tiny)
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         valid = mask != IGNORE_INDEX
@@ -83,11 +83,11 @@ class CrossEntropy(PixelLoss):
         if self.auto_pos_weight:
             self.rule, self.class_weights = "auto", torch.empty(0)
 
-    def setup(self, census: Census) -> None:
-        super().setup(census)
+    def setup(self, statistics: SplitStatistics) -> None:
+        super().setup(statistics)
         if self.auto_pos_weight and self.class_weights is not None:
             if len(self.class_weights) != 2:
-                raise InputError(f"pos_weight is for two classes, not {len(census.names)}: use class_weights")
+                raise InputError(f"pos_weight is for two classes, not {len(statistics.names)}: use class_weights")
             self.class_weights = self.class_weights / self.class_weights[0]
 
     def of_pixel(self, log_p: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from segmentation.data.census import available_cores
+from segmentation.data.statistics import available_cores
 from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, Problem
-from segmentation.run import RUNS
-from segmentation.tracking import WandbOptions
+from segmentation.training.loggers import WandbOptions
+from segmentation.training.run_folder import RUNS
 
 GIB = 2**30
 

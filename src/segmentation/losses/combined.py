@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from segmentation.data.census import Census
+from segmentation.data.statistics import SplitStatistics
 from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss, Weights
-from segmentation.losses.cross_entropy import Focal
-from segmentation.losses.overlap import Jaccard
-from segmentation.losses.structural import MsSsim
+from segmentation.losses.ms_ssim import MsSsim
+from segmentation.losses.pixel import Focal
+from segmentation.losses.region import Jaccard
 
 
 class WeightedSum(SegmentationLoss):
@@ -32,9 +32,9 @@ class WeightedSum(SegmentationLoss):
         self.losses: Iterable[SegmentationLoss] = nn.ModuleList(losses)  # type: ignore[assignment]  # of one class
         self.weights = list(weights)
 
-    def setup(self, census: Census) -> None:
+    def setup(self, statistics: SplitStatistics) -> None:
         for loss in self.losses:
-            loss.setup(census)
+            loss.setup(statistics)
 
     def terms(
         self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None

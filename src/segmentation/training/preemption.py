@@ -15,9 +15,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from segmentation.errors import InputError, Preempted
-from segmentation.run import RunFolder
-from segmentation.tracking import metrics_file
+from segmentation.errors import InputError
+from segmentation.training.entry import Preempted
+from segmentation.training.loggers import metrics_file
+from segmentation.training.run_folder import RunFolder
 
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
@@ -30,7 +31,7 @@ GRACE = 45.0
 
 
 def watch_processes() -> None:
-    """No process of a run goes without a word. (`errors.die_with_launcher`: and none outlives rank 0.)
+    """No process of a run goes without a word. (`entry.die_with_launcher`: and none outlives rank 0.)
 
     Lightning's rank 0 looks after those that it has started, every few seconds, and ends all when one has died; what it
     says of that is not shown by default.
@@ -100,7 +101,7 @@ def check_launch(devices: Any, num_nodes: int) -> None:
         )
 
 
-class MidEpoch(Checkpoint):
+class PreemptionCheckpoint(Checkpoint):
     """last.ckpt within an epoch: by the clock; and on SIGUSR1 or SIGTERM, whereupon the run stops, and after SLURM's
     warning is requeued.
 

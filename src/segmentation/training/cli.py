@@ -13,27 +13,28 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.callbacks import EpochLines, Introduction, PictureOptions, Pictures, Throughput
 from segmentation.checkpoint import find_class, read_checkpoint
-from segmentation.cluster import MidEpoch, check_launch, check_meeting_place
 from segmentation.data import SegmentationData, SegmentationDataModule
-from segmentation.errors import InputError, close_wandb
-from segmentation.finite import StopAtNonFinite
-from segmentation.job import start_job
+from segmentation.data.writing import write_text
+from segmentation.errors import InputError
 from segmentation.losses import SegmentationLoss
-from segmentation.machine import has_bf16
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet
-from segmentation.parser import Parser
-from segmentation.plugins import AtomicCheckpointIO, SyncBatchNorm
-from segmentation.report import report
-from segmentation.run import RunFolder, git_commit, hold, is_rank_zero, new_name, release
-from segmentation.saving import CheckpointOptions, checkpoint_callbacks
-from segmentation.tracking import WandbOptions, make_loggers
-from segmentation.trainer import as_list, check_callbacks, make_trainer, refused, without_finders
-from segmentation.writing import write_text
+from segmentation.training.callbacks import EpochPrinter, PictureOptions, Pictures, RunSummary, Throughput
+from segmentation.training.entry import close_wandb
+from segmentation.training.finite import StopAtNonFinite
+from segmentation.training.job import start_job
+from segmentation.training.loggers import WandbOptions, make_loggers
+from segmentation.training.machine import has_bf16
+from segmentation.training.parser import Parser
+from segmentation.training.plugins import AtomicCheckpointIO, SyncBatchNorm
+from segmentation.training.preemption import PreemptionCheckpoint, check_launch, check_meeting_place
+from segmentation.training.report import report
+from segmentation.training.run_folder import RunFolder, git_commit, hold, is_rank_zero, new_name, release
+from segmentation.training.saving import CheckpointOptions, checkpoint_callbacks
+from segmentation.training.trainer import as_list, check_callbacks, make_trainer, refused, without_finders
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 #: Trainer's options that are not a user's: the run folder, the datamodule and the report see to them.
 OURS = {
@@ -152,7 +153,7 @@ class SegmentationCLI(LightningCLI):
         config, run = self.config_init, self.run_folder
         check_meeting_place()
         check_launch(config.trainer.devices, config.trainer.num_nodes)
-        self.throughput, self.mid_epoch = Throughput(), MidEpoch(run, config.checkpoint.every_minutes)
+        self.throughput, self.preemption = Throughput(), PreemptionCheckpoint(run, config.checkpoint.every_minutes)
         trainer = dict(config.trainer)
         if trainer["precision"] is None:
             trainer["precision"] = "bf16-mixed" if has_bf16(trainer["accelerator"]) else "32-true"
@@ -165,20 +166,20 @@ class SegmentationCLI(LightningCLI):
             self.datamodule.batch_size = self.datamodule.hparams["batch_size"] = found  # and into the next checkpoint
         trainer["callbacks"] = [
             *checkpoint_callbacks(run),
-            Introduction(run),
+            RunSummary(run),
             StopAtNonFinite(),
             self.throughput,
             Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
             LearningRateMonitor("step"),
-            EpochLines(),
-            self.mid_epoch,
+            EpochPrinter(),
+            self.preemption,
             *callbacks,
         ]
         plugins = [AtomicCheckpointIO(), *as_list(trainer["plugins"])]
         trainer |= {
             "plugins": [*plugins, SyncBatchNorm()] if trainer["sync_batchnorm"] else plugins,
             "logger": make_loggers(run, config.wandb, last["global_step"] if last else None),
-            "enable_model_summary": False,  # Introduction says it
+            "enable_model_summary": False,  # RunSummary says it
             "default_root_dir": str(run.path),
             "use_distributed_sampler": False,  # the datamodule gives each process its share
         }
@@ -190,7 +191,7 @@ class SegmentationCLI(LightningCLI):
     def run(self) -> None:
         """The whole run; afterwards signals mean what they meant before it, and others may write its folder."""
         try:
-            with self.mid_epoch.listening(self.trainer):
+            with self.preemption.listening(self.trainer):
                 self.train_and_test()
         except MisconfigurationException as error:  # of a callback, say
             raise refused(error) from error

@@ -10,19 +10,19 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from rich.console import Console
 
-from segmentation.callbacks import predicted_sheet
+from segmentation.data.writing import atomic_write_all, write_csv, write_json
 from segmentation.errors import InputError
-from segmentation.inference.averaged import Averaged
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import add_options
 from segmentation.inference.source import open_trained
-from segmentation.job import JobParser, file_name, refuse_existing, start_job
+from segmentation.inference.tiled import TiledInference
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
-from segmentation.pictures import save_png, table
-from segmentation.report import print_table
-from segmentation.trainer import make_trainer, refused
-from segmentation.writing import write_csv, write_json, written_together
+from segmentation.training.callbacks import prediction_grid
+from segmentation.training.job import JobParser, file_name, refuse_existing, start_job
+from segmentation.training.report import print_table
+from segmentation.training.trainer import make_trainer, refused
+from segmentation.visualize import save_png, table
 
 
 def evaluate(args: list[str] | None = None) -> dict[str, float]:
@@ -35,7 +35,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         rank_zero_only(refuse_existing)([figures, per_image, sheet], options.overwrite)
     module, data, config = open_trained("eval", options, rest, options.split)
     if options.tile is not None or options.tta != "none":  # the loss is then that of the mean probabilities
-        module.net, module.head_weights = Averaged(module.net, options.tile, options.tta), [1.0]
+        module.net, module.head_weights = TiledInference(module.net, options.tile, options.tta), [1.0]
     scores = InstanceScores(module.labels, options.instances) if options.instances else None
     trainer = make_trainer(**config, callbacks=scores)
     if not trainer.limit_test_batches:
@@ -55,7 +55,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
             print_instances(metrics, options.instances)
         if options.output:
             names = data.dataset.names(data.test_split)
-            with written_together(per_image, sheet, figures) as aside:
+            with atomic_write_all(per_image, sheet, figures) as aside:
                 write_csv(aside[0], table_rows(counts, names, module.labels.names))
                 save_png(extremes(trainer, module, data.test_split), aside[1])
                 write_json(aside[2], {"split": data.test_split, "metrics": metrics})
@@ -70,7 +70,7 @@ def extremes(trainer: Any, module: SegmentationModule, split: str, each: int = 4
     order = [i for i in score.argsort().tolist() if not math.isnan(score[i])]
     chosen = order if len(order) <= 2 * each else order[:each] + order[-each:]
     which = f"All {len(chosen)}" if chosen == order else f"The {each} worst and the {each} best of {len(score):,}"
-    return predicted_sheet(trainer, module, split, chosen, f"{which} {split} images, the worst first")[0]
+    return prediction_grid(trainer, module, split, chosen, f"{which} {split} images, the worst first")[0]
 
 
 def print_instances(metrics: dict[str, float], by: str) -> None:

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segmentation.callbacks import in_millions
 from segmentation.errors import InputError
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
-from segmentation.job import JobParser, file_name, refuse_existing, start_job
-from segmentation.pictures import SOFT, plot, save_png, table
-from segmentation.run import RUNS
+from segmentation.training.callbacks import in_millions
+from segmentation.training.job import JobParser, file_name, refuse_existing, start_job
+from segmentation.training.run_folder import RUNS
+from segmentation.visualize import SOFT, plot, save_png, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

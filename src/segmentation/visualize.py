@@ -15,8 +15,8 @@ from skimage.segmentation import find_boundaries
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.data.writing import atomic_write
 from segmentation.errors import readable
-from segmentation.writing import written_whole
 
 if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it imports it itself
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
     return (rgb * (1 - share) + labels.palette[index] * share).astype(np.uint8)
 
 
-def contact_sheet(
+def sample_grid(
     images: Sequence[Tensor],
     truths: Sequence[Mask],
     predictions: Sequence[Mask] | None,
@@ -227,7 +227,7 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
 
 def save_png(picture: "Image.Image | Figure", path: Path, **options: Any) -> None:
     """Save a picture, replacing what is there."""
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         if isinstance(picture, Image.Image):
             picture.save(aside, format="png", **options)
         else:

@@ -7,8 +7,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 
+from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
-from segmentation.writing import written_whole
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -18,7 +18,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         try:
-            with written_whole(path) as aside:
+            with atomic_write(path) as aside:
                 torch.save(checkpoint, aside)
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in torch's writer
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.errors import InputError
-from segmentation.losses.overlap import probabilities
+from segmentation.losses.region import probabilities
 from segmentation.nets import Heads, SegmentationNet
 
 Symmetries = Literal["none", "flips", "all"]
@@ -23,7 +23,7 @@ SYMMETRIES: dict[str, list[tuple[bool, int]]] = {
 }
 
 
-class Averaged(SegmentationNet):
+class TiledInference(SegmentationNet):
     """A net that predicts the mean of another net's probabilities, over tiles and symmetries; its one head is their
     logarithm (the logit, of one channel), so that it takes the other's place in every job.
 
