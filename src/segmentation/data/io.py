@@ -154,16 +154,17 @@ def _decode(path: Path, channels: int | None, expand_palette: bool) -> np.ndarra
             import imagecodecs  # it takes long to import, and most data sets do without
 
             return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
+        picture: Image.Image = image
         if image.mode == "CMYK":
-            image = image.convert("RGB")
+            picture = image.convert("RGB")
         elif image.mode == "P" and expand_palette:
-            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        return _upright(np.asarray(image), orientation)
+            picture = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        return _upright(np.asarray(picture), orientation)
 
 
 def _decode_tiff(file: tifffile.TiffFile, path: Path, channels: int | None) -> np.ndarray:
-    pages = [page for page in file.pages[:] if not page.is_reduced]  # without the lower levels of a pyramid
-    first = pages[0]
+    pages = [page for page in file.pages[:] if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
+    first = pages[0]  # of a pyramid, the others are reduced
     area = first.imagelength * first.imagewidth
     limit = 2 * (Image.MAX_IMAGE_PIXELS or area)
     if area > limit:  # a damaged header may claim any size
