@@ -145,8 +145,8 @@ class FolderData(SegmentationData):
         stamps = []
         for files in self.files[split].values():
             for path in chain.from_iterable(files.values()):
-                stat = path.stat() if path.exists() else None  # a link may lead nowhere
-                stamps.append((str(path), stat and stat.st_size, stat and stat.st_mtime_ns))
+                stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
+                stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
         return repr((self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, stamps))
 
     def group(self, name: str) -> str:
@@ -175,10 +175,10 @@ class FolderData(SegmentationData):
         """The message about an empty split."""
         empty = f"{self.root}: the {split} split is empty."
         if self.layout.lists:
-            return f"{empty} List its images in {self.layout.list_of(split)}, one name a line"
+            return f"{empty} List its images in {self.layout.lists[split]}, one name a line"
         if not self.layout.has_splits:
             return f"{empty} It takes two images or more, and a val_fraction that leaves some to train on"
-        folders = " and ".join(str(pattern.folder) for pattern in self.layout.in_split(split).values())
+        folders = " and ".join(str(pattern.folder) for pattern in self.layout.folders[split].values())
         return (
             f"{empty} Put its files into {folders}, or say what the folders are called, e.g. splits: {{val: valid}}, "
             "or keep a part of train: val_fraction: 0.2"

@@ -150,16 +150,12 @@ def _decode(path: Path, channels: int | None, expand_palette: bool) -> np.ndarra
             raise InputError(f"{path}: holds {pictures} pictures. Save each as a file of its own")
         image.load()
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16:
+        if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16 and image.mode != "I;16":
             import imagecodecs  # it takes long to import, and most data sets do without
 
             return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
-        picture: Image.Image = image
-        if image.mode == "CMYK":
-            picture = image.convert("RGB")
-        elif image.mode == "P" and expand_palette:
-            picture = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        return _upright(np.asarray(picture), orientation)
+        has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
+        return _upright(np.asarray(image.convert("RGB") if has_colors else image), orientation)
 
 
 def _decode_tiff(file: tifffile.TiffFile, path: Path, channels: int | None) -> np.ndarray:

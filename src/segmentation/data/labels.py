@@ -185,7 +185,7 @@ class Labels:
     @property
     def palette(self) -> np.ndarray:
         """Display colours, (K, 3) uint8."""
-        return np.array([getrgb(color) for color in self.colors], dtype=np.uint8)
+        return _rgb(self.colors)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only: what a checkpoint keeps. `Labels(**labels.as_dict())` gives it back."""
@@ -210,10 +210,9 @@ class Labels:
         if self.by_color != (mask.ndim == 3):
             held = "one value a pixel" if self.by_color else "colours"
             counts = count_values(mask, source)
-            fix = as_yaml("classes", suggest_declaration(counts))
             raise InputError(
-                f"{source}: holds {held}: {describe(counts)}. But classes declares {list(self.values[0])} and the "
-                f"like. Fix: {fix}, with names of yours"
+                f"{source}: holds {held}, which classes does not declare: {describe(counts)}. "
+                f"Fix: {as_yaml('classes', suggest_declaration(counts))}, with names of yours"
             )
         codes = codes_of(mask, source)
         # Of bytes look up the 256 values, not all pixels: ten times faster.
@@ -226,7 +225,7 @@ class Labels:
     def decode(self, index: np.ndarray) -> np.ndarray:
         """The data set's own mask values of class indices: (H, W) integers, or (H, W, 3) uint8 colours."""
         if self.by_color:
-            return np.array([getrgb(str(values[0])) for values in self.values], dtype=np.uint8)[index]
+            return _rgb([values[0] for values in self.values])[index]
         first = [int(values[0]) for values in self.values]
         smallest_type = np.result_type(np.min_scalar_type(min(first)), np.min_scalar_type(max(first)))
         return np.array(first, dtype=smallest_type)[index]
@@ -250,9 +249,7 @@ class Labels:
         classes: dict[str, Any] = {}
         for name, group in zip(self.names, self.values, strict=True):
             classes[name] = group[0] if len(group) == 1 else group
-        for value in undeclared:
-            classes[name_of(value)] = value
-        return classes
+        return classes | {name_of(value): value for value in undeclared}
 
     def explain_undeclared(self, counts: Counter[Value]) -> str:
         """The message about masks of these values, value -> pixels, of which some are not declared; with the YAML of
@@ -308,6 +305,10 @@ def _check_color(color: Any, where: str) -> str:
     if not isinstance(color, str) or not HEX.fullmatch(color):
         raise InputError(f'{where} has the colour {color!r}: write it as "#RRGGBB", in quotes')
     return color.upper()
+
+
+def _rgb(colors: Iterable[Any]) -> np.ndarray:
+    return np.array([getrgb(color) for color in colors], dtype=np.uint8)
 
 
 def _distinct_color(index: int) -> str:

@@ -13,7 +13,7 @@ folder named like a class) and `*` (anything within one folder's or file's name)
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import chain, takewhile
 from pathlib import Path
 
@@ -21,27 +21,34 @@ from segmentation.data.base import SPLITS
 from segmentation.data.io import IMAGE_SUFFIXES
 from segmentation.errors import InputError, readable
 
-#: A sample's files of each kind (image, mask, instance); masks may be one per object.
+#: Files of one kind (image, mask, instance) by the sample's name; masks may be one per object.
 Files = dict[str, list[Path]]
 
-#: Samples by name, in the order of their names.
-Samples = dict[str, Files]
+#: A split's samples: name -> kind -> files.
+Samples = dict[str, dict[str, list[Path]]]
 
 
 class Pattern:
     """Where the files of one kind lie, in one split.
+
+    Args:
+        root: folder of the data set.
+        text: the pattern; `{split}` stands for `split`.
+        split: the split's name on disk.
+        several: whether a sample may have several such files.
 
     Attributes:
         folder: all files lie below it.
         example: path of the file of a sample, with `{name}`.
     """
 
-    def __init__(self, root: Path, text: str, split: str) -> None:
+    def __init__(self, root: Path, text: str, split: str, several: bool) -> None:
         path = Path(text.strip("/").replace("{split}", split))
         if "{name}" not in text:
             path = path / "{name}"
         fixed = takewhile(lambda part: "{" not in part and "*" not in part, path.parts[:-1])
         self.root = root
+        self.several = several
         self.folder = root.joinpath(*fixed)
         self.example = path.as_posix().replace("{class}/{name}", "{name}").replace("*", "1")
         regex = re.escape(path.as_posix()).replace(r"\*", "[^/]*").replace(r"\{class\}", "([^/]+)")
@@ -51,13 +58,17 @@ class Pattern:
             self.example += ".png"
         self.regex = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
 
-    def find(self) -> dict[str, list[Path]]:
-        """Image files that match, by the sample's name: `{class}/{name}`."""
-        found: dict[str, list[Path]] = {}
+    def find(self, problems: list[str], taken: Container[Path] = ()) -> Files:
+        """Image files that match and are not `taken`; files that are one too many go to `problems`."""
+        found: Files = {}
         for path in walk(self.folder):
             match = self.regex.fullmatch(path.relative_to(self.root).as_posix())
-            if match:
-                found.setdefault(readable("/".join(match.groups())), []).append(path)
+            if match and path not in taken:
+                files = found.setdefault(readable("/".join(match.groups())), [])
+                if files and not self.several:
+                    problems.append(f"{path}: {files[0].name} has the same name but for its suffix. Keep one of them")
+                else:
+                    files.append(path)
         return found
 
 
@@ -70,34 +81,41 @@ class Layout:
         called: split -> what stands for `{split}`.
         lists: list files below root, with `{split}`; or one .csv file; or None.
 
+    Attributes:
+        folders: split -> kind -> where its files lie.
+        lists: split -> its list file; empty where there are none.
+        has_splits: whether folders or lists say which sample is of which split; else all are of `train`.
+
     Raises:
-        InputError: these do not go together.
+        InputError: the patterns do not go together.
     """
 
     def __init__(self, root: Path, patterns: dict[str, str], called: dict[str, str], lists: str | None) -> None:
-        self.root = root
-        self.patterns = patterns
-        self.called = called
-        self.lists = lists
-        self.splits_have_folders = "{split}" in patterns["image"]
+        images_are_apart = "{split}" in patterns["image"]
         if lists and "{split}" not in lists and not lists.endswith(".csv"):
             raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. "{{split}}.txt"')
-        if "{split}" in "".join(patterns.values()) and not (lists or self.splits_have_folders):
+        if "{split}" in "".join(patterns.values()) and not (lists or images_are_apart):
             raise InputError(f"{patterns}: {{split}} stands in other folders, but not in that of the images")
-        if len({"{class}" in pattern for pattern in patterns.values()}) > 1:
-            raise InputError(f"{patterns}: {{class}} must stand in all of them, or in none")
-
-    @property
-    def has_splits(self) -> bool:
-        """Whether folders or lists say which sample is of which split; else all are of `train`."""
-        return self.splits_have_folders or self.lists is not None
+        self.root = root
+        self.called = called
+        self.has_splits = images_are_apart or lists is not None
+        self.masks_are_shared = images_are_apart and "{split}" not in patterns["mask"]
+        self.lists: dict[str, Path] = {}
+        self.folders: dict[str, dict[str, Pattern]] = {}
+        for split, name in called.items():
+            self.folders[split] = {}
+            for kind, text in patterns.items():
+                several = kind == "mask" and "*" in text
+                self.folders[split][kind] = Pattern(root, text, name, several)
+            if lists:
+                self.lists[split] = root / lists.replace("{split}", name)
 
     def find(self) -> tuple[dict[str, Samples], list[str]]:
         """The samples of each split, and what is wrong with the files that became none."""
         found: dict[str, Samples] = {}
         problems: list[str] = []
         for split in SPLITS if self.has_splits else ("train",):
-            patterns = self.in_split(split)
+            patterns = self.folders[split]
             if split != "train" and not patterns["image"].folder.exists():
                 continue
             for pattern in patterns.values():
@@ -107,49 +125,28 @@ class Layout:
                     )
             samples, wrong = self._pair(patterns)
             if not self.lists:
+                found[split] = samples
                 problems += wrong
-            elif self.list_of(split).is_file():
-                samples = _choose(self.list_of(split), self.called[split], samples, patterns)
-            else:
-                continue
-            found[split] = samples
-        return found, problems
-
-    def in_split(self, split: str) -> dict[str, Pattern]:
-        """The patterns of a split."""
-        return {kind: Pattern(self.root, text, self.called[split]) for kind, text in self.patterns.items()}
-
-    def list_of(self, split: str) -> Path:
-        """The list file of a split."""
-        return self.root / str(self.lists).replace("{split}", self.called[split])
+            elif self.lists[split].is_file():
+                found[split] = _choose(self.lists[split], self.called[split], samples, patterns)
+        return found, [readable(problem) for problem in problems]
 
     def _pair(self, patterns: dict[str, Pattern]) -> tuple[Samples, list[str]]:
-        found = {kind: pattern.find() for kind, pattern in patterns.items()}
-        problems = []
+        problems: list[str] = []
+        found = {kind: pattern.find(problems) for kind, pattern in patterns.items() if kind != "image"}
         masks = set(chain.from_iterable(found["mask"].values()))
-        for name, paths in list(found["image"].items()):
-            images = [path for path in paths if path not in masks]  # {name}.png fits x_mask.png too
-            found["image"][name] = images
-            if not images:
-                del found["image"][name]
-        for kind, files in found.items():
-            one_per_object = kind == "mask" and "*" in self.patterns[kind]
-            for name, (first, *others) in files.items():
-                if others and not one_per_object:
-                    problems.append(f"{others[0]}: {first.name} has the same name but for its suffix. Keep one of them")
-                    files[name] = [first]
-        lacking = [("image", "mask"), ("image", "instance")]
-        if "{split}" in self.patterns["mask"] or not self.splits_have_folders:  # else it may be of another split
-            lacking.append(("mask", "image"))
-        for kind, other in lacking:
-            for name in sorted(found[kind].keys() - found.get(other, found[kind]).keys()):
+        found["image"] = patterns["image"].find(problems, masks)  # {name}.png fits x_mask.png too
+        pairs = [("image", kind) for kind in patterns if kind != "image"]
+        if not self.masks_are_shared:  # else a mask may be that of another split's image
+            pairs.append(("mask", "image"))
+        for kind, other in pairs:
+            for name in sorted(found[kind].keys() - found[other].keys()):
                 wanted = self.root / patterns[other].example.replace("{name}", name)
                 problems.append(
                     f"{found[kind][name][0]}: this {kind} has no {other}. Fix: add {wanted}, or take the {kind} away"
                 )
         names = sorted(set.intersection(*map(set, found.values())))
-        samples = {name: {kind: files[name] for kind, files in found.items()} for name in names}
-        return samples, [readable(problem) for problem in problems]
+        return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
 
 
 def walk(folder: Path) -> Iterator[Path]:
