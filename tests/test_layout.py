@@ -29,6 +29,11 @@ LAYOUTS = {
         "{n}/mask.png",
         {"images": "{name}/image.png", "masks": "{name}/mask.png"},
     ),
+    "a folder of the image's name": (
+        "{n}/{n}.png",
+        "{n}/{n}_mask.png",
+        {"images": "{name}/{name}.png", "masks": "{name}/{name}_mask.png"},
+    ),
     "prefixes": ("img_{n}.png", "lab_{n}.png", {"images": "img_{name}.png", "masks": "lab_{name}.png"}),
 }
 
