@@ -112,7 +112,7 @@ class SegmentationModule(LightningModule):
         cls, checkpoint_path: str | Path, weights_only: Literal[True] = True
     ) -> "SegmentationModule":
         """The trained module, as every job loads it. Lightning's own would call what functions the file names."""
-        return load_module(read_checkpoint(checkpoint_path), str(checkpoint_path))
+        return load_module(cls, read_checkpoint(checkpoint_path), str(checkpoint_path))
 
     @property
     def data(self) -> SegmentationDataModule:
