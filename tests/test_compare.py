@@ -36,9 +36,9 @@ def make_run(name: str, errors: float, **config: object) -> list[np.ndarray]:
     return guesses
 
 
-def test_figures_are_those_of_scikit_learn() -> None:
+def test_iou_is_that_of_scikit_learn() -> None:
     one, two = make_run("one", 0.4), make_run("two", 0.1)
-    found = compare(["one", "runs/two"])
+    found = compare(["one", "two"])
     for name, guesses in (("one", one), ("two", two)):
         expected = jaccard_score(np.concatenate(TRUTH), np.concatenate(guesses), average=None)
         got = [found["iou"][name][label].value for label in "abc"]
@@ -75,7 +75,7 @@ def test_only_what_differs_is_listed(capsys: pytest.CaptureFixture[str]) -> None
     make_run("one", 0.4, lr=1e-3, seed=1)
     make_run("two", 0.2, lr=1e-2, seed=1)
     found = compare(["one", "two"])
-    assert found["config"] == {"model.lr": {"one": 1e-3, "two": 1e-2}}
+    assert found["config"] == {"one": {"model.lr": 1e-3}, "two": {"model.lr": 1e-2}}
     out = capsys.readouterr().out
     assert "model.lr" in out
     assert "seed" not in out
@@ -84,20 +84,18 @@ def test_only_what_differs_is_listed(capsys: pytest.CaptureFixture[str]) -> None
 def test_what_cannot_be_compared_says_so() -> None:
     make_run("one", 0.4)
     make_run("two", 0.1)
-    with pytest.raises(InputError, match=r"no-such: is no run's folder"):
+    with pytest.raises(InputError, match=r"no-such: .*config\.yaml"):
         compare(["one", "no-such"])
-    with pytest.raises(InputError, match="once"):
-        compare(["one", "runs/one"])
     path = Path("runs/two/per_image.csv")
     whole = path.read_text()
     path.write_text("\n".join(whole.splitlines()[:-3]) + "\n")
-    with pytest.raises(InputError, match=r"tested on other images or classes; they differ by 11$"):
+    with pytest.raises(InputError, match=r"different images, classes or masks: \['11'\]"):
         compare(["one", "two"])
     path.write_text(whole.replace("00,a,", "00,a,1"))
-    with pytest.raises(InputError, match="other masks of 00"):
+    with pytest.raises(InputError, match=r"different images, classes or masks: \['00'\]"):
         compare(["one", "two"])
     Path("runs/two/summary.json").unlink()
-    with pytest.raises(InputError, match=r"summary\.json: is missing, so the run is not finished"):
+    with pytest.raises(InputError, match=r"summary\.json: .* --resume"):
         compare(["one", "two"])
     assert not Path("comparison.png").exists()
 
@@ -109,12 +107,12 @@ def test_damaged_files_and_names_alike_are_said_in_a_line() -> None:
         path = Path("runs/two") / file
         whole = path.read_text()
         path.write_text(text)
-        with pytest.raises(InputError, match=r"runs/two: its summary\.json, per_image\.csv or config\.yaml is damaged"):
+        with pytest.raises(InputError, match=r"runs/two: .*damaged"):
             compare(["one", "two"])
         path.write_text(whole)
     Path("other").mkdir()
     Path("runs/two").rename("other/one")
-    assert set(compare(["one", "other/one"])["iou"]) == {"runs/one", "other/one"}
+    assert set(compare(["one", "other/one/"])["iou"]) == {"one", "other/one"}
 
 
 def test_nothing_is_overwritten_unless_told() -> None:
