@@ -141,7 +141,7 @@ def test_which_level_is_chosen() -> None:
     assert choose(levels, None, 0.01) == levels[1]
     assert choose(levels, None, 0.005) == levels[3]
     assert choose(levels, None, 0) == levels[3]
-    with pytest.raises(InputError, match="the fastest level takes 5"):
+    with pytest.raises(InputError, match="level 1 takes 5"):
         choose(levels, 4, None)
 
 
@@ -190,16 +190,16 @@ def test_parity_is_measured() -> None:
     with torch.inference_mode():
         logits, mask = model(image)
         expected = float(((logits + 0.5).sigmoid() - logits.sigmoid()).abs().max())
-        wrong = parity(model, lambda x: [logits + 0.5, 1 - mask], [image])
+        wrong = parity(model, lambda x: [logits + 0.5, 1 - mask], image)
     assert wrong == (pytest.approx(expected, rel=1e-5), 0)
-    assert parity(model, model, [image, image]) == (0, 1)
+    assert parity(model, model, image) == (0, 1)
 
 
 def test_parity_beside_what_a_gate_has_closed() -> None:
     """Logits of -1e4 do not hide a difference of the others, nor does a gate closed by mistake pass."""
     logits, mask = torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
     logits[:, 1] = CLOSED
-    difference = lambda found: parity(lambda _: (logits, mask), lambda _: [found, mask], [logits])[0]  # noqa: E731
+    difference = lambda found: parity(lambda _: (logits, mask), lambda _: [found, mask], logits)[0]  # noqa: E731
     assert difference(logits.clone()) == 0
     assert difference(torch.where(logits > CLOSED, 2 * logits, logits)) > 0.1
     other = logits.clone()

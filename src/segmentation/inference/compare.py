@@ -3,11 +3,11 @@
 import csv
 import json
 from dataclasses import astuple, dataclass
+from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 
 from segmentation.errors import InputError
@@ -19,8 +19,6 @@ from segmentation.visualize import SOFT, plot, save_png, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Options that do not change the result.
-IGNORED = ("name", "wandb.", "pictures.")
 #: Keys of summary.json to show beside each other.
 COSTS = ("parameters", "images_per_second", "minutes", "epoch")
 
@@ -30,7 +28,7 @@ class Run:
     """What a run's folder holds."""
 
     costs: dict[str, Any]
-    config: dict[str, Any]  # dotted name of an option -> value
+    config: list[str]  # lines
     images: list[str]
     classes: list[str]
     counts: np.ndarray  # (images, 3, K) true positives, false positives, false negatives
@@ -42,7 +40,7 @@ class Run:
 
 
 def compare(args: list[str] | None = None) -> dict[str, Any]:
-    """Print tables and save a plot of the runs; return what they show.
+    """Print tables of the runs and the differences of their configs, and save a plot; return IoUs and differences.
 
     Raises:
         InputError: a run is not finished, or runs were tested on different images, classes or masks.
@@ -74,15 +72,16 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
         ious[name] = intervals(rows, value, resampled)
         if name != first:
             differences[name] = intervals(rows, value - values[0], resampled - drawn[0])
-    changed = config_differences(runs)
+
     _print_table(f"IoU and its 95 % interval, {len(runs[first].images):,} images", ious)
     if differences:
         _print_table(f"difference to {first}", differences)
     _print_table("cost", {name: run.costs for name, run in runs.items()})
-    _print_table("config, where it differs", changed)
+    for other in others:
+        print("\n".join(unified_diff(runs[first].config, runs[other].config, first, other, lineterm="")))
     save_png(comparison_figure(ious), options.output)
     print(f"plot       {options.output}")
-    return {"iou": ious, "difference": differences, "config": changed}
+    return {"iou": ious, "difference": differences}
 
 
 def read_run(text: str) -> Run:
@@ -94,14 +93,14 @@ def read_run(text: str) -> Run:
         raise InputError(f"{text}: is no run's folder (it would hold a config.yaml). Runs are in {RUNS}/")
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = (folder / "config.yaml").read_text(encoding="utf-8").splitlines()
         images, classes, counts = read_counts(folder / "per_image.csv")
         costs = {key: summary.get(key) for key in COSTS}
-        return Run(costs, _flatten(config), images, classes, counts)
+        return Run(costs, config, images, classes, counts)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: is missing, the run is not finished: train.py --resume") from error
-    except (AttributeError, LookupError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{folder}: its summary.json, per_image.csv or config.yaml is damaged ({error})") from error
+    except (AttributeError, LookupError, ValueError) as error:
+        raise InputError(f"{folder}: its summary.json or per_image.csv is damaged ({error})") from error
 
 
 def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -115,34 +114,14 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     return images, classes, counts.transpose(0, 2, 1)
 
 
-def config_differences(runs: dict[str, Run]) -> dict[str, dict[str, Any]]:
-    """Options that the runs do not share: run -> option -> value."""
-    options: dict[str, Any] = {}
-    for run in runs.values():
-        options |= run.config
-    changed = []
-    for option in options:
-        values = {str(run.config.get(option)) for run in runs.values()}
-        if len(values) > 1 and not option.startswith(IGNORED):
-            changed.append(option)
-    return {name: {option: run.config.get(option) for option in changed} for name, run in runs.items()}
-
-
 def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
     """IoU of each class and mIoU, a point and an interval for each run."""
     rows = list(next(iter(ious.values())))
     figure, axes = plot(7.5, 1 + (0.25 + 0.13 * len(ious)) * len(rows))
     for number, (name, each) in enumerate(ious.items()):
-        shift = (number + 0.5) / len(ious) - 0.5
-        value, low, high = np.array([astuple(each[row]) for row in rows]).T
-        axes.errorbar(
-            value,
-            np.arange(len(rows)) + 0.6 * shift,
-            xerr=(value - low, high - value),
-            fmt="o",
-            markersize=5,
-            label=name,
-        )
+        value, low, high = np.array([astuple(estimate) for estimate in each.values()]).T
+        y = np.arange(len(rows)) + 0.6 * (number + 0.5) / len(ious) - 0.3
+        axes.errorbar(value, y, xerr=(value - low, high - value), fmt="o", markersize=5, label=name)
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("IoU, 95 % interval of a bootstrap over images", color=SOFT)
@@ -157,16 +136,6 @@ def _check_same(first: str, other: str, runs: dict[str, Run]) -> None:
     different = [name for name in one | two if one.get(name) != two.get(name)]
     if different or list(one) != list(two):
         raise InputError(f"{first} and {other} were tested on different images, classes or masks: {different[:3]}")
-
-
-def _flatten(config: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": inner for name, inner in _flatten(value).items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:

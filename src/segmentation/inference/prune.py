@@ -12,7 +12,6 @@ from torch.utils.benchmark import Timer
 
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
-from segmentation.inference.predictor import Predictor
 from segmentation.inference.source import Trained, open_trained
 from segmentation.module import SegmentationModule
 from segmentation.nets import UNetPlusPlus
@@ -51,20 +50,19 @@ def prune(args: list[str] | None = None) -> list[Level]:
     path = base.with_name(f"{base.name}_levels.png")
     refuse_existing([path], options.overwrite)
     trained = open_trained("prune", options, rest, "val")
-    predictor = Predictor(options.checkpoint, trained.trainer.get("accelerator", "auto"))
-    levels = measure(trained, predictor)
+    levels = measure(trained)
     chosen = choose(levels, options.max_ms, options.max_drop)
-    shown = table(f"levels, one image on {predictor.device}", "level", "val mIoU", "parameters", "GFLOPs", "ms")
-    for one in levels:
+    shown = table("levels, for one image", "level", "val mIoU", "parameters", "GFLOPs", "ms")
+    for level in levels:
         shown.add_row(
-            f"L{one.level}",
-            f"{one.miou:.4f}",
-            f"{one.parameters:,}",
-            f"{one.gflops:.1f}",
-            f"{one.ms:.1f}",
+            f"L{level.level}",
+            f"{level.miou:.4f}",
+            f"{level.parameters:,}",
+            f"{level.gflops:.1f}",
+            f"{level.ms:.1f}",
         )
     Console().print(shown)
-    save_png(levels_figure(levels, chosen), path)
+    save_png(levels_figure(levels), path)
     print(f"plot       {path}")
     if chosen:
         write_level(options, base, chosen.level)
@@ -73,21 +71,22 @@ def prune(args: list[str] | None = None) -> list[Level]:
     return levels
 
 
-def measure(trained: Trained, predictor: Predictor) -> list[Level]:
+def measure(trained: Trained) -> list[Level]:
     """Validate all levels in one pass, then time each on one image."""
     module, data, config = trained
-    nets = [predictor.module.net.prune(level).eval() for level in range(1, module.net.num_heads + 1)]
+    nets = [module.net.prune(level).eval() for level in range(1, module.net.num_heads + 1)]
     trainer = Trainer(**config)
     trainer.validate(module, datamodule=data, verbose=False)
-    image = data.dataset.load("val", 0)["image"][None]
+    device = trainer.strategy.root_device
+    image = module.normalize(data.dataset.load("val", 0)["image"][None]).to(device)
     levels = []
     for number, net in enumerate(nets, start=1):
         timer = Timer(
             "net.predict(image)",
-            globals={"net": net, "image": predictor.prepare(image)},
+            globals={"net": net.to(device), "image": image},
             num_threads=torch.get_num_threads(),
         )
-        with torch.inference_mode(), predictor.fabric.autocast():
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
             median = timer.blocked_autorange(min_run_time=1).median
         level = Level(
             level=number,
@@ -101,16 +100,15 @@ def measure(trained: Trained, predictor: Predictor) -> list[Level]:
 
 
 def choose(levels: list[Level], max_ms: float | None, max_drop: float | None) -> Level | None:
-    """The best of those that take `max_ms` at most, or the fastest of those that lose `max_drop` of mIoU at most."""
+    """The best of those that take `max_ms` at most, or the smallest of those that lose `max_drop` of mIoU at most."""
     if max_ms is not None:
         fast = [level for level in levels if level.ms <= max_ms]
         if not fast:
-            raise InputError(f"--max-ms {max_ms:g}: the fastest level takes {min(level.ms for level in levels):.1f} ms")
+            raise InputError(f"--max-ms {max_ms:g}: level 1 takes {levels[0].ms:.1f} ms")
         return max(fast, key=lambda level: level.miou)
     if max_drop is not None:
         best = max(level.miou for level in levels)
-        good = [level for level in levels if level.miou >= best - max_drop]
-        return min(good, key=lambda level: level.ms)
+        return next(level for level in levels if level.miou >= best - max_drop)
     return None
 
 
@@ -140,20 +138,13 @@ def pruned_checkpoint(checkpoint: dict[str, Any], module: SegmentationModule, le
     }
 
 
-def levels_figure(levels: list[Level], chosen: Level | None) -> "Figure":
-    """mIoU against time, a point for each level; the chosen one is filled."""
+def levels_figure(levels: list[Level]) -> "Figure":
+    """mIoU against time, a point for each level."""
     figure, axes = plot(7, 4.4)
-    axes.plot([level.ms for level in levels], [level.miou for level in levels], "o-", markerfacecolor="white")
+    axes.plot([level.ms for level in levels], [level.miou for level in levels], "o-")
     for level in levels:
-        axes.annotate(
-            f"L{level.level}\n{level.parameters / 1e6:.2f} M",
-            (level.ms, level.miou),
-            (10, -10),
-            textcoords="offset points",
-            va="top",
-        )
-    if chosen:
-        axes.plot(chosen.ms, chosen.miou, "o", color="C0")
+        text = f"L{level.level}\n{level.parameters / 1e6:.2f} M"
+        axes.annotate(text, (level.ms, level.miou), (10, -10), textcoords="offset points", va="top")
     axes.margins(0.2)
     axes.set_xlabel("milliseconds an image", color=SOFT)
     axes.set_ylabel("validation mIoU", color=SOFT)
@@ -166,6 +157,6 @@ def _parser() -> JobParser:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--level", type=int, metavar="L", help="write the checkpoint of this level, measure nothing")
     group.add_argument("--max-ms", type=float, metavar="MS", help="write the best level that takes MS at most")
-    group.add_argument("--max-drop", type=float, metavar="MIOU", help="write the fastest that loses MIOU at most")
+    group.add_argument("--max-drop", type=float, metavar="MIOU", help="write the smallest that loses MIOU at most")
     parser.add_argument("--output", metavar="BASE", type=file_name, help="results are BASE_L2.ckpt and BASE_levels.png")
     return parser
