@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
@@ -38,7 +39,13 @@ class SegmentationMetrics(MetricCollection):
         boundary: dilation of boundary IoU, as a share of the image's diagonal; None for no boundary IoU.
     """
 
-    def __init__(self, labels: Labels, heads: int = 0, images: int = 0, boundary: float | None = None) -> None:
+    def __init__(
+        self,
+        labels: Labels,
+        heads: int = 0,
+        images: int = 0,
+        boundary: float | None = None,
+    ) -> None:
         metrics: dict[str, Metric | MetricCollection] = {
             "classes": ClassMetrics(labels, images),
             "loss": MeanLoss(),
@@ -56,13 +63,13 @@ class SegmentationMetrics(MetricCollection):
         counts = {}
         for name, metric in self.items():
             with metric.sync_context():
-                counts[name] = {key: torch.as_tensor(value).cpu() for key, value in metric.metric_state.items()}
+                counts[name] = move_data_to_device(metric.metric_state, "cpu")
         return counts
 
     def load(self, state: dict[str, Any]) -> None:
         """Add the counts of `state()`. With many processes, call it on one of them."""
         for name, metric in self.items():
-            metric.merge_state({key: value.to(metric.device) for key, value in state[name].items()})
+            metric.merge_state(move_data_to_device(state[name], metric.device))
 
 
 class CountMetric(Metric):
@@ -71,7 +78,11 @@ class CountMetric(Metric):
     full_state_update = False
 
     def add_count(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> None:
-        self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state(
+            name,
+            torch.zeros(shape, dtype=dtype),
+            dist_reduce_fx="sum",
+        )
 
 
 class ClassMetrics(CountMetric):
@@ -102,7 +113,12 @@ class ClassMetrics(CountMetric):
         self.add_count("image_count")
         self.add_count("table", images, 3, labels.num_classes)
 
-    def update(self, preds: Tensor, target: Tensor, index: Tensor) -> None:
+    def update(
+        self,
+        preds: Tensor,
+        target: Tensor,
+        index: Tensor,
+    ) -> None:
         """Count a batch.
 
         Args:
@@ -125,8 +141,10 @@ class ClassMetrics(CountMetric):
         predicted = matrix.sum(dim=0) > 0
         present = matrix.sum(dim=1) > 0
         self.collapsed = bool(predicted.sum() == 1 and present.sum() > 1)
+
         found = class_metrics(matrix, self.labels)
-        found["miou_per_image"] = _float(self.image_miou.cpu()) * UNIT / self.image_count.cpu()
+        miou_sum = _float(self.image_miou.cpu()) * UNIT
+        found["miou_per_image"] = miou_sum / self.image_count.cpu()
         return found
 
 
@@ -145,7 +163,12 @@ class MeanLoss(CountMetric):
         self.add_count("unbounded", dtype=torch.float32)
 
     def update(self, loss: Tensor, weight_sum: Tensor) -> None:
-        """Add the loss of a batch, or those of its images (N,), and the sum of the weights each is averaged with."""
+        """Add a batch.
+
+        Args:
+            loss: mean loss of the batch, or of each image (N,).
+            weight_sum: sum of the pixels' weights in each mean.
+        """
         product = _float(loss) * weight_sum
         bounded = product.abs() < LARGEST
         self.loss_sum += _in_loss_units(torch.where(bounded, product, 0.0))
@@ -153,12 +176,18 @@ class MeanLoss(CountMetric):
         self.unbounded += torch.where(bounded, 0.0, product).sum()
 
     def compute(self) -> Tensor:
-        loss_sum = _float(self.loss_sum.cpu()) * LOSS_UNIT + self.unbounded.cpu()
-        return loss_sum / (_float(self.weight_sum.cpu()) * LOSS_UNIT)
+        loss_sum = _float(self.loss_sum.cpu()) * LOSS_UNIT
+        weight_sum = _float(self.weight_sum.cpu()) * LOSS_UNIT
+        return (loss_sum + self.unbounded.cpu()) / weight_sum
 
 
 class HeadIoU(CountMetric):
-    """mIoU of each head of a deeply supervised net."""
+    """mIoU of each head of a deeply supervised net.
+
+    Args:
+        num_classes: number of classes K.
+        heads: number of heads.
+    """
 
     confmat: Tensor
 
@@ -168,9 +197,15 @@ class HeadIoU(CountMetric):
         self.add_count("confmat", heads, num_classes, num_classes)
 
     def update(self, heads: Sequence[Tensor], target: Tensor) -> None:
-        """Count a batch: class indices of each head (N, H, W), and the target."""
+        """Count a batch.
+
+        Args:
+            heads: class indices (N, H, W) of each head.
+            target: (N, H, W) class indices, or IGNORE_INDEX.
+        """
         for matrix, preds in zip(self.confmat, heads, strict=True):
-            matrix += confusion_counts(preds, target, self.num_classes).sum(dim=0)
+            counts = confusion_counts(preds, target, self.num_classes)
+            matrix += counts.sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]:
         mious = mean_iou(self.confmat.cpu())
@@ -199,7 +234,12 @@ class BoundaryIoU(CountMetric):
         self.add_count("union", labels.num_classes)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Count a batch of class indices (N, H, W)."""
+        """Count a batch.
+
+        Args:
+            preds: (N, H, W) class indices.
+            target: (N, H, W) class indices, or IGNORE_INDEX.
+        """
         d = max(1, round(self.dilation * math.hypot(*target.shape[-2:])))
         ignored = target == IGNORE_INDEX
         for index in range(self.labels.num_classes):
@@ -210,13 +250,22 @@ class BoundaryIoU(CountMetric):
 
     def compute(self) -> dict[str, Tensor]:
         iou = _float(self.intersection.cpu()) / self.union.cpu()
-        return {"mean_boundary_iou": iou.nanmean(), **_by_class("boundary_iou", iou, self.labels)}
+        return {
+            "mean_boundary_iou": iou.nanmean(),
+            **_by_class("boundary_iou", iou, self.labels),
+        }
 
 
 def confusion_counts(preds: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Confusion matrix of each image of a batch: (N, H, W) class indices -> (N, K, K) int64, rows true.
+    """Confusion matrix of each image of a batch.
 
-    Pixels whose target is IGNORE_INDEX do not count.
+    Args:
+        preds: (N, H, W) class indices.
+        target: (N, H, W) class indices; pixels of IGNORE_INDEX do not count.
+        num_classes: number of classes K.
+
+    Returns:
+        (N, K, K) int64, rows true, columns predicted.
     """
     cells = num_classes * num_classes
     cell = target * num_classes + preds
@@ -228,7 +277,11 @@ def confusion_counts(preds: Tensor, target: Tensor, num_classes: int) -> Tensor:
 
 
 def tp_fp_fn(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """True positives, false positives and false negatives of each class: (..., K, K) -> three of (..., K)."""
+    """True positives, false positives and false negatives of each class.
+
+    Shape:
+        (..., K, K) -> three of (..., K)
+    """
     tp = matrix.diagonal(dim1=-2, dim2=-1)
     fp = matrix.sum(dim=-2) - tp
     fn = matrix.sum(dim=-1) - tp
@@ -236,7 +289,11 @@ def tp_fp_fn(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mean_iou(matrix: Tensor) -> Tensor:
-    """Mean IoU over the classes present in target or prediction: (..., K, K) -> (...)."""
+    """Mean IoU over the classes present in target or prediction.
+
+    Shape:
+        (..., K, K) -> (...)
+    """
     tp, fp, fn = tp_fp_fn(matrix)
     return (_float(tp) / (tp + fp + fn)).nanmean(dim=-1)
 
@@ -263,12 +320,23 @@ def class_metrics(matrix: Tensor, labels: Labels) -> dict[str, Tensor]:
     }
 
 
-def table_rows(table: Tensor, names: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+def table_rows(
+    table: Tensor,
+    names: Sequence[str],
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
     """Rows of `per_image.csv` (name, class, tp, fp, fn) from the counts (images, 3, K) of a split."""
     rows = []
     for name, counts in zip(names, table.tolist(), strict=True):
         for label, tp, fp, fn in zip(classes, *counts, strict=True):
-            rows.append({"name": name, "class": label, "tp": tp, "fp": fp, "fn": fn})
+            row = {
+                "name": name,
+                "class": label,
+                "tp": tp,
+                "fp": fp,
+                "fn": fn,
+            }
+            rows.append(row)
     return rows
 
 
@@ -276,18 +344,24 @@ def _boundary(inside: Tensor, ignored: Tensor, d: int) -> Tensor:
     """Valid pixels inside (N, H, W) within distance d of a valid one outside."""
     outside = ~(inside | ignored)
     outside = F.pad(outside.float(), (d, d, d, d), value=1.0)
-    near = F.max_pool2d(outside, (2 * d + 1, 1), stride=1)
-    near = F.max_pool2d(near, (1, 2 * d + 1), stride=1) > 0
-    return inside & near & ~ignored
+    side = 2 * d + 1
+    near = F.max_pool2d(outside, (side, 1), stride=1)
+    near = F.max_pool2d(near, (1, side), stride=1)
+    return inside & (near > 0) & ~ignored
 
 
 def _by_class(metric: str, values: Tensor, labels: Labels) -> dict[str, Tensor]:
-    return {f"{metric}/{labels.names[index]}": values[index] for index in labels.reported}
+    found = {}
+    for index in labels.reported:
+        found[f"{metric}/{labels.names[index]}"] = values[index]
+    return found
 
 
 def _float(numbers: Tensor) -> Tensor:
     """float64, except on Apple's GPU, which has none."""
-    return numbers.to(torch.float32 if numbers.device.type == "mps" else torch.float64)
+    if numbers.device.type == "mps":
+        return numbers.float()
+    return numbers.double()
 
 
 def _in_loss_units(values: Tensor) -> Tensor:

@@ -24,7 +24,11 @@ class Estimate:
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class and, last, mIoU over the classes present: (..., 3, K) counts of tp, fp, fn -> (..., K + 1)."""
+    """IoU of each class and, last, mIoU over the classes present.
+
+    Shape:
+        (..., 3, K) counts of tp, fp and fn -> (..., K + 1)
+    """
     tp = counts[..., 0, :]
     union = counts.sum(axis=-2)
     each = np.ma.divide(tp, union)  # masked where the union is empty
@@ -32,19 +36,37 @@ def iou(counts: np.ndarray) -> np.ndarray:
     return np.ma.concatenate([each, mean], axis=-1).filled(np.nan)
 
 
-def bootstrap(counts: list[np.ndarray], resamples: int = 2000, seed: int = 0) -> list[np.ndarray]:
-    """IoUs (resamples, K + 1) of images drawn with replacement, for the counts (images, 3, K) of each run.
+def bootstrap(
+    counts: list[np.ndarray],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[np.ndarray]:
+    """IoUs of images drawn with replacement. All runs have the same draws, so that their differences are paired.
 
-    All runs are given the same draws, so that their differences are paired.
+    Args:
+        counts: (images, 3, K) of each run.
+        resamples: number of times that as many images are drawn.
+        seed: of the draws.
+
+    Returns:
+        (resamples, K + 1) of each run.
     """
+    rng = np.random.default_rng(seed)
     images = len(counts[0])
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+    draws = rng.multinomial(images, np.full(images, 1 / images), resamples)  # how often each image is drawn
     return [iou(np.tensordot(draws, each, axes=1)) for each in counts]
 
 
-def intervals(rows: list[str], values: np.ndarray, drawn: np.ndarray) -> dict[str, Estimate]:
+def intervals(
+    rows: list[str],
+    values: np.ndarray,
+    drawn: np.ndarray,
+) -> dict[str, Estimate]:
     """Values of a split with the 2.5 % and 97.5 % quantiles of their resamples."""
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # a class may be in no resample
         low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
-    estimates = np.stack([values, low, high], axis=1)
-    return {row: Estimate(*estimate) for row, estimate in zip(rows, estimates.tolist(), strict=True)}
+    table = np.stack([values, low, high], axis=1).tolist()
+    estimates = {}
+    for row, (value, lower, upper) in zip(rows, table, strict=True):
+        estimates[row] = Estimate(value, lower, upper)
+    return estimates

@@ -48,8 +48,18 @@ def export(args: list[str] | None = None) -> Path:
     start_job()
     parser = JobParser("export")
     parser.add_checkpoint()
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
-    parser.add_argument("--output", metavar="FILE", type=file_name, help="default: beside the checkpoint")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="onnx",
+        help="default: onnx",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=file_name,
+        help="default: beside the checkpoint",
+    )
     options, rest = parser.parse_known_args(args)
     suffix, write = FORMATS[options.format]
     path = options.output or Path(options.checkpoint).with_suffix(suffix)
@@ -59,8 +69,10 @@ def export(args: list[str] | None = None) -> Path:
     module, data, _ = open_trained("export", options, rest)
     module.channels_last = False
     model = Deployed(module.requires_grad_(False)).eval()
-    chosen = evenly(len(data.dataset.names(data.test_split)), IMAGES)
-    images = [data.dataset.load(data.test_split, index)["image"][None] for index in chosen]
+    images = []
+    for index in evenly(len(data.dataset.names(data.test_split)), IMAGES):
+        sample = data.dataset.load(data.test_split, index)
+        images.append(sample["image"][None])
     # Two images of odd, unequal sides, so that no dimension is taken for a constant.
     example = images[0].new_zeros(2, module.labels.channels, 129, 161)
     with atomic_write(path) as aside:
@@ -79,7 +91,12 @@ def metadata(model: Deployed, checkpoint: str) -> dict[str, Any]:
     labels = model.module.labels
     classes = []
     for name, values, color in zip(labels.names, labels.values, labels.colors, strict=True):
-        classes.append({"name": name, "value": values[0], "color": color})
+        one = {
+            "name": name,
+            "value": values[0],
+            "color": color,
+        }
+        classes.append(one)
     return {
         "task": labels.task,
         "classes": classes,
@@ -92,7 +109,12 @@ def metadata(model: Deployed, checkpoint: str) -> dict[str, Any]:
     }
 
 
-def to_onnx(model: Deployed, example: Tensor, path: Path, about: dict[str, Any]) -> Exported:
+def to_onnx(
+    model: Deployed,
+    example: Tensor,
+    path: Path,
+    about: dict[str, Any],
+) -> Exported:
     """Write ONNX, and run it by onnxruntime."""
     import onnxruntime
 
@@ -110,29 +132,58 @@ def to_onnx(model: Deployed, example: Tensor, path: Path, about: dict[str, Any])
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda image: [torch.from_numpy(found) for found in session.run(None, {"image": image.numpy()})]
+
+    def run(image: Tensor) -> list[Tensor]:
+        outputs = session.run(None, {"image": image.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
 
 
-def to_torch(model: Deployed, example: Tensor, path: Path, about: dict[str, Any]) -> Exported:
+def to_torch(
+    model: Deployed,
+    example: Tensor,
+    path: Path,
+    about: dict[str, Any],
+) -> Exported:
     """Write an archive of torch.export, and run it as loaded again."""
-    program = torch.export.export(model, (example,), dynamic_shapes=(DYNAMIC,))
+    program = torch.export.export(
+        model,
+        (example,),
+        dynamic_shapes=(DYNAMIC,),
+    )
     archive = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
-    torch.export.save(program, archive, extra_files={"metadata.json": json.dumps(about)})
+    torch.export.save(
+        program,
+        archive,
+        extra_files={"metadata.json": json.dumps(about)},
+    )
     path.write_bytes(archive.getbuffer())
     return torch.export.load(path).module()
 
 
-FORMATS = {"onnx": (".onnx", to_onnx), "torch_export": (".pt2", to_torch)}
+#: Suffix and writer.
+FORMATS = {
+    "onnx": (".onnx", to_onnx),
+    "torch_export": (".pt2", to_torch),
+}
 
 
 @torch.inference_mode()
-def parity(model: Exported, exported: Exported, image: Tensor) -> tuple[float, float]:
+def parity(
+    model: Exported,
+    exported: Exported,
+    image: Tensor,
+) -> tuple[float, float]:
     """Largest difference of a probability, and the share of pixels of equal class."""
     logits, mask = model(image)
     found, classes = exported(image)
     difference = _probabilities(found) - _probabilities(logits)
-    return float(difference.abs().max()), float((classes == mask).double().mean())
+    equal = classes == mask
+    return float(difference.abs().max()), float(equal.double().mean())
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+    if logits.shape[1] == 1:
+        return logits.sigmoid()
+    return logits.softmax(dim=1)

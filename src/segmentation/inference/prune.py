@@ -24,18 +24,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Entries of a checkpoint that a pruned one keeps; the others belong to the training of the whole net.
-KEPT = ("epoch", "global_step", "pytorch-lightning_version", "datamodule_hyper_parameters", "precision")
+KEPT = (
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+    "datamodule_hyper_parameters",
+    "precision",
+)
 
 
 @dataclass
 class Level:
-    """mIoU of a level on the validation split, its parameters, and GFLOPs and milliseconds for one image."""
+    """What a level of the net reaches and costs."""
 
     level: int
-    miou: float
+    miou: float  # of the validation split
     parameters: int
-    gflops: float
-    ms: float
+    gflops: float  # for one image
+    ms: float  # for one image, median
 
 
 def prune(args: list[str] | None = None) -> list[Level]:
@@ -78,12 +84,16 @@ def measure(trained: Trained) -> list[Level]:
     trainer = Trainer(**config)
     trainer.validate(module, datamodule=data, verbose=False)
     device = trainer.strategy.root_device
-    image = module.normalize(data.dataset.load("val", 0)["image"][None]).to(device)
+    sample = data.dataset.load("val", 0)
+    image = module.normalize(sample["image"][None]).to(device)
     levels = []
     for number, net in enumerate(nets, start=1):
         timer = Timer(
             "net.predict(image)",
-            globals={"net": net.to(device), "image": image},
+            globals={
+                "net": net.to(device),
+                "image": image,
+            },
             num_threads=torch.get_num_threads(),
         )
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
@@ -99,8 +109,21 @@ def measure(trained: Trained) -> list[Level]:
     return levels
 
 
-def choose(levels: list[Level], max_ms: float | None, max_drop: float | None) -> Level | None:
-    """The best of those that take `max_ms` at most, or the smallest of those that lose `max_drop` of mIoU at most."""
+def choose(
+    levels: list[Level],
+    max_ms: float | None,
+    max_drop: float | None,
+) -> Level | None:
+    """Choose a level.
+
+    Args:
+        levels: all levels, the smallest first.
+        max_ms: choose the best of those that take so many milliseconds at most.
+        max_drop: choose the smallest of those that lose so much mIoU at most.
+
+    Raises:
+        InputError: no level is as fast.
+    """
     if max_ms is not None:
         fast = [level for level in levels if level.ms <= max_ms]
         if not fast:
@@ -122,29 +145,47 @@ def write_level(options: Namespace, base: Path, level: int) -> None:
     print(f"level {level}    {path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
-def pruned_checkpoint(checkpoint: dict[str, Any], module: SegmentationModule, level: int) -> dict[str, Any]:
+def pruned_checkpoint(
+    checkpoint: dict[str, Any],
+    module: SegmentationModule,
+    level: int,
+) -> dict[str, Any]:
     """An ordinary checkpoint of the net cut to a level."""
     net = module.net.prune(level)
     assert isinstance(module.net, UNetPlusPlus)  # `prune` refuses the others
     arguments = module.net.pruned_arguments(level)
     arguments["widths"] = list(arguments["widths"])
-    hparams = checkpoint["hyper_parameters"]
-    section = {"class_path": hparams["net"]["class_path"], "init_args": arguments}
-    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("net.")}
+    hparams = {
+        **checkpoint["hyper_parameters"],
+        "net": {"class_path": checkpoint["hyper_parameters"]["net"]["class_path"], "init_args": arguments},
+        "head_weights": None,
+        "init_from": None,
+    }
+    state = net.state_dict(prefix="net.")
+    for key, value in checkpoint["state_dict"].items():
+        if not key.startswith("net."):
+            state[key] = value
     return {
         **{key: checkpoint[key] for key in KEPT},
-        "hyper_parameters": {**hparams, "net": section, "head_weights": None, "init_from": None},
-        "state_dict": {**state, **net.state_dict(prefix="net.")},
+        "hyper_parameters": hparams,
+        "state_dict": state,
     }
 
 
 def levels_figure(levels: list[Level]) -> "Figure":
     """mIoU against time, a point for each level."""
     figure, axes = plot(7, 4.4)
-    axes.plot([level.ms for level in levels], [level.miou for level in levels], "o-")
+    times = [level.ms for level in levels]
+    mious = [level.miou for level in levels]
+    axes.plot(times, mious, "o-")
     for level in levels:
-        text = f"L{level.level}\n{level.parameters / 1e6:.2f} M"
-        axes.annotate(text, (level.ms, level.miou), (10, -10), textcoords="offset points", va="top")
+        axes.annotate(
+            f"L{level.level}\n{level.parameters / 1e6:.2f} M",
+            xy=(level.ms, level.miou),
+            xytext=(10, -10),
+            textcoords="offset points",
+            va="top",
+        )
     axes.margins(0.2)
     axes.set_xlabel("milliseconds an image", color=SOFT)
     axes.set_ylabel("validation mIoU", color=SOFT)
@@ -155,8 +196,28 @@ def _parser() -> JobParser:
     parser = JobParser("prune")
     parser.add_checkpoint()
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--level", type=int, metavar="L", help="write the checkpoint of this level, measure nothing")
-    group.add_argument("--max-ms", type=float, metavar="MS", help="write the best level that takes MS at most")
-    group.add_argument("--max-drop", type=float, metavar="MIOU", help="write the smallest that loses MIOU at most")
-    parser.add_argument("--output", metavar="BASE", type=file_name, help="results are BASE_L2.ckpt and BASE_levels.png")
+    group.add_argument(
+        "--level",
+        type=int,
+        metavar="L",
+        help="write the checkpoint of this level, measure nothing",
+    )
+    group.add_argument(
+        "--max-ms",
+        type=float,
+        metavar="MS",
+        help="write the best level that takes MS at most",
+    )
+    group.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="MIOU",
+        help="write the smallest level that loses MIOU at most",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="BASE",
+        type=file_name,
+        help="results are BASE_L2.ckpt and BASE_levels.png",
+    )
     return parser
