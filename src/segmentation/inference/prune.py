@@ -3,7 +3,7 @@
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
@@ -136,40 +136,29 @@ def choose(
 
 
 def write_level(options: Namespace, base: Path, level: int) -> None:
-    """Write the checkpoint of a level. Raises InputError if the net has no such level."""
+    """Write an ordinary checkpoint of the net cut to a level. Raises InputError if the net has no such level."""
     path = base.with_name(f"{base.name}_L{level}.ckpt")
     refuse_existing([path], options.overwrite)
     checkpoint = read_checkpoint(options.checkpoint)
-    module = load_module(SegmentationModule, checkpoint, options.checkpoint, with_loss=False)
-    AtomicCheckpointIO().save_checkpoint(pruned_checkpoint(checkpoint, module, level), path)
-    print(f"level {level}    {path}: {path.stat().st_size / 2**20:.1f} MiB")
-
-
-def pruned_checkpoint(
-    checkpoint: dict[str, Any],
-    module: SegmentationModule,
-    level: int,
-) -> dict[str, Any]:
-    """An ordinary checkpoint of the net cut to a level."""
-    net = module.net.prune(level)
-    assert isinstance(module.net, UNetPlusPlus)  # `prune` refuses the others
-    arguments = module.net.pruned_arguments(level)
-    arguments["widths"] = list(arguments["widths"])
-    hparams = {
-        **checkpoint["hyper_parameters"],
-        "net": {"class_path": checkpoint["hyper_parameters"]["net"]["class_path"], "init_args": arguments},
-        "head_weights": None,
-        "init_from": None,
-    }
-    state = net.state_dict(prefix="net.")
+    net = load_module(SegmentationModule, checkpoint, options.checkpoint, with_loss=False).net
+    state = net.prune(level).state_dict(prefix="net.")
     for key, value in checkpoint["state_dict"].items():
         if not key.startswith("net."):
             state[key] = value
-    return {
-        **{key: checkpoint[key] for key in KEPT},
-        "hyper_parameters": hparams,
-        "state_dict": state,
+    assert isinstance(net, UNetPlusPlus)  # `prune` refuses the others
+    arguments = net.pruned_arguments(level)
+    arguments["widths"] = list(arguments["widths"])
+    hparams = checkpoint["hyper_parameters"]
+    pruned = {key: checkpoint[key] for key in KEPT}
+    pruned["state_dict"] = state
+    pruned["hyper_parameters"] = {
+        **hparams,
+        "net": {"class_path": hparams["net"]["class_path"], "init_args": arguments},
+        "head_weights": None,
+        "init_from": None,
     }
+    AtomicCheckpointIO().save_checkpoint(pruned, path)
+    print(f"level {level}    {path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 def levels_figure(levels: list[Level]) -> "Figure":
