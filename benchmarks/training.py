@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
 from segmentation.training.cli import SegmentationCLI
-from segmentation.training.machine import machine, seconds
 from segmentation.training.run_folder import release
+from timing import machine, seconds
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
 #: Parts of an epoch, each by the profiler's actions; an action belongs to the first part that it fits.
