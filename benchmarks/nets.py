@@ -43,8 +43,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from limits import Limits, Work, count_work, measure_limits
 from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
 from segmentation.nets.blocks import upsample
+from segmentation.training.entry import keep_freed_memory
 from segmentation.training.machine import machine, peak_memory, seconds
-from segmentation.training.memory import keep_freed_memory
 
 PLAIN = "UNet3+, plain form"
 NETS: dict[str, Callable[[], SegmentationNet]] = {

@@ -32,8 +32,8 @@ from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.inference.compare import read_counts
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import count_flops, in_millions
+from segmentation.training.entry import keep_freed_memory
 from segmentation.training.machine import has_bf16, machine, peak_memory, seconds
-from segmentation.training.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 #: Epochs of each data set: with one thread of a CPU minutes a row, and about an hour for CamVid's last.

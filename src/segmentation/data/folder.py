@@ -3,9 +3,9 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class FolderData(SegmentationData):
     Args:
         root: the data set's folder; environment variables and ~ are expanded.
         classes: name -> mask value, list of values, "#RRGGBB", or {value: ..., color: "#RRGGBB" to display it}.
-        ignore: mask value, or list of values, of pixels that count nowhere (void).
+        ignore: mask value, or list of values, of pixels that count nowhere (void); null: none.
         channels: bands of the images; null: those of the first image.
         images: folder of the images below root, or a pattern of their paths, with `{split}` where each split has its
             own. By default `{split}/images` where root/train exists, else `images`.
@@ -54,8 +54,8 @@ class FolderData(SegmentationData):
     def __init__(
         self,
         root: str,
-        classes: dict[str, int | str | list[Value] | dict[str, Any]] | None = None,
-        ignore: Value | list[Value] | None = None,
+        classes: dict[str, Value | list[Value] | dict[str, Value | list[Value]]] | None = None,
+        ignore: Value | Sequence[Value] = (),
         channels: int | None = None,
         images: str | None = None,
         masks: str | None = None,

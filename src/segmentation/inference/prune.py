@@ -19,9 +19,9 @@ from segmentation.inference.source import Trained, open_trained
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet, UNetPlusPlus
 from segmentation.training.callbacks import count_flops, in_millions
-from segmentation.training.job import JobParser, file_name, refuse_existing, start_job
+from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.training.machine import machine, peak_memory, seconds
-from segmentation.training.plugins import AtomicCheckpointIO
+from segmentation.training.trainer import AtomicCheckpointIO
 from segmentation.visualize import INK, SOFT, plot, save_png, table
 
 if TYPE_CHECKING:
