@@ -139,6 +139,14 @@ class SegmentationCLI(LightningCLI):
         acquire_lock(name)
         self.run_folder = RunFolder(name, resume)
         self.config = self.resumed_config(asked, args) if self.run_folder.resuming else asked
+        self.config_text = parser.dump(self.config, skip_none=False)
+        if "Unable to serialize" in self.config_text:
+            raise InputError("an option cannot be written to config.yaml: write words, numbers or a list, e.g. [-9, 9]")
+        if self.run_folder.resuming:  # last.ckpt has the weights
+            self.config.model.init_from = None
+            net = self.config.model.net.init_args or Namespace()
+            if "encoder_weights" in net:
+                net.encoder_weights = None
 
     def resumed_config(self, asked: Namespace, args: list[str]) -> Namespace:
         """The config of the run that goes on, with what the command line changes: options that cannot change a result,
@@ -159,9 +167,8 @@ class SegmentationCLI(LightningCLI):
         now = self.parser.parse_args(["--config", path, *args])
         for key in ("name", "resume"):
             own.pop(key)
-            now.pop(key)
         wrong = []
-        for key in sorted({*own.keys(), *now.keys()} - {"config"}):
+        for key in sorted({*own.keys(), *now.keys()} - {"name", "resume", "config"}):
             before = own.get(key)
             after = now.get(key)
             if after == before or asked.get(key) == before:  # `--trainer.callbacks+=` appends once more to `now`
@@ -179,18 +186,6 @@ class SegmentationCLI(LightningCLI):
                 "Take them away, or start another run under another --name"
             )
         return own
-
-    def instantiate_classes(self) -> None:
-        """Build what the config says. A resumed run takes its weights from last.ckpt, and needs no others."""
-        config = self.config
-        if self.run_folder.resuming:
-            self.config = config.clone()
-            self.config.model.init_from = None
-            net = self.config.model.net.init_args or Namespace()
-            if "encoder_weights" in net:
-                net.encoder_weights = None
-        super().instantiate_classes()
-        self.config = config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the loggers and callbacks of a run."""
@@ -229,15 +224,12 @@ class SegmentationCLI(LightningCLI):
         ]
         options["plugins"] = plugins
         options["logger"] = make_loggers(run, config.wandb, step)
-        trainer = make_trainer(
+        return make_trainer(
             **options,
             enable_model_summary=False,  # RunSummary prints it
             default_root_dir=str(run.path),
             use_distributed_sampler=False,  # the datamodule gives each process its share
         )
-        if options["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
-            raise InputError("trainer.sync_batchnorm is for GPUs only: set it to false here")
-        return trainer
 
     def run(self) -> None:
         """The whole run. Afterwards signals mean what they meant before, and other processes may write the folder."""
@@ -246,6 +238,7 @@ class SegmentationCLI(LightningCLI):
                 self.train_and_test()
             close_wandb(0)
         except MisconfigurationException as error:  # of a callback, say
+            close_wandb(2)
             raise refused(error) from error
         except BaseException as error:
             close_wandb(outcome(error)[0])
@@ -257,14 +250,11 @@ class SegmentationCLI(LightningCLI):
         """Check the data, train, test the best checkpoint, write the summary."""
         run = self.run_folder
         trainer = self.trainer
-        config = self.parser.dump(self.config, skip_none=False)
-        if "Unable to serialize" in config:
-            raise InputError("an option cannot be written to config.yaml: write words, numbers or a list, e.g. [-9, 9]")
-        if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == config:
+        if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == self.config_text:
             rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
             return
         if is_rank_zero():
-            self.prepare(config)
+            self.prepare()
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
         progress: Any = trainer.fit_loop.epoch_progress.current
         progress.completed = progress.processed  # Lightning forgets it where a run that has stopped early is resumed
@@ -283,7 +273,7 @@ class SegmentationCLI(LightningCLI):
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
 
-    def prepare(self, config: str) -> None:
+    def prepare(self) -> None:
         """In rank 0, check data and classes before anything is written; then make the run folder."""
         run = self.run_folder
         if self.model.init_from:
@@ -298,12 +288,12 @@ class SegmentationCLI(LightningCLI):
                 find_class(section.class_path, base)
             except InputError as error:
                 rank_zero_warn(f"the jobs after training will not load the checkpoint: {error}")
-        run.create(config)
+        run.create(self.config_text)
         skipped = self.datamodule.skipped()
         if skipped:
             write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
             print(f"skipped   {len(skipped)} bad files, listed in {run.skipped}", flush=True)
-        describe_run(self.trainer, run, {**yaml.safe_load(config), "classes": self.datamodule.labels.names})
+        describe_run(self.trainer, run, {**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names})
 
 
 def train() -> None:
