@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
 from segmentation.training.cli import SegmentationCLI
-from segmentation.training.run_folder import release
+from segmentation.training.run_folder import release_lock
 from timing import machine, seconds
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
