@@ -13,6 +13,7 @@ from conftest import TINY, TINY_RUN, make_folder, train
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
 from segmentation.inference.evaluate import evaluate
+from segmentation.module import SegmentationModule
 from segmentation.training.cli import SegmentationCLI
 
 
@@ -53,7 +54,7 @@ def test_the_loss_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
 def test_checkpoint_is_enough(trained: SegmentationCLI) -> None:
     """Net, labels, normalisation and threshold come back from the file; the output is the same."""
     checkpoint = read_checkpoint("runs/run/checkpoints/last.ckpt")
-    module = load_module(checkpoint, "last.ckpt")
+    module = load_module(SegmentationModule, checkpoint, "last.ckpt")
     image = trained.datamodule.dataset.load("test", 0)["image"][None]
     with torch.no_grad():
         assert module(image).isfinite().all()
@@ -78,7 +79,7 @@ def test_the_threshold_is_kept() -> None:
     )
     options = [*TINY_RUN, "--data.dataset", "two.Two", "--name", "run", "--model.threshold", "0.9"]
     cli = train(*options)
-    module = load_module(read_checkpoint("runs/run/checkpoints/best.ckpt"), "best.ckpt")
+    module = load_module(SegmentationModule, read_checkpoint("runs/run/checkpoints/best.ckpt"), "best.ckpt")
     sample = cli.datamodule.dataset.load("test", 0)
     with torch.no_grad():
         logits = module(sample["image"][None])

@@ -475,7 +475,10 @@ def test_a_sum_with_auto_weights_is_rebuilt_from_its_checkpoint() -> None:
     )
     cli = train(*TINY, "--config", "sum.yaml", "--name", "run", "--trainer.max_epochs", "1")
     path = Path("runs/run/checkpoints/best.ckpt")
-    for module in (load_module(read_checkpoint(path), path), SegmentationModule.load_from_checkpoint(path)):
+    for module in (
+        load_module(SegmentationModule, read_checkpoint(path), path),
+        SegmentationModule.load_from_checkpoint(path),
+    ):
         assert torch.equal(module.loss.losses[0].class_weights, cli.model.loss.losses[0].class_weights.cpu())
     # and its loss, image by image, does not depend on the batches
     one, four = (evaluate([str(path), "--data.eval_batch_size", size, "--data.num_workers", "0"]) for size in "14")

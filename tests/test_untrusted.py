@@ -389,7 +389,11 @@ def test_classes_of_the_users_own_file(gadgets: None, monkeypatch: pytest.Monkey
     assert evaluated(best)["loss"] == summary["test/loss"]
     assert evaluate([best, *CPU, "--data.dataset.count", "2", "--split", "train"])["miou"] >= 0
     assert predicted(best)
-    assert load_module(read_checkpoint(best), best).net.convs[0].weight.equal(cli.model.net.convs[0].weight.cpu())
+    assert (
+        load_module(SegmentationModule, read_checkpoint(best), best)
+        .net.convs[0]
+        .weight.equal(cli.model.net.convs[0].weight.cpu())
+    )
     Path("own_classes.py").write_text(WRITES)
     del sys.modules["own_classes"]
     refused = r"^\S*best\.ckpt: 'own_classes\.Net' is no SegmentationNet [^\n]*folder of its file$"

@@ -107,11 +107,11 @@ def blame(source: str) -> Iterator[None]:
         raise InputError(f"{source}: cannot be built again ({reason}). Are its classes as they were?") from error
 
 
-def load_module(checkpoint: dict[str, Any], source: str, with_loss: bool = True) -> "SegmentationModule":
+def load_module(
+    module_class: type["SegmentationModule"], checkpoint: dict[str, Any], source: str, with_loss: bool = True
+) -> "SegmentationModule":
     """The trained module of `read_checkpoint`, in eval mode: its net, labels and, unless told otherwise, loss.
     `source` is the file's name, for the error."""
-    from segmentation.module import SegmentationModule
-
     hparams, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     options = {key: hparams[key] for key in KEPT if key in hparams}
     with blame(source), warnings.catch_warnings():
@@ -121,7 +121,7 @@ def load_module(checkpoint: dict[str, Any], source: str, with_loss: bool = True)
         labels.check()
         net = build(hparams["net"], SegmentationNet)
         loss = build(hparams["loss"], SegmentationLoss) if with_loss and hparams["loss"] else None
-        module = _call(SegmentationModule, {**options, "labels": labels.as_dict(), "net": net, "loss": loss})
+        module = _call(module_class, {**options, "labels": labels.as_dict(), "net": net, "loss": loss})
         if not with_loss:
             state = {key: value for key, value in state.items() if not key.startswith("loss.")}
         module.load_state_dict(state)
