@@ -26,7 +26,6 @@ from segmentation.inference.export import export
 from segmentation.inference.predict import find_images, predict
 from segmentation.inference.predictor import Predictor
 from segmentation.inference.prune import prune
-from segmentation.inference.results import Writer
 from segmentation.module import SegmentationModule
 
 CPU = ["--accelerator", "cpu"]
@@ -110,7 +109,7 @@ def test_a_large_photograph_that_its_tag_turns(trained: Path) -> None:
     image = predictor.read(Path("large.png"))
     upright = np.rot90(pixels, -1).transpose(2, 0, 1).copy()
     assert np.array_equal(image, upright)
-    assert torch.equal(next(predictor.strips(image))[1], next(predictor.strips(upright))[1])
+    assert torch.equal(next(predictor.strips(image)), next(predictor.strips(upright)))
 
 
 @pytest.mark.parametrize("dtype", ["u1", ">u2", "<u2", ">f4"])
@@ -189,7 +188,7 @@ def test_it_goes_on_where_it_was_stopped(
     with pytest.raises(InputError, match="another --format"):
         predict([str(trained), "photos", "out", "--format", "palette", *CPU])
     with monkeypatch.context() as patch:  # stopped after one image of the new format
-        patch.setattr(Writer, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Predictor, "strips", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             predict([str(trained), "photos", "out", "--format", "palette", "--overwrite", *CPU])
     assert predict([str(trained), "photos", "out", "--format", "palette", *CPU]) == 3  # none of the old ones is left
@@ -280,7 +279,7 @@ def test_bad_images_are_listed_and_the_others_done(
     with pytest.raises(InputError, match=r"5 of 8 images were left out, listed in out/unreadable.txt"):
         predict([str(trained), "photos", "out", *CPU])
     listed = Path("out/unreadable.txt").read_text()
-    for text in ("cut.png", "empty.jpg", "has 1 bands, but the net was trained on 3", "is uint16, but the net"):
+    for text in ("cut.png", "empty.jpg", "has 1 channels, but the net was trained on 3", "is uint16, but the net"):
         assert text in listed
     assert len(list(Path("out").rglob("*.png"))) == 3
     assert "predicted  3 of 8 images" in capsys.readouterr().out
