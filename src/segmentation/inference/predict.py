@@ -18,7 +18,7 @@ from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor, add_options
 from segmentation.inference.results import Results
 from segmentation.losses.region import probabilities
-from segmentation.training.job import JobParser, start_job
+from segmentation.training.entry import JobParser, start_job
 
 
 def predict(args: list[str] | None = None) -> int:

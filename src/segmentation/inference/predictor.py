@@ -14,12 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
-from segmentation.data.io import WrongBands, allow_large, open_image
+from segmentation.data.io import WrongChannels, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
 from segmentation.nets import Heads, SegmentationNet
-from segmentation.training.job import JobParser
+from segmentation.training.entry import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, where no tile is asked for
 TILE = 512  # side of the tiles of a larger image
@@ -214,7 +214,7 @@ class Predictor:
         dtype = self.labels.dtype
         try:
             image = open_image(path, channels, self.as_rgb)
-        except WrongBands as error:
+        except WrongChannels as error:
             raise InputError(
                 f"{path}: has {error.found} channels, but the net was trained on {channels}. Convert it, or train with "
                 "as_rgb: true, which takes gray and RGBA images for RGB"

@@ -16,7 +16,7 @@ from segmentation.data.labels import Labels
 from segmentation.data.writing import atomic_write, remove_stale, write_json, write_text
 from segmentation.errors import InputError
 from segmentation.inference.instances import separate
-from segmentation.training.job import check_folder
+from segmentation.training.entry import check_folder
 from segmentation.visualize import overlay, save_png
 
 OVERLAY_SIDE = 2048  # pixels of a mask overlay's longest side at most
@@ -185,9 +185,7 @@ def mask_image(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
     values = labels.decode(index)
     if form == "index":
         if values.dtype not in (np.uint8, np.uint16):
-            raise InputError(
-                f"--format index: a PNG holds 0 to 65535, not the values {labels.values}: take --format palette"
-            )
+            raise InputError(f"--format index: a PNG holds 0 to 65535, not {labels.values}: take --format palette")
         return Image.fromarray(values)
     if labels.num_classes > 256:
         raise InputError(f"--format palette holds 256 colours, for {labels.num_classes} classes: take index")
