@@ -29,12 +29,7 @@ Symmetries = Literal["none", "flips", "all"]
 #: (mirror, quarter turns): none; the four flips; the eight symmetries of the square.
 SYMMETRIES = {
     "none": [(False, 0)],
-    "flips": [
-        (False, 0),
-        (True, 0),
-        (False, 2),
-        (True, 2),
-    ],
+    "flips": list(itertools.product((False, True), (0, 2))),
     "all": list(itertools.product((False, True), range(4))),
 }
 

@@ -53,14 +53,13 @@ class Results:
     def __post_init__(self) -> None:
         self.record = self.output / "predict.json"  # what made the masks, and of which images
         self.unreadable = self.output / "unreadable.txt"
-        self.kinds = ["probabilities" if self.options.format == "probabilities" else "mask"]
-        self.kinds += [kind for kind in ("overlay", "instances") if getattr(self.options, kind)]
-        if "mask" in self.kinds:
-            mask_image(
-                np.zeros((1, 1), np.uint8),
-                self.labels,
-                self.options.format,
-            )
+        self.kinds = [kind for kind in ("overlay", "instances") if getattr(self.options, kind)]
+        if self.options.format == "probabilities":
+            self.kinds.append("probabilities")
+        else:
+            self.kinds.append("mask")
+            one_pixel = np.zeros((1, 1), np.uint8)
+            mask_image(one_pixel, self.labels, self.options.format)
         check_folder(self.output)
         owners: dict[Path, str] = {}
         for name, file in self.images.items():
@@ -86,8 +85,12 @@ class Results:
         made_by = self._made_by()
         known = self._read_record()
         before = known.get("images", {})
-        files = {name: os.path.realpath(file) for name, file in self.images.items()}
-        differ = [key for key in COMPARED if known and known.get(key) != made_by[key]]
+        files = {}
+        for name, file in self.images.items():
+            files[name] = os.path.realpath(file)
+        differ = []
+        if known:
+            differ = [key for key in COMPARED if known.get(key) != made_by[key]]
         todo = self.images
         if not self.options.overwrite:
             todo = {}
@@ -171,7 +174,13 @@ class Results:
             "--format": self.options.format,
             "--tta": self.options.tta,
             "--tile": self.options.tile,
-            "classes": {name: {"value": values[0], "color": color} for name, values, color in classes},
+            "classes": {
+                name: {
+                    "value": values[0],
+                    "color": color,
+                }
+                for name, values, color in classes
+            },
         }
 
 
@@ -191,7 +200,8 @@ def mask_image(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
         raise InputError(f"--format palette holds 256 colours, for {labels.num_classes} classes: take index")
     palette = np.zeros((256, 3), np.uint8)
     if values.ndim == 2 and values.dtype == np.uint8:
-        palette[[int(v[0]) for v in labels.values]] = labels.palette
+        own = [int(of_class[0]) for of_class in labels.values]
+        palette[own] = labels.palette
     else:
         values = index
         palette[: labels.num_classes] = labels.palette
