@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
 from segmentation.training.cli import SegmentationCLI
-from segmentation.training.run_folder import release
+from segmentation.training.run_folder import release_lock
 from timing import machine, seconds
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
@@ -144,7 +144,7 @@ def main() -> None:
     try:
         cli.trainer.fit(cli.model, cli.datamodule)
     finally:
-        release(cli.run_folder.name)
+        release_lock(cli.run_folder.name)
         shutil.rmtree(cli.run_folder.path, ignore_errors=True)
     found = print_tables(cli.trainer, stopwatch, cli.datamodule.batch_size)
     if args.output:

@@ -9,7 +9,7 @@ from segmentation.errors import InputError
 from segmentation.nets import Heads, SmpNet, UNet, UNet3Plus, UNetPlusPlus
 from segmentation.nets.base import CLOSED, gate
 from segmentation.nets.blocks import statistics_kept
-from segmentation.training.plugins import SyncBatchNorm
+from segmentation.training.trainer import SyncBatchNorm
 
 WIDTHS = (4, 6, 8, 8, 8)
 NETS = {

@@ -95,7 +95,7 @@ def _examine_data(config: Namespace) -> tuple[tuple[SegmentationDataModule, Audi
     try:
         module, problems = build_data(config)
         found = audit(module)
-        classes = module.labels.mended(found.values)
+        classes = module.labels.suggest_classes(found.values)
         if classes:  # say what the data is like once they are declared
             problems += found.problems[:1]
             config.data.dataset.init_args.classes = classes

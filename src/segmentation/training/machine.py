@@ -15,6 +15,7 @@ from segmentation.data.statistics import available_cores
 from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, Problem
 from segmentation.training.loggers import WandbOptions
 from segmentation.training.run_folder import RUNS
+from segmentation.training.trainer import has_bf16
 
 GIB = 2**30
 
@@ -60,14 +61,6 @@ def examine_machine(
             text = f"weights {weights} of {name} are not on this machine: {fix} {place(name, weights)}"
             problems.append(Problem(text))
     return facts, problems
-
-
-def has_bf16(accelerator: str) -> bool:
-    """Whether the device that the trainer will take computes in bfloat16, rather than emulating it."""
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return accelerator in ("auto", "cpu") and supported()
 
 
 def _devices() -> str:
