@@ -12,7 +12,7 @@ from rich.console import Console
 
 from segmentation.errors import InputError
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
-from segmentation.training.job import JobParser, file_name, refuse_existing, start_job
+from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.training.run_folder import RUNS
 from segmentation.visualize import SOFT, plot, save_png, table
 

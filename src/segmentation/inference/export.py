@@ -16,7 +16,7 @@ from segmentation.inference.predictor import TILE
 from segmentation.inference.source import open_trained
 from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
-from segmentation.training.job import JobParser, file_name, refuse_existing, start_job
+from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.visualize import evenly
 
 IMAGES = 8  # to check the file on

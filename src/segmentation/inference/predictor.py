@@ -15,7 +15,7 @@ from segmentation.data.io import WrongChannels, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.inference.tiled import Symmetries, TiledInference
 from segmentation.module import SegmentationModule
-from segmentation.training.job import JobParser
+from segmentation.training.entry import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
 TILE = 512  # side of the tiles of a larger one
