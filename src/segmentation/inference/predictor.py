@@ -18,6 +18,7 @@ from segmentation.data.io import WrongChannels, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
+from segmentation.nets import Heads, SegmentationNet
 from segmentation.training.entry import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, where no tile is asked for
