@@ -158,7 +158,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def prepared(checkpoint: Path, device: str) -> SegmentationModule:
-    module = load_module(read_checkpoint(checkpoint), str(checkpoint)).to(device)
+    module = load_module(SegmentationModule, read_checkpoint(checkpoint), str(checkpoint)).to(device)
     if module.channels_last:
         module.net.to(memory_format=torch.channels_last)
     return module

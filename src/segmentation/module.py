@@ -112,7 +112,7 @@ class SegmentationModule(LightningModule):
         cls, checkpoint_path: str | Path, weights_only: Literal[True] = True
     ) -> "SegmentationModule":
         """The trained module, as every job loads it. Lightning's own would call what functions the file names."""
-        return load_module(read_checkpoint(checkpoint_path), str(checkpoint_path))
+        return load_module(cls, read_checkpoint(checkpoint_path), str(checkpoint_path))
 
     @property
     def data(self) -> SegmentationDataModule:
@@ -138,7 +138,7 @@ class SegmentationModule(LightningModule):
             self.validate_every = self.trainer.check_val_every_n_epoch
             self.fill()
             if self.init_from:
-                warm_start(self, self.init_from)
+                warm_start(self.net, self.init_from)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
         if self.compile_net:

@@ -14,6 +14,7 @@ from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
 from segmentation.data.io import WrongBands, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.inference.tiled import Symmetries, TiledInference
+from segmentation.module import SegmentationModule
 from segmentation.training.job import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
@@ -49,7 +50,7 @@ class Predictor:
     ) -> None:
         allow_large()
         self.checkpoint = read_checkpoint(path)
-        module = load_module(self.checkpoint, str(path), with_loss=False)
+        module = load_module(SegmentationModule, self.checkpoint, str(path), with_loss=False)
         self.labels = module.labels
         try:
             self.fabric = _fabric(accelerator, precision or self.checkpoint["precision"])

@@ -166,7 +166,7 @@ def _write(options: Namespace, base: Path, level: int) -> None:
     path = base.with_name(f"{base.name}_L{level}.ckpt")
     refuse_existing([path], options.overwrite)
     checkpoint = read_checkpoint(options.checkpoint)
-    module = load_module(checkpoint, options.checkpoint, with_loss=False)
+    module = load_module(SegmentationModule, checkpoint, options.checkpoint, with_loss=False)
     small = pruned_checkpoint(checkpoint, module, level)
     AtomicCheckpointIO().save_checkpoint(small, path)
     before, after = (file.stat().st_size / 2**20 for file in (Path(options.checkpoint), path))

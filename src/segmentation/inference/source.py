@@ -36,7 +36,7 @@ def open_trained(job: str, options: argparse.Namespace, rest: list[str], split: 
     is no such split, or the data set is not like the one that was trained on."""
     check_meeting_place()
     checkpoint = read_checkpoint(options.checkpoint)
-    module = load_module(checkpoint, options.checkpoint, with_loss=job == "eval")
+    module = load_module(SegmentationModule, checkpoint, options.checkpoint, with_loss=job == "eval")
     parser, config = _configure(job, checkpoint, options, rest)
     try:
         chosen = parser.instantiate_classes(config).data
