@@ -247,7 +247,7 @@ def warm_start(net: nn.Module, path: str) -> None:
     if not fitting:
         raise InputError(f"model.init_from {path}: none of its weights fits {type(net).__name__}")
     net.load_state_dict(fitting, strict=False)
-    new = [f"{name} {tuple(weight.shape)}" for name, weight in own.items() if name not in fitting]
-    rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors")
-    if new:
-        rank_zero_only(print)(f"          newly initialised: {', '.join(new[:6])}{' ...' * (len(new) > 6)}")
+    new = [name for name in own if name not in fitting]
+    rank_zero_only(print)(
+        f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {', '.join(new) or 'none'}"
+    )
