@@ -1,10 +1,9 @@
-"""What the figures cost: their share of a validation epoch. With SEG_DATA set: python benchmarks/metrics.py
+"""What the metrics cost: their share of a validation epoch. With SEG_DATA set: python benchmarks/metrics.py
 
     python benchmarks/metrics.py --config configs/data/nuclei.yaml --model.boundary_iou 0.02     # options as train.py's
 
 Validates a config's net (CamVid's by default), untrained, by the trainer, and prints how much of the time went into the
-net, the loss and the figures: class indices, the confusion matrix of each image, and the sums over the split. The rest
-is reading, and the trainer itself.
+net, the loss and the metrics. The rest is reading, class indices, and the trainer itself.
 """
 
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from segmentation.metrics import SegmentationMetrics
 from segmentation.training.cli import SegmentationCLI
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
@@ -43,7 +43,8 @@ def main() -> None:
     trainer.validate(module, data, verbose=False)  # once to warm up
     module.net.forward = timed("net", module.net.forward)
     module.compute_loss = timed("loss", module.compute_loss)
-    module.count, module.report = timed("figures", module.count), timed("figures", module.report)
+    SegmentationMetrics.update = timed("metrics", SegmentationMetrics.update)
+    SegmentationMetrics.compute = timed("metrics", SegmentationMetrics.compute)
     whole = timed("epoch", trainer.validate)
     whole(module, data, verbose=False)
     total = seconds.pop("epoch")

@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
 from segmentation.training.cli import SegmentationCLI
-from segmentation.training.machine import machine, seconds
-from segmentation.training.run_folder import release
+from segmentation.training.run_folder import release_lock
+from timing import machine, seconds
 
 CAMVID = Path(__file__).parents[1] / "configs/data/camvid.yaml"
 #: Parts of an epoch, each by the profiler's actions; an action belongs to the first part that it fits.
@@ -144,7 +144,7 @@ def main() -> None:
     try:
         cli.trainer.fit(cli.model, cli.datamodule)
     finally:
-        release(cli.run_folder.name)
+        release_lock(cli.run_folder.name)
         shutil.rmtree(cli.run_folder.path, ignore_errors=True)
     found = print_tables(cli.trainer, stopwatch, cli.datamodule.batch_size)
     if args.output:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.inference.source import open_trained
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.module import SegmentationModule
-from segmentation.training.machine import has_bf16
+from segmentation.training.trainer import has_bf16
 from segmentation.visualize import sample_grid
 
 INK, SOFT = "#262B33", "#6E7278"

@@ -1,10 +1,8 @@
 """What the tests share: a quiet, private place to run in, and small data sets in the real on-disk format."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from forked import run_forked
 
 if TYPE_CHECKING:
     from segmentation.training.cli import SegmentationCLI
@@ -110,19 +110,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def script(name: str, *args: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
-    """`python src/NAME.py *args`, in a process of its own. One that hangs says where: the stacks of all its processes
-    are in the error."""
-    command = [sys.executable, str(ROOT / "src" / f"{name}.py"), *args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **env}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
-    ) as process:
-        try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGABRT)  # faulthandler prints the stacks
-            time.sleep(2)
-            os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError(f"{command} hangs after {timeout} s\n" + "\n".join(process.communicate())) from None
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    """`python src/NAME.py *args`, in a process of its own, with `env` added to the environment."""
+    command = [str(ROOT / "src" / f"{name}.py"), *args]
+    return run_forked(command, {**os.environ, "OMP_NUM_THREADS": "1", **env}, timeout)

@@ -36,9 +36,9 @@ def make_run(name: str, errors: float, **config: object) -> list[np.ndarray]:
     return guesses
 
 
-def test_figures_are_those_of_scikit_learn() -> None:
+def test_iou_is_that_of_scikit_learn() -> None:
     one, two = make_run("one", 0.4), make_run("two", 0.1)
-    found = compare(["one", "runs/two"])
+    found = compare(["one", "two"])
     for name, guesses in (("one", one), ("two", two)):
         expected = jaccard_score(np.concatenate(TRUTH), np.concatenate(guesses), average=None)
         got = [found["iou"][name][label].value for label in "abc"]
@@ -74,30 +74,27 @@ def test_an_absent_class_is_no_zero() -> None:
 def test_only_what_differs_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     make_run("one", 0.4, lr=1e-3, seed=1)
     make_run("two", 0.2, lr=1e-2, seed=1)
-    found = compare(["one", "two"])
-    assert found["config"] == {"model.lr": {"one": 1e-3, "two": 1e-2}}
-    out = capsys.readouterr().out
-    assert "model.lr" in out
-    assert "seed" not in out
+    compare(["one", "two"])
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line.startswith("-  ")] == ["-  lr: 0.001"]
+    assert [line for line in out if line.startswith("+  ")] == ["+  lr: 0.01"]
 
 
 def test_what_cannot_be_compared_says_so() -> None:
     make_run("one", 0.4)
     make_run("two", 0.1)
-    with pytest.raises(InputError, match=r"no-such: is no run's folder"):
+    with pytest.raises(InputError, match=r"no-such/config\.yaml: is missing"):
         compare(["one", "no-such"])
-    with pytest.raises(InputError, match="once"):
-        compare(["one", "runs/one"])
     path = Path("runs/two/per_image.csv")
     whole = path.read_text()
     path.write_text("\n".join(whole.splitlines()[:-3]) + "\n")
-    with pytest.raises(InputError, match=r"tested on other images or classes; they differ by 11$"):
+    with pytest.raises(InputError, match="same images, classes and masks: see 11"):
         compare(["one", "two"])
     path.write_text(whole.replace("00,a,", "00,a,1"))
-    with pytest.raises(InputError, match="other masks of 00"):
+    with pytest.raises(InputError, match="same images, classes and masks: see 00"):
         compare(["one", "two"])
     Path("runs/two/summary.json").unlink()
-    with pytest.raises(InputError, match=r"summary\.json: is missing, so the run is not finished"):
+    with pytest.raises(InputError, match=r"summary\.json: .* --resume"):
         compare(["one", "two"])
     assert not Path("comparison.png").exists()
 
@@ -105,16 +102,16 @@ def test_what_cannot_be_compared_says_so() -> None:
 def test_damaged_files_and_names_alike_are_said_in_a_line() -> None:
     make_run("one", 0.4)
     make_run("two", 0.1)
-    for file, text in (("summary.json", "[]"), ("per_image.csv", "name,class,tp,fp,fn\n"), ("config.yaml", "- 1\n")):
+    for file, text in (("summary.json", "[]"), ("per_image.csv", "name,class,tp,fp,fn\n")):
         path = Path("runs/two") / file
         whole = path.read_text()
         path.write_text(text)
-        with pytest.raises(InputError, match=r"runs/two: its summary\.json, per_image\.csv or config\.yaml is damaged"):
+        with pytest.raises(InputError, match=r"runs/two: .*damaged"):
             compare(["one", "two"])
         path.write_text(whole)
     Path("other").mkdir()
     Path("runs/two").rename("other/one")
-    assert set(compare(["one", "other/one"])["iou"]) == {"runs/one", "other/one"}
+    assert set(compare(["one", "other/one/"])["iou"]) == {"one", "other/one"}
 
 
 def test_nothing_is_overwritten_unless_told() -> None:

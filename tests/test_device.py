@@ -26,7 +26,7 @@ from segmentation.inference.predictor import Predictor
 from segmentation.losses import CrossEntropy
 from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus
 from segmentation.training.cli import SegmentationCLI
-from segmentation.training.plugins import SyncBatchNorm
+from segmentation.training.trainer import SyncBatchNorm
 
 CUDA = torch.cuda.is_available()
 DEVICE, ACCELERATOR = ("cuda", "gpu") if CUDA else ("cpu", "cpu")

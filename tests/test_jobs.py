@@ -14,7 +14,7 @@ from PIL import Image
 from conftest import TINY, TINY_RUN, make_folder, script, train, write_image
 from segmentation.errors import InputError
 from segmentation.inference.evaluate import evaluate
-from segmentation.inference.export import Deployed, compare, export
+from segmentation.inference.export import Deployed, export, parity
 from segmentation.inference.prune import Level, choose, prune
 from segmentation.module import SegmentationModule
 from segmentation.nets import UNet
@@ -134,13 +134,13 @@ def test_prune_measures_and_chooses(trained: Path) -> None:
 
 
 def test_which_level_is_chosen() -> None:
-    levels = [Level(k, miou, 0, 0, ms, 0) for k, miou, ms in ((1, 0.7, 5), (2, 0.81, 10), (3, 0.8, 20), (4, 0.82, 40))]
+    levels = [Level(k, miou, 0, 0, ms) for k, miou, ms in ((1, 0.7, 5), (2, 0.81, 10), (3, 0.8, 20), (4, 0.82, 40))]
     assert choose(levels, None, None) is None
-    assert choose(levels, 25, None) == 2  # better than the slower third
-    assert choose(levels, None, 0.01) == 2
-    assert choose(levels, None, 0.005) == 4
-    assert choose(levels, None, 0) == 4
-    with pytest.raises(InputError, match="the fastest level, L1, takes 5"):
+    assert choose(levels, 25, None) == levels[1]  # better than the slower third
+    assert choose(levels, None, 0.01) == levels[1]
+    assert choose(levels, None, 0.005) == levels[3]
+    assert choose(levels, None, 0) == levels[3]
+    with pytest.raises(InputError, match="level 1 takes 5"):
         choose(levels, 4, None)
 
 
@@ -173,12 +173,12 @@ def test_the_exported_file_runs_alone(form: str, trained: Path) -> None:
 
 
 def test_an_export_that_predicts_something_else_is_not_kept(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(model: Deployed, image: torch.Tensor, path: Path, about: dict) -> object:
+    def wrong(model: Deployed, example: torch.Tensor, path: Path, about: dict) -> object:
         path.write_bytes(b"wrong")
-        return lambda x: [model(x)[0] + 1, model(x)[1]]
+        return lambda x: [model(x)[0] * 1.1, model(x)[1]]
 
-    monkeypatch.setitem(sys.modules["segmentation.inference.export"].FORMATS, "torch_export", wrong)
-    with pytest.raises(InputError, match=r"does not predict what the net does: logits differ by"):
+    monkeypatch.setitem(sys.modules["segmentation.inference.export"].FORMATS, "torch_export", (".pt2", wrong))
+    with pytest.raises(InputError, match=r"probabilities differ by .*--format"):
         export([str(trained), "--format", "torch_export", "--output", "out/net.pt2", *CPU[2:]])
     assert not list(Path("out").iterdir())
 
@@ -188,21 +188,22 @@ def test_parity_is_measured() -> None:
     model, image = Deployed(module).eval(), torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
     with torch.inference_mode():
         logits, mask = model(image)
-        found = compare(model, lambda x: [logits + 0.5, 1 - mask], image)
-    assert found == (pytest.approx(0.5 / float(logits.abs().max()), rel=1e-3), 0)
+        expected = float(((logits + 0.5).sigmoid() - logits.sigmoid()).abs().max())
+        wrong = parity(model, lambda x: [logits + 0.5, 1 - mask], image)
+    assert wrong == (pytest.approx(expected, rel=1e-5), 0)
+    assert parity(model, model, image) == (0, 1)
 
 
-def test_parity_leaves_out_what_a_gate_has_closed() -> None:
-    """Its logits are -1e4: beside them any difference would be small."""
+def test_parity_beside_what_a_gate_has_closed() -> None:
+    """Logits of -1e4 do not hide a difference of the others, nor does a gate closed by mistake pass."""
     logits, mask = torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
     logits[:, 1] = CLOSED
-    image = torch.zeros(1, 3, 8, 8)
-    share = lambda found: compare(lambda _: (logits, mask), lambda _: [found, mask], image)[0]  # noqa: E731
-    assert share(logits.clone()) == 0
-    assert share(torch.where(logits > CLOSED, 2 * logits, logits)) == pytest.approx(1, rel=1e-4)
+    difference = lambda found: parity(lambda _: (logits, mask), lambda _: [found, mask], logits)[0]  # noqa: E731
+    assert difference(logits.clone()) == 0
+    assert difference(torch.where(logits > CLOSED, 2 * logits, logits)) > 0.1
     other = logits.clone()
     other[:, 2] = CLOSED
-    assert share(other) == float("inf")
+    assert difference(other) > 0.5
 
 
 def load_module_of(net: UNet):

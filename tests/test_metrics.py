@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, precision_recall_fscore_support
+from torch import Tensor
+from torchmetrics.classification import MulticlassCohenKappa, MulticlassConfusionMatrix
 
 from segmentation.data import IGNORE_INDEX, Labels
-from segmentation.metrics import SegmentationMetrics, boundary_counts, confusion_counts, mean_iou, table_rows
+from segmentation.metrics import BoundaryIoU, SegmentationMetrics, confusion_counts, mean_iou, table_rows
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MATRIX = np.array(
@@ -34,6 +36,26 @@ LOSS = torch.tensor(0.5)
 def labels(count: int, task: str | None = None) -> Labels:
     parsed = Labels.parse({f"class{index}": index for index in range(count)})
     return replace(parsed, task=task) if task else parsed
+
+
+def update(
+    metrics: SegmentationMetrics,
+    preds: Tensor,
+    target: Tensor,
+    loss: Tensor = LOSS,
+    weight_sum: Tensor | None = None,
+    index: Tensor | None = None,
+    **heads: list[Tensor],
+) -> None:
+    """Count a batch; what a test leaves out is a mean loss over the valid pixels, and no position in the split."""
+    metrics.update(
+        preds=preds,
+        target=target,
+        loss=loss,
+        weight_sum=(target != IGNORE_INDEX).sum() if weight_sum is None else weight_sum,
+        index=torch.full((len(preds),), -1) if index is None else index,
+        **heads,
+    )
 
 
 def compute(metrics: SegmentationMetrics) -> dict[str, float]:
@@ -63,7 +85,7 @@ def test_ten_classes_fed_as_pixels() -> None:
 
     metrics = SegmentationMetrics(Labels.parse({name: index for index, name in enumerate(CLASSES)}))
     for start in range(0, 21, 4):
-        metrics.update(prediction[start : start + 4], mask[start : start + 4], LOSS)
+        update(metrics, prediction[start : start + 4], mask[start : start + 4])
     found = compute(metrics)
 
     by_hand = [MATRIX[c, c] / (MATRIX[c].sum() + MATRIX[:, c].sum() - MATRIX[c, c]) for c in range(10)]
@@ -71,7 +93,7 @@ def test_ten_classes_fed_as_pixels() -> None:
     assert [found[f"iou/{name}"] for name in CLASSES] == pytest.approx(by_hand, abs=1e-15)
     assert found["miou"] == pytest.approx(sum(by_hand) / 10, abs=1e-15)
     assert found["pixel_accuracy"] == pytest.approx(np.trace(MATRIX) / 10000, abs=1e-15)
-    assert torch.equal(metrics.confmat, torch.from_numpy(MATRIX))
+    assert torch.equal(metrics["classes"].confmat, torch.from_numpy(MATRIX))
 
 
 @settings(max_examples=30, deadline=None)
@@ -82,13 +104,13 @@ def test_against_scikit_learn(classes: int, seed: int, ignore: bool) -> None:
     if ignore:
         mask[rng.random(mask.shape) < 0.3] = IGNORE_INDEX
     metrics = SegmentationMetrics(labels(classes, "multiclass"))
-    metrics.update(torch.from_numpy(prediction), torch.from_numpy(mask), LOSS)
+    update(metrics, torch.from_numpy(prediction), torch.from_numpy(mask))
     found = compute(metrics)
 
     valid = mask != IGNORE_INDEX
     y, p = mask[valid], prediction[valid]
     every = list(range(classes))
-    assert np.array_equal(metrics.confmat.numpy(), confusion_matrix(y, p, labels=every))
+    assert np.array_equal(metrics["classes"].confmat.numpy(), confusion_matrix(y, p, labels=every))
     present = [c for c in every if c in y or c in p]
     iou = jaccard_score(y, p, labels=present, average=None)
     assert [found[f"iou/class{c}"] for c in present] == pytest.approx(iou)
@@ -108,7 +130,7 @@ def test_against_scikit_learn(classes: int, seed: int, ignore: bool) -> None:
 
 def test_absent_class_is_nan_and_not_averaged() -> None:
     metrics = SegmentationMetrics(labels(3))
-    metrics.update(torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 1, 1, 1]]]), LOSS)
+    update(metrics, torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 1, 1, 1]]]))
     found = compute(metrics)
     assert np.isnan(found["iou/class2"])
     assert np.isnan(found["dice/class2"])
@@ -117,13 +139,13 @@ def test_absent_class_is_nan_and_not_averaged() -> None:
 
 def test_class_only_predicted_counts_as_zero() -> None:
     metrics = SegmentationMetrics(labels(3))
-    metrics.update(torch.tensor([[[0, 2]]]), torch.tensor([[[0, 0]]]), LOSS)
+    update(metrics, torch.tensor([[[0, 2]]]), torch.tensor([[[0, 0]]]))
     assert compute(metrics)["miou"] == pytest.approx((1 / 2 + 0) / 2)
 
 
 def test_binary_has_the_foreground_only_and_miou_over_both() -> None:
     metrics = SegmentationMetrics(labels(2))
-    metrics.update(torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]), LOSS)
+    update(metrics, torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]))
     found = compute(metrics)
     assert "iou/class0" not in found
     assert found["iou/class1"] == pytest.approx(1 / 2)
@@ -144,27 +166,26 @@ def test_any_grouping_gives_the_same_digits() -> None:
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             heads = [prediction[chosen], 3 - prediction[chosen]]
-            metrics.update(prediction[chosen], mask[chosen], LOSS, index=index[chosen], heads=heads)
+            update(metrics, prediction[chosen], mask[chosen], index=index[chosen], heads=heads)
         return metrics
 
     reference = fed([0, 1, 2, 3, 4, 5, 6], 7)
     others = [fed([6, 5, 4, 3, 2, 1, 0], 1), fed([0, 2, 4, 6, 1, 3, 5], 3)]
     shares = [fed([0, 3, 6], 2), fed([1, 4], 2), fed([2, 5], 1)]
     summed = SegmentationMetrics(labels(4), heads=2, images=7, boundary=0.1)
-    for state in summed._defaults:
-        setattr(summed, state, sum(getattr(share, state) for share in shares))
-    summed._update_count = 1
+    for share in shares:
+        summed.load(share.state())
     for metrics in [*others, summed]:
         for key, value in reference.compute().items():
             assert torch.equal(value, metrics.compute()[key]), key
-        assert torch.equal(metrics.table, reference.table)
+        assert torch.equal(metrics["classes"].table, reference["classes"].table)
 
 
 def test_table_rows_and_fillers() -> None:
     metrics = SegmentationMetrics(labels(2), images=2)
     mask = torch.tensor([[[0, 1, 1]], [[IGNORE_INDEX] * 3]])
-    metrics.update(torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), mask, LOSS, index=torch.tensor([1, -1]))
-    rows = table_rows(metrics.table, ["a", "b"], ["class0", "class1"])
+    update(metrics, torch.tensor([[[0, 1, 0]], [[1, 1, 1]]]), mask, index=torch.tensor([1, -1]))
+    rows = table_rows(metrics["classes"].table, ["a", "b"], ["class0", "class1"])
     assert rows[2:] == [
         {"name": "b", "class": "class0", "tp": 1, "fp": 1, "fn": 0},
         {"name": "b", "class": "class1", "tp": 1, "fp": 0, "fn": 1},
@@ -175,8 +196,8 @@ def test_table_rows_and_fillers() -> None:
 
 def test_loss_is_averaged_over_pixels() -> None:
     metrics = SegmentationMetrics(labels(2))
-    metrics.update(torch.zeros(1, 1, 3).long(), torch.tensor([[[0, 0, IGNORE_INDEX]]]), torch.tensor(4.0))
-    metrics.update(torch.zeros(1, 1, 4).long(), torch.zeros(1, 1, 4).long(), torch.tensor(1.0))
+    update(metrics, torch.zeros(1, 1, 3).long(), torch.tensor([[[0, 0, IGNORE_INDEX]]]), torch.tensor(4.0))
+    update(metrics, torch.zeros(1, 1, 4).long(), torch.zeros(1, 1, 4).long(), torch.tensor(1.0))
     assert compute(metrics)["loss"] == pytest.approx((2 * 4.0 + 4 * 1.0) / 6)
 
 
@@ -189,7 +210,7 @@ def test_any_grouping_gives_the_same_loss() -> None:
     def loss_of(order: torch.Tensor, batch: int) -> float:
         metrics = SegmentationMetrics(labels(2))
         for chosen in order.split(batch):
-            metrics.update(mask[chosen], mask[chosen], losses[chosen], masses[chosen])
+            update(metrics, mask[chosen], mask[chosen], losses[chosen], masses[chosen])
         return compute(metrics)["loss"]
 
     expected = float((losses.double() * masses.double()).sum() / masses.double().sum())
@@ -202,15 +223,29 @@ def test_any_grouping_gives_the_same_loss() -> None:
 def test_a_loss_without_bounds_is_told(loss: float) -> None:
     metrics = SegmentationMetrics(labels(2))
     mask = torch.zeros(2, 1, 4).long()
-    metrics.update(mask, mask, torch.tensor([loss, 1.0]), torch.tensor([4, 4]))
+    update(metrics, mask, mask, torch.tensor([loss, 1.0]), torch.tensor([4, 4]))
     assert compute(metrics)["loss"] == pytest.approx(loss / 2, nan_ok=True)
+
+
+def test_a_metric_of_torchmetrics_is_one_more_entry() -> None:
+    rng = torch.Generator().manual_seed(0)
+    prediction, mask = torch.randint(0, 3, (2, 4, 9, 7), generator=rng)
+    mask[0, :2] = IGNORE_INDEX
+    metrics = SegmentationMetrics(labels(3))
+    metrics["kappa"] = MulticlassCohenKappa(3, ignore_index=IGNORE_INDEX)
+    metrics["confusion"] = MulticlassConfusionMatrix(3, ignore_index=IGNORE_INDEX)
+    update(metrics, prediction[:3], mask[:3])
+    update(metrics, prediction[3:], mask[3:])
+    found = metrics.compute()
+    assert torch.equal(found["confusion"], metrics["classes"].confmat)
+    assert found["kappa"] == MulticlassCohenKappa(3, ignore_index=IGNORE_INDEX)(prediction, mask)
 
 
 def test_heads_are_kept_apart() -> None:
     mask = torch.tensor([[[0, 1]]])
     right, wrong = torch.tensor([[[0, 1]]]), torch.tensor([[[1, 0]]])
     metrics = SegmentationMetrics(labels(2), heads=2)
-    metrics.update(right, mask, LOSS, heads=[wrong, right])
+    update(metrics, right, mask, heads=[wrong, right])
     assert compute(metrics)["head1/miou"] == 0
     assert compute(metrics)["head2/miou"] == 1
 
@@ -233,10 +268,12 @@ def test_boundary_iou_against_erosion(seed: int, dilation: float) -> None:
     def boundary(of_class: np.ndarray) -> np.ndarray:
         return of_class & ~np.stack([binary_erosion(x, np.ones((3, 3)), iterations=d) for x in of_class])
 
-    found = boundary_counts(torch.from_numpy(prediction), torch.from_numpy(mask), 3, dilation)
+    metric = BoundaryIoU(labels(3), dilation)
+    metric.update(torch.from_numpy(prediction), torch.from_numpy(mask))
     for index in range(3):
         g, p = boundary(mask == index), boundary(prediction == index)
-        assert found[:, index].tolist() == [(g & p).sum(), (g | p).sum()]
+        assert metric.intersection[index] == (g & p).sum()
+        assert metric.union[index] == (g | p).sum()
 
 
 def test_boundary_iou_has_no_edge_at_ignored_pixels() -> None:
@@ -244,20 +281,19 @@ def test_boundary_iou_has_no_edge_at_ignored_pixels() -> None:
     mask[..., 10:] = IGNORE_INDEX
     prediction = torch.randint(0, 2, (1, 20, 20))
     prediction[..., :10] = 0
-    intersection, union = boundary_counts(prediction, mask, 2, 0.1)[:, 0].tolist()
-    assert intersection == union == 10 * 20 - 14 * 7  # three sides of the image, 3 pixels wide
-
     metrics = SegmentationMetrics(labels(2), boundary=0.1)
-    metrics.update(prediction, mask, LOSS)
+    update(metrics, prediction, mask)
+    counts = metrics.state()["boundary"]
+    assert counts["intersection"][0] == counts["union"][0] == 10 * 20 - 14 * 7  # three sides, 3 pixels wide
     assert compute(metrics)["mean_boundary_iou"] == 1
     assert "boundary_iou/class0" not in compute(metrics)
 
 
 def test_a_collapse_to_one_class_is_noticed() -> None:
     metrics = SegmentationMetrics(labels(3))
-    metrics.update(torch.tensor([[[1, 1]]]), torch.tensor([[[0, 1]]]), LOSS)
+    update(metrics, torch.tensor([[[1, 1]]]), torch.tensor([[[0, 1]]]))
     metrics.compute()
-    assert metrics.collapsed
-    metrics.update(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 1]]]), LOSS)
+    assert metrics["classes"].collapsed
+    update(metrics, torch.tensor([[[0, 1]]]), torch.tensor([[[0, 1]]]))
     metrics.compute()
-    assert not metrics.collapsed
+    assert not metrics["classes"].collapsed

@@ -24,9 +24,9 @@ from segmentation.data.writing import write_text
 from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, Problem
 from segmentation.training.cli import SegmentationCLI
 from segmentation.training.loggers import WandbOptions
-from segmentation.training.machine import has_bf16
 from segmentation.training.parser import Parser
 from segmentation.training.run_folder import RUNS
+from segmentation.training.trainer import has_bf16
 from segmentation.visualize import evenly, sample_grid, save_png
 
 GIB = 2**30
@@ -101,7 +101,7 @@ def _examine_data(config: Namespace, problems: list[Problem]) -> tuple[Segmentat
     module, undeclared = build_data(config)
     problems += undeclared
     found = audit(module)
-    classes = module.labels.mended(found.values)
+    classes = module.labels.suggest_classes(found.values)
     if classes:
         problems.append(found.problems[0])
         bad = found.bad

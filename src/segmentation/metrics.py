@@ -1,7 +1,7 @@
-"""One confusion matrix a split, and every figure derived from its integer counts.
+"""Metrics of a split: IoU and its relatives, mean loss, boundary IoU.
 
-Because counts are integers, and losses are summed as integers, a figure is the same to the last digit however images
-are batched or shared by processes.
+All states are integer counts. A metric is therefore the same to the last digit for any batch size and any number of
+processes.
 """
 
 import math
@@ -10,200 +10,360 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics import Metric, MetricCollection
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
 
-#: mIoU of an image is kept as an integer in this unit, so that its sum over images, too, does not depend on the order.
+#: Unit of an IoU that is summed as an integer.
 UNIT = 2.0**-40
 
-#: Likewise the loss of an image times its mass, and the mass. Rounding moves the loss by less than 1e-5 / mass, and 64
-#: bits hold the sum of 100,000 images whose product is LARGEST.
+#: Unit of a loss times its weight_sum, and of a weight_sum. 64 bits hold the sum of 100,000 products of LARGEST.
 LOSS_UNIT = 2.0**-16
 LARGEST = 2.0**30
 
 
-def confusion_counts(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Confusion matrices of the images of a batch: of two (N, H, W) of class indices, IGNORE_INDEX in the mask where
-    nothing counts, (N, K, K) int64; rows true, columns predicted.
+class SegmentationMetrics(MetricCollection):
+    """All metrics of a split, under their logged keys.
 
-    Not by `bincount`, which asks a GPU for the smallest and the largest value first: each answer holds up the step.
-    """
-    images, bins = len(mask), num_classes * num_classes
-    image = torch.arange(images, device=mask.device).view(-1, 1, 1)
-    cell = image * bins + mask * num_classes + prediction
-    cell = torch.where(mask == IGNORE_INDEX, images * bins, cell)
-    one = torch.ones((), dtype=torch.int32, device=mask.device).expand(cell.numel())
-    counts = torch.zeros(images * bins + 1, dtype=torch.int32, device=mask.device).scatter_add_(0, cell.flatten(), one)
-    return counts[:-1].view(images, num_classes, num_classes).long()
+    Add a metric of torchmetrics as one more entry of `metrics`, and it is logged under its key:
+    `"kappa": MulticlassCohenKappa(labels.num_classes, ignore_index=IGNORE_INDEX)`.
 
-
-def true_false(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """True positives, false positives and false negatives of each class: (..., K, K) -> three of (..., K)."""
-    tp = matrix.diagonal(dim1=-2, dim2=-1)
-    return tp, matrix.sum(dim=-2) - tp, matrix.sum(dim=-1) - tp
-
-
-def mean_iou(matrix: Tensor) -> Tensor:
-    """Mean of tp / (tp + fp + fn) over the classes present in target or prediction, (..., K, K) -> (...)."""
-    tp, fp, fn = (_float(counts) for counts in true_false(matrix))
-    return (tp / (tp + fp + fn)).nanmean(dim=-1)
-
-
-def figures(matrix: Tensor, labels: Labels) -> dict[str, Tensor]:
-    """Every figure of a (K, K) confusion matrix, under its logged key (without the split).
-
-    `miou` is the mean of the classes present in target or prediction; `fwiou`, frequency-weighted, counts each class by
-    its pixels in the target. A binary task has keys of a class for its foreground only; `miou` and `fwiou` are over
-    both classes all the same. What cannot be said is NaN: the recall of a class without a pixel, say.
-    """
-    tp, fp, fn = (_float(counts) for counts in true_false(matrix))
-    iou, support = tp / (tp + fp + fn), tp + fn
-    found = {
-        "miou": iou.nanmean(),
-        "fwiou": (support * iou).nansum() / support.sum(),
-        "pixel_accuracy": tp.sum() / support.sum(),
-    }
-    found |= _by_class("iou", iou, labels)
-    found |= _by_class("dice", 2 * tp / (2 * tp + fp + fn), labels)
-    found |= _by_class("precision", tp / (tp + fp), labels)
-    found |= _by_class("recall", tp / support, labels)
-    return found | _by_class("support", support, labels)
-
-
-def boundary_counts(prediction: Tensor, mask: Tensor, num_classes: int, dilation: float) -> Tensor:
-    """Boundary IoU's counts over a batch (Cheng et al. 2021): intersection and union of the two boundaries of a class.
-
-    The boundary of a class is those of its pixels within d of one that is not, d = `dilation` (the paper's: 0.02) of
-    the image's diagonal; outside the image nothing is of the class. Ignored pixels count nowhere and make no boundary.
-    `prediction` and `mask` are as for `confusion_counts`; (2, K) int64 comes back.
-    """
-    d = max(1, round(dilation * math.hypot(*mask.shape[-2:])))
-    valid = mask != IGNORE_INDEX
-    counts = []
-    for index in range(num_classes):
-        both = torch.stack([torch.where(valid, prediction, IGNORE_INDEX) == index, mask == index], dim=1)
-        # Void is a part of the class next to it, in both: where truth is unknown, there is no edge.
-        other = F.pad((~(both | ~valid.unsqueeze(1))).float(), (d, d, d, d), value=1.0)
-        near = F.max_pool2d(F.max_pool2d(other, (2 * d + 1, 1), stride=1), (1, 2 * d + 1), stride=1) > 0
-        predicted, true = (both & near).unbind(dim=1)
-        counts.append(torch.stack([(predicted & true).sum(), (predicted | true).sum()]))
-    return torch.stack(counts, dim=1)
-
-
-class SegmentationMetrics(MulticlassJaccardIndex):
-    """torchmetrics' JaccardIndex, which is a confusion matrix, plus the mIoU of each image and the mean loss.
+    `update` takes keyword arguments: `preds` and `target` (N, H, W), and those of the metrics below.
 
     Args:
         labels: the classes.
-        heads: number of heads of a deeply supervised net whose mIoU to keep apart; 0 for none.
-        images: number of images in the split, to keep a table of counts an image; 0 for no table.
-        boundary: boundary IoU's share of the diagonal; None for no boundary IoU.
+        heads: number of heads of a deeply supervised net, to compute the mIoU of each; 0 for none.
+        images: number of images in the split, to keep counts of each image; 0 for none.
+        boundary: dilation of boundary IoU, as a share of the image's diagonal; None for no boundary IoU.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        heads: int = 0,
+        images: int = 0,
+        boundary: float | None = None,
+    ) -> None:
+        metrics: dict[str, Metric | MetricCollection] = {
+            "classes": ClassMetrics(labels, images),
+            "loss": MeanLoss(),
+        }
+        if heads:
+            metrics["heads"] = HeadIoU(labels.num_classes, heads)
+        if boundary:
+            metrics["boundary"] = BoundaryIoU(labels, boundary)
+        super().__init__(metrics, compute_groups=False)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def state(self) -> dict[str, Any]:
+        """Counts of each metric, summed over all processes, on the CPU: for a checkpoint."""
+        counts = {}
+        for name, metric in self.items():
+            with metric.sync_context():
+                counts[name] = move_data_to_device(metric.metric_state, "cpu")
+        return counts
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Add the counts of `state()`. With many processes, call it on one of them."""
+        for name, metric in self.items():
+            metric.merge_state(move_data_to_device(state[name], metric.device))
+
+
+class CountMetric(Metric):
+    """A metric whose states are summed over batches and processes."""
+
+    full_state_update = False
+
+    def add_count(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> None:
+        self.add_state(
+            name,
+            torch.zeros(shape, dtype=dtype),
+            dist_reduce_fx="sum",
+        )
+
+
+class ClassMetrics(CountMetric):
+    """IoU, Dice, precision and recall of each class and their means, from one confusion matrix.
+
+    torchmetrics' MulticlassJaccardIndex has the same matrix, but reports an absent class as 0, in float32, and in
+    deterministic mode allocates pixels x K^2. This class also counts each image by itself.
+
+    Args:
+        labels: the classes.
+        images: number of images in the split, to keep counts of each image in `table`; 0 for none.
+
+    Attributes:
+        collapsed: whether the last `compute` found one class predicted everywhere, but more in the target.
     """
 
     confmat: Tensor
-    loss_sum: Tensor
-    loss_mass: Tensor
-    loss_beyond: Tensor
     image_miou: Tensor
     image_count: Tensor
-    heads: Tensor
-    boundary: Tensor
     table: Tensor
 
-    def __init__(self, labels: Labels, heads: int = 0, images: int = 0, boundary: float | None = None) -> None:
-        super().__init__(labels.num_classes, average="none", ignore_index=IGNORE_INDEX, validate_args=False)
-        self.labels, self.boundary_dilation = labels, boundary
-        k, integer = labels.num_classes, torch.int64
-        states = {
-            "loss_sum": torch.zeros((), dtype=integer),
-            "loss_mass": torch.zeros((), dtype=integer),
-            "loss_beyond": torch.zeros(()),  # what no integer holds: above LARGEST, infinite, NaN
-            "image_miou": torch.zeros((), dtype=integer),
-            "image_count": torch.zeros((), dtype=integer),
-            "heads": torch.zeros(heads, k, k, dtype=integer),
-            "boundary": torch.zeros(2, k if boundary else 0, dtype=integer),
-            "table": torch.zeros(images, 3, k, dtype=integer),  # each process fills the rows of its own images
-        }
-        for name, zeros in states.items():
-            self.add_state(name, zeros, dist_reduce_fx="sum")
+    def __init__(self, labels: Labels, images: int = 0) -> None:
+        super().__init__()
+        self.labels = labels
+        self.collapsed = False
+        self.add_count("confmat", labels.num_classes, labels.num_classes)
+        self.add_count("image_miou")
+        self.add_count("image_count")
+        self.add_count("table", images, 3, labels.num_classes)
 
-    def update(  # type: ignore[override]  # torchmetrics' takes the two masks alone
+    def update(
         self,
-        prediction: Tensor,
-        mask: Tensor,
-        loss: Tensor,
-        mass: Tensor | None = None,
-        index: Tensor | None = None,
-        heads: Sequence[Tensor] = (),
+        preds: Tensor,
+        target: Tensor,
+        index: Tensor,
     ) -> None:
         """Count a batch.
 
         Args:
-            prediction: (N, H, W) class indices.
-            mask: (N, H, W) class indices, or IGNORE_INDEX.
-            loss: of the batch, or of each image, (N,), averaged over the pixels.
-            mass: what each average was divided by; None for the batch's number of valid pixels.
-            index: (N,) position of each image in its split, -1 for a filler; for the table.
-            heads: the prediction of each head, likewise (N, H, W).
+            preds: (N, H, W) class indices.
+            target: (N, H, W) class indices, or IGNORE_INDEX.
+            index: (N,) position of each image in its split, -1 for padding of the batch; for `table`.
         """
-        counts = confusion_counts(prediction, mask, self.num_classes)
+        counts = confusion_counts(preds, target, self.labels.num_classes)
         self.confmat += counts.sum(dim=0)
-        mass = counts.sum() if mass is None else mass
-        weighted = _float(loss) * mass
-        within = weighted.abs() < LARGEST
-        self.loss_sum += _in_units(torch.where(within, weighted, 0.0))
-        self.loss_mass += _in_units(_float(mass))
-        self.loss_beyond += torch.where(within, 0.0, weighted).sum()
-        seen = counts.sum(dim=(1, 2)) > 0
-        self.image_miou += torch.where(seen, mean_iou(counts) / UNIT, 0).round().to(torch.int64).sum()
-        self.image_count += seen.sum()
-        if self.boundary_dilation:
-            self.boundary += boundary_counts(prediction, mask, self.num_classes, self.boundary_dilation)
-        if len(self.table) and index is not None:
-            self.table[index[index >= 0]] = torch.stack(true_false(counts), dim=1)[index >= 0]
-        for head, predicted in zip(self.heads, heads, strict=False):
-            head += confusion_counts(predicted, mask, self.num_classes).sum(dim=0)
+        valid = counts.sum(dim=(1, 2)) > 0
+        miou = torch.where(valid, mean_iou(counts), 0.0)
+        self.image_miou += (miou / UNIT).round().long().sum()
+        self.image_count += valid.sum()
+        if len(self.table):
+            rows = torch.stack(tp_fp_fn(counts), dim=1)
+            self.table[index[index >= 0]] = rows[index >= 0]
 
-    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # torchmetrics' is one tensor
-        """Figures of the split, float64, under their logged keys (without the split). `loss` is over all its pixels."""
-        state = {
-            name: torch.as_tensor(value).cpu() for name, value in self.metric_state.items()
-        }  # a GPU would take longer to be asked
-        matrix = state["confmat"]
-        loss_sum = _float(state["loss_sum"]) * LOSS_UNIT + state["loss_beyond"]
-        loss_mass = _float(state["loss_mass"]) * LOSS_UNIT
-        found = {"loss": loss_sum / loss_mass, **figures(matrix, self.labels)}
-        found["miou_per_image"] = _float(state["image_miou"]) * UNIT / _float(state["image_count"])
-        if self.boundary_dilation:
-            values = _float(state["boundary"][0]) / _float(state["boundary"][1])
-            found |= {"mean_boundary_iou": values.nanmean(), **_by_class("boundary_iou", values, self.labels)}
-        for number, of_head in enumerate(state["heads"], start=1):
-            found[f"head{number}/miou"] = mean_iou(of_head)
-        predicted, true = (int((matrix.sum(dim=dim) > 0).sum()) for dim in (0, 1))
-        self.collapsed = predicted == 1 and true > 1
+    def compute(self) -> dict[str, Tensor]:
+        matrix = self.confmat.cpu()
+        predicted = matrix.sum(dim=0) > 0
+        present = matrix.sum(dim=1) > 0
+        self.collapsed = bool(predicted.sum() == 1 and present.sum() > 1)
+
+        found = class_metrics(matrix, self.labels)
+        miou_sum = _float(self.image_miou.cpu()) * UNIT
+        found["miou_per_image"] = miou_sum / self.image_count.cpu()
         return found
 
 
-def table_rows(table: Tensor, names: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of `per_image.csv` (name, class, tp, fp, fn) from the (images, 3, K) counts of a split."""
-    return [
-        {"name": name, "class": label, "tp": tp, "fp": fp, "fn": fn}
-        for name, counts in zip(names, table.tolist(), strict=True)
-        for label, tp, fp, fn in zip(classes, *counts, strict=True)
-    ]
+class MeanLoss(CountMetric):
+    """Mean loss over all pixels of a split."""
+
+    loss_sum: Tensor
+    weight_sum: Tensor
+    unbounded: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_count("loss_sum")
+        self.add_count("weight_sum")
+        # Sum of what no integer holds: above LARGEST, infinite, NaN.
+        self.add_count("unbounded", dtype=torch.float32)
+
+    def update(self, loss: Tensor, weight_sum: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            loss: mean loss of the batch, or of each image (N,).
+            weight_sum: sum of the pixels' weights in each mean.
+        """
+        product = _float(loss) * weight_sum
+        bounded = product.abs() < LARGEST
+        self.loss_sum += _in_loss_units(torch.where(bounded, product, 0.0))
+        self.weight_sum += _in_loss_units(_float(weight_sum))
+        self.unbounded += torch.where(bounded, 0.0, product).sum()
+
+    def compute(self) -> Tensor:
+        loss_sum = _float(self.loss_sum.cpu()) * LOSS_UNIT
+        weight_sum = _float(self.weight_sum.cpu()) * LOSS_UNIT
+        return (loss_sum + self.unbounded.cpu()) / weight_sum
 
 
-def _by_class(figure: str, values: Tensor, labels: Labels) -> dict[str, Tensor]:
-    return {f"{figure}/{labels.names[index]}": values[index] for index in labels.reported}
+class HeadIoU(CountMetric):
+    """mIoU of each head of a deeply supervised net.
+
+    Args:
+        num_classes: number of classes K.
+        heads: number of heads.
+    """
+
+    confmat: Tensor
+
+    def __init__(self, num_classes: int, heads: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_count("confmat", heads, num_classes, num_classes)
+
+    def update(self, heads: Sequence[Tensor], target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            heads: class indices (N, H, W) of each head.
+            target: (N, H, W) class indices, or IGNORE_INDEX.
+        """
+        for matrix, preds in zip(self.confmat, heads, strict=True):
+            counts = confusion_counts(preds, target, self.num_classes)
+            matrix += counts.sum(dim=0)
+
+    def compute(self) -> dict[str, Tensor]:
+        mious = mean_iou(self.confmat.cpu())
+        return {f"head{number}/miou": miou for number, miou in enumerate(mious, start=1)}
+
+
+class BoundaryIoU(CountMetric):
+    """Boundary IoU of each class and their mean (Cheng et al. 2021, https://arxiv.org/abs/2103.16562).
+
+    The boundary of a class is its pixels within d of a pixel that is not of the class; outside the image, no pixel is.
+    Boundary IoU is the IoU of the predicted and the true boundary. Ignored pixels do not count, and make no boundary.
+
+    Args:
+        labels: the classes.
+        dilation: d as a share of the image's diagonal.
+    """
+
+    intersection: Tensor
+    union: Tensor
+
+    def __init__(self, labels: Labels, dilation: float = 0.02) -> None:
+        super().__init__()
+        self.labels = labels
+        self.dilation = dilation
+        self.add_count("intersection", labels.num_classes)
+        self.add_count("union", labels.num_classes)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            preds: (N, H, W) class indices.
+            target: (N, H, W) class indices, or IGNORE_INDEX.
+        """
+        d = max(1, round(self.dilation * math.hypot(*target.shape[-2:])))
+        ignored = target == IGNORE_INDEX
+        for index in range(self.labels.num_classes):
+            predicted = _boundary(preds == index, ignored, d)
+            true = _boundary(target == index, ignored, d)
+            self.intersection[index] += (predicted & true).sum()
+            self.union[index] += (predicted | true).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        iou = _float(self.intersection.cpu()) / self.union.cpu()
+        return {
+            "mean_boundary_iou": iou.nanmean(),
+            **_by_class("boundary_iou", iou, self.labels),
+        }
+
+
+def confusion_counts(preds: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Confusion matrix of each image of a batch.
+
+    Args:
+        preds: (N, H, W) class indices.
+        target: (N, H, W) class indices; pixels of IGNORE_INDEX do not count.
+        num_classes: number of classes K.
+
+    Returns:
+        (N, K, K) int64, rows true, columns predicted.
+    """
+    cells = num_classes * num_classes
+    cell = target * num_classes + preds
+    cell = torch.where(target == IGNORE_INDEX, cells, cell).flatten(start_dim=1)
+    # Not bincount: on a GPU it waits for the smallest and the largest value.
+    counts = torch.zeros(len(cell), cells + 1, dtype=torch.int32, device=cell.device)
+    counts.scatter_add_(1, cell, torch.ones_like(cell, dtype=torch.int32))
+    return counts[:, :cells].long().view(-1, num_classes, num_classes)
+
+
+def tp_fp_fn(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """True positives, false positives and false negatives of each class.
+
+    Shape:
+        (..., K, K) -> three of (..., K)
+    """
+    tp = matrix.diagonal(dim1=-2, dim2=-1)
+    fp = matrix.sum(dim=-2) - tp
+    fn = matrix.sum(dim=-1) - tp
+    return tp, fp, fn
+
+
+def mean_iou(matrix: Tensor) -> Tensor:
+    """Mean IoU over the classes present in target or prediction.
+
+    Shape:
+        (..., K, K) -> (...)
+    """
+    tp, fp, fn = tp_fp_fn(matrix)
+    return (_float(tp) / (tp + fp + fn)).nanmean(dim=-1)
+
+
+def class_metrics(matrix: Tensor, labels: Labels) -> dict[str, Tensor]:
+    """Metrics of a confusion matrix (K, K), in float64, by logged key (without the split).
+
+    `miou` is the mean over the classes present in target or prediction, `fwiou` weighs each class by its pixels in the
+    target. A binary task has keys of a class for its foreground only; `miou` and `fwiou` are over both classes. A
+    metric without a pixel to compute it from is NaN.
+    """
+    tp, fp, fn = tp_fp_fn(_float(matrix))
+    support = tp + fn
+    iou = tp / (support + fp)
+    return {
+        "miou": iou.nanmean(),
+        "fwiou": (support * iou).nansum() / support.sum(),
+        "pixel_accuracy": tp.sum() / support.sum(),
+        **_by_class("iou", iou, labels),
+        **_by_class("dice", 2 * tp / (2 * tp + fp + fn), labels),
+        **_by_class("precision", tp / (tp + fp), labels),
+        **_by_class("recall", tp / support, labels),
+        **_by_class("support", support, labels),
+    }
+
+
+def table_rows(
+    table: Tensor,
+    names: Sequence[str],
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Rows of `per_image.csv` (name, class, tp, fp, fn) from the counts (images, 3, K) of a split."""
+    rows = []
+    for name, counts in zip(names, table.tolist(), strict=True):
+        for label, tp, fp, fn in zip(classes, *counts, strict=True):
+            row = {
+                "name": name,
+                "class": label,
+                "tp": tp,
+                "fp": fp,
+                "fn": fn,
+            }
+            rows.append(row)
+    return rows
+
+
+def _boundary(inside: Tensor, ignored: Tensor, d: int) -> Tensor:
+    """Valid pixels inside (N, H, W) within distance d of a valid one outside."""
+    outside = ~(inside | ignored)
+    outside = F.pad(outside.float(), (d, d, d, d), value=1.0)
+    side = 2 * d + 1
+    near = F.max_pool2d(outside, (side, 1), stride=1)
+    near = F.max_pool2d(near, (1, side), stride=1)
+    return inside & (near > 0) & ~ignored
+
+
+def _by_class(metric: str, values: Tensor, labels: Labels) -> dict[str, Tensor]:
+    found = {}
+    for index in labels.reported:
+        found[f"{metric}/{labels.names[index]}"] = values[index]
+    return found
 
 
 def _float(numbers: Tensor) -> Tensor:
-    """float64, but on Apple's GPU, which has none."""
-    return numbers.to(torch.float32 if numbers.device.type == "mps" else torch.float64)
+    """float64, except on Apple's GPU, which has none."""
+    if numbers.device.type == "mps":
+        return numbers.float()
+    return numbers.double()
 
 
-def _in_units(values: Tensor) -> Tensor:
-    """Their sum in LOSS_UNIT, each rounded to an integer first."""
-    return (values / LOSS_UNIT).round().to(torch.int64).sum()
+def _in_loss_units(values: Tensor) -> Tensor:
+    """Their sum as an integer, in LOSS_UNIT."""
+    return (values / LOSS_UNIT).round().long().sum()

@@ -289,11 +289,18 @@ class SegmentationModule(LightningModule):
         """Add a batch to the split's figures, and return the logits that predict. `mass` is what `loss` was divided by:
         None for the batch's own; where `loss` is of each image, so is `mass`."""
         metrics = getattr(self, f"{split}_metrics")
-        each = [self.classify(logits) for logits in heads.logits] if len(metrics.heads) else ()
+        each = [self.classify(logits) for logits in heads.logits] if "heads" in metrics else []
         combined = self.net.combine(heads)
         predicted = self.classify(combined)
         mass = self.loss.mass(heads.logits[-1], batch["mask"]) if mass is None else mass
-        metrics.update(predicted, batch["mask"], loss.detach(), mass, batch["index"], each)
+        metrics.update(
+            preds=predicted,
+            target=batch["mask"],
+            loss=loss.detach(),
+            weight_sum=mass,
+            index=batch["index"],
+            heads=each,
+        )
         return combined
 
     def report(self, split: str) -> None:
@@ -303,7 +310,7 @@ class SegmentationModule(LightningModule):
         self.log_dict(found)
         if self.trainer.training or self.trainer.validating:
             self.step_on_plateau(split, found)
-        if metrics.collapsed and not (self.warned or self.trainer.sanity_checking):
+        if metrics["classes"].collapsed and not (self.warned or self.trainer.sanity_checking):
             self.warned = True
             rank_zero_warn(
                 f"every {split} pixel of epoch {self.current_epoch + 1} is predicted as one class. Common causes: rare "
@@ -334,8 +341,8 @@ class SegmentationModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         # Kept, on every process, for the confusion matrix and the table of images that the run's report shows.
-        with self.test_metrics.sync_context():
-            self.test_counts = self.test_metrics.confmat.cpu(), self.test_metrics.table.cpu()
+        counts = self.test_metrics.state()["classes"]
+        self.test_counts = counts["confmat"], counts["table"]
         self.report("test")
 
     def configure_optimizers(self) -> Any:
@@ -370,16 +377,11 @@ class SegmentationModule(LightningModule):
             net = {**net, "init_args": {**net["init_args"], "encoder_weights": None}}
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "net": net}
         # Counts of an epoch that a mid-epoch checkpoint interrupts, those of all processes: the sum of them goes on.
-        # Not in inference mode, in which validation may save: the states would come back as tensors that cannot change.
-        with torch.inference_mode(False), torch.no_grad(), self.train_metrics.sync_context():
-            state = self.train_metrics.metric_state
-            checkpoint["train_counts"] = {key: torch.as_tensor(value).cpu() for key, value in state.items()}
+        checkpoint["train_counts"] = self.train_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self.trainer.training and self.trainer.is_global_zero:
-            for key, value in checkpoint["train_counts"].items():
-                getattr(self.train_metrics, key).copy_(value)
-            self.train_metrics._update_count = 1
+            self.train_metrics.load(checkpoint["train_counts"])
         if self._trainer is not None and self.trainer.training:
             self.trainer.should_stop = checkpoint.get("should_stop", False)
 

@@ -46,7 +46,7 @@ def audit(module: SegmentationDataModule) -> Audit:
 
 
 def _problems(module: SegmentationDataModule, found: Audit, unusable: list[str]) -> list[Problem]:
-    problems = [Problem(module.labels.complaint(found.values), not module.skip)] if found.values else []
+    problems = [Problem(module.labels.explain_undeclared(found.values), not module.skip)] if found.values else []
     if unusable:
         skip = "" if module.skip else " To leave such files out: data.on_bad_file: skip"
         problems.append(Problem(f"{len(unusable)} files cannot be used, e.g. {unusable[0]}{skip}", not module.skip))

@@ -3,17 +3,18 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.io import read_image, read_mask
-from segmentation.data.labels import ClassesMissing, Labels, Value, codes_of, count_values
-from segmentation.data.layout import Files, Pattern, listed, pair, read_list
+from segmentation.data.labels import ClassesMissing, Labels, Value, count_values
+from segmentation.data.layout import Layout
 from segmentation.data.splits import divide
 from segmentation.errors import InputError
 
@@ -29,11 +30,11 @@ class FolderData(SegmentationData):
         root: the data set's folder; environment variables and ~ are expanded.
         classes: name -> mask value, list of values, "#RRGGBB", or {value: ..., color: "#RRGGBB" to display it}.
         ignore: mask value, or list of values, of pixels that count nowhere (void).
-        channels: bands of the images; null: those of the first image.
+        channels: channels of the images; null: those of the first image.
         images: folder of the images below root, or a pattern of their paths, with `{split}` where each split has its
             own. By default `{split}/images` where root/train exists, else `images`.
         masks: folder or pattern of the masks, likewise.
-        instances: folder or pattern of masks that hold one id an individual (0 for none), or null.
+        instances: folder or pattern of masks that hold one id an instance (0 for none), or null.
         splits: what `{split}` stands for where folders or lists have other names, e.g. {val: validation}.
         lists: list files below root: "{split}.txt", one image name a line; or one "all.csv" with columns `name` and
             `split`.
@@ -54,8 +55,8 @@ class FolderData(SegmentationData):
     def __init__(
         self,
         root: str,
-        classes: dict[str, int | str | list[Value] | dict[str, Any]] | None = None,
-        ignore: Value | list[Value] | None = None,
+        classes: dict[str, int | str | list | dict] | None = None,
+        ignore: Value | Sequence[Value] = (),
         channels: int | None = None,
         images: str | None = None,
         masks: str | None = None,
@@ -74,34 +75,36 @@ class FolderData(SegmentationData):
         if not self.root.is_dir():
             raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
         try:
-            self.group_pattern = re.compile(group or "")
+            self.group_pattern = re.compile(group) if group else None
         except re.error as error:
             raise InputError(f"group {group!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error
-        self.called = {split: (splits or {}).get(split, split) for split in SPLITS}
-        prefix = "{split}/" if (self.root / self.called["train"]).is_dir() else ""
-        patterns = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks", "instance": instances}
-        self.patterns = {kind: pattern for kind, pattern in patterns.items() if pattern}
-        self.lists, self.mask_threshold, self.as_rgb = lists, mask_threshold, as_rgb
-        #: Whether images of each split have a folder of their own.
-        self.apart = "{split}" in self.patterns["image"]
+        called = {split: split for split in SPLITS} | (splits or {})
+        prefix = "{split}/" if (self.root / called["train"]).is_dir() else ""
+        patterns = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks"}
+        if instances:
+            patterns["instance"] = instances
+        self.layout = Layout(self.root, patterns, called, lists)
+        self.mask_threshold = mask_threshold
+        self.as_rgb = as_rgb
         #: Whether a sample's folder names the class of what is not 0 in its mask.
-        self.folders_name_classes = "{class}" in self.patterns["image"]
-        self._check_options()
-        self.files, problems = self._find()
+        self.folders_name_classes = "{class}" in patterns["image"]
+        self.files, problems = self.layout.find()
         self._divide(val_fraction, test_fraction, split_seed)
         for split in ("train", "val"):
             if not self.files.get(split):
-                remedy = f"{problems[0]} (nothing is left in the {split} split)" if problems else self._remedy(split)
-                raise InputError(remedy)
+                reason = f"{problems[0]} (nothing is left in the {split} split)" if problems else self._fix(split)
+                raise InputError(reason)
         first = self._first_image(channels)
         if classes is None:
             raise ClassesMissing(self._mask_values())
         super().__init__(replace(Labels.parse(classes, ignore, len(first)), dtype=str(first.dtype), scale=scale))
         self.problems = problems
-        self.of_objects = any(len(files["mask"]) > 1 for split in self.files.values() for files in split.values())
-        self.two_valued = mask_threshold is not None or self.folders_name_classes or self.of_objects
-        plain = self.labels.num_classes == 2 or self.folders_name_classes
-        if self.two_valued and (self.labels.by_color or not plain):
+        masks_of_samples = [files["mask"] for samples in self.files.values() for files in samples.values()]
+        self.one_mask_per_object = max(map(len, masks_of_samples)) > 1
+        #: Whether masks only tell objects from the background.
+        self.two_valued = mask_threshold is not None or self.folders_name_classes or self.one_mask_per_object
+        two_classes = self.labels.num_classes == 2 or self.folders_name_classes
+        if self.two_valued and (self.labels.by_color or not two_classes):
             raise InputError(
                 "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
                 f"{', '.join(self.labels.names)}. For more, name folders after the classes: {{class}} in images, masks"
@@ -119,128 +122,83 @@ class FolderData(SegmentationData):
             raise InputError(
                 f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
             )
-
-        def read(mask: Path, by_color: bool = False) -> np.ndarray:
-            values = read_mask(mask, by_color)
-            (height, width), (h, w) = values.shape[:2], image.shape[1:]
-            if (height, width) != (h, w):
-                raise InputError(
-                    f"{mask}: is {width}x{height} pixels, but its image {path.name} is {w}x{h}. "
-                    "Save both at one size (masks by nearest neighbour)"
-                )
-            return values
-
-        masks = [read(mask, self.labels.by_color) for mask in files["mask"]]
-        values = self._two_valued(np.maximum.reduce(masks), name) if self.two_valued else masks[0]
+        masks = [read_mask(mask, self.labels.by_color) for mask in files["mask"]]
+        ids = [read_mask(file).astype(np.int64) for file in files.get("instance", [])]
+        for file, pixels in zip(files["mask"] + files.get("instance", []), masks + ids, strict=True):
+            _check_size(file, pixels, path, image)
+        values = np.maximum.reduce(masks)
+        if self.two_valued:
+            values = self._declared(values, name)
         index_mask = self.labels.encode(values, str(files["mask"][0]))
-        sample = Sample(image=torch.from_numpy(image), mask=torch.from_numpy(index_mask))
-        if "instance" in files:
-            ids = read(files["instance"][0]).astype(np.int64)
-            if ids.ndim != 2:
-                raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an individual, 0 for none")
-            sample["instance"] = torch.from_numpy(ids)
-        elif self.of_objects:
-            ids = np.zeros(image.shape[1:], np.int64)
+        if self.one_mask_per_object and not ids:
+            ids = [np.zeros(index_mask.shape, np.int64)]
             for number, mask in enumerate(masks, start=1):
-                ids[mask >= (self.mask_threshold or 1)] = number
-            sample["instance"] = torch.from_numpy(ids)
+                ids[0][mask >= (self.mask_threshold or 1)] = number
+        sample = Sample(image=torch.from_numpy(image), mask=torch.from_numpy(index_mask))
+        if ids:
+            if ids[0].ndim != 2:
+                raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an instance, 0 for none")
+            sample["instance"] = torch.from_numpy(ids[0])
         return sample
 
     def fingerprint(self, split: str) -> str:
-        paths = [p for files in self.files[split].values() for paths in files.values() for p in paths]
-        options = (self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb)
-        return repr((options, [_stamp(path) for path in paths]))
+        stamps = []
+        for files in self.files[split].values():
+            for path in chain.from_iterable(files.values()):
+                stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
+                stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
+        return repr((self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, stamps))
 
     def group(self, name: str) -> str:
-        match = self.group_pattern.search(name) if self.group_pattern.pattern else None
-        return match[min(1, self.group_pattern.groups)] if match else name
-
-    def _check_options(self) -> None:
-        if self.lists and "{split}" not in self.lists and not self.lists.endswith(".csv"):
-            raise InputError(f'lists is {self.lists!r}: each split needs a list of its own, e.g. "{{split}}.txt"')
-        if not self.apart and not self.lists and any("{split}" in pattern for pattern in self.patterns.values()):
-            raise InputError(f"{self.patterns}: {{split}} stands in other folders, but not in that of the images")
-        if len({"{class}" in pattern for pattern in self.patterns.values()}) > 1:
-            raise InputError(f"{self.patterns}: {{class}} must stand in all of them, or in none")
-
-    def _find(self) -> tuple[dict[str, dict[str, Files]], list[str]]:
-        """The samples of each split, and what is wrong with files; all are `train` where nothing tells the splits."""
-        found: dict[str, dict[str, Files]] = {}
-        problems: list[str] = []
-        for split in SPLITS if self.apart or self.lists else ("train",):
-            patterns = self._patterns(split)
-            if split != "train" and not patterns["image"].folder.exists():
-                continue
-            for pattern in patterns.values():
-                if not pattern.folder.is_dir():
-                    raise InputError(
-                        f"{pattern.folder}: no such folder. Set data.dataset.root, or the folder names images and masks"
-                    )
-            # Masks that all splits share may belong to another split's images.
-            shared = {kind for kind, text in self.patterns.items() if self.apart and "{split}" not in text}
-            samples, wrong = pair(patterns, shared)
-            if self.lists:
-                path = self._list(split)
-                if not path.is_file():
-                    continue
-                lines = read_list(path, self.called[split])
-                samples, wrong = listed(path, lines, samples, [p.folder for p in patterns.values()]), []
-            found[split] = samples
-            problems += wrong
-        return found, problems
-
-    def _patterns(self, split: str) -> dict[str, Pattern]:
-        return {kind: Pattern(self.root, text, self.called[split]) for kind, text in self.patterns.items()}
-
-    def _list(self, split: str) -> Path:
-        return self.root / str(self.lists).replace("{split}", self.called[split])
+        match = self.group_pattern.search(name) if self.group_pattern else None
+        if match is None:
+            return name
+        return match[1] if match.groups() else match[0]
 
     def _divide(self, val: float | None, test: float, seed: int) -> None:
         """Take fractions of what there is to train on, for splits that are not given."""
-        given = [split for split in ("val", "test") if self.files.get(split)]
-        if ("val" in given and val is not None) or ("test" in given and test):
-            raise InputError(f"{self.root}: has a split {' and '.join(given)} of its own: take the fraction away")
-        if not (given or self.apart or self.lists) and val is None:
+        if (val is not None and self.files.get("val")) or (test and self.files.get("test")):
+            raise InputError(f"{self.root}: has such a split of its own: take the fraction away")
+        if val is None and not self.layout.has_splits:
             val = 0.2
-        pool = self.files.get("train")
-        if not pool or val is None:
+        if val is None or not self.files.get("train"):
             return
         if not 0 < val < 1 or not 0 <= test < 1 or val + test >= 1:
             raise InputError(f"val_fraction {val} and test_fraction {test} must be shares that leave some to train on")
-        names = list(pool)
-        shares = {"val": val, "test": test} if test else {"val": val}
-        parts = divide(names, list(shares.values()), self.group, seed)
-        for split, indices in zip([*shares, "train"], parts, strict=True):
-            self.files[split] = {names[i]: pool[names[i]] for i in indices}
+        pool = list(self.files["train"].items())
+        parts = divide([name for name, _ in pool], [val, test], self.group, seed)
+        for split, part in zip(("val", "test", "train"), parts, strict=True):
+            if part or split == "train":
+                self.files[split] = dict(pool[index] for index in part)
 
-    def _remedy(self, split: str) -> str:
-        """What to do about an empty split."""
+    def _fix(self, split: str) -> str:
+        """The message about an empty split."""
         empty = f"{self.root}: the {split} split is empty."
-        if self.lists:
-            return f"{empty} List its images in {self._list(split)}, one name a line"
-        if not self.apart:
+        if self.layout.lists:
+            return f"{empty} List its images in {self.layout.lists[split]}, one name a line"
+        if not self.layout.has_splits:
             return f"{empty} It takes two images or more, and a val_fraction that leaves some to train on"
-        folders = {kind: pattern.folder for kind, pattern in self._patterns(split).items()}
-        fraction = ", or keep a part of train: val_fraction: 0.2" if split == "val" else ""
+        folders = " and ".join(str(pattern.folder) for pattern in self.layout.folders[split].values())
         return (
-            f"{empty} Put images into {folders['image']} and their masks into {folders['mask']}, or say what the "
-            f"folders are called, e.g. splits: {{val: valid}}{fraction}"
+            f"{empty} Put its files into {folders}, or say what the folders are called, e.g. splits: {{val: valid}}, "
+            "or keep a part of train: val_fraction: 0.2"
         )
 
     def _first_image(self, channels: int | None) -> np.ndarray:
         """The first training image that can be read."""
         errors = []
-        for files in list(self.files["train"].values())[:20]:
+        for files in self.files["train"].values():
             try:
                 return read_image(files["image"][0], channels, self.as_rgb)
             except InputError as error:
                 errors.append(error)
         raise errors[0]
 
-    def _two_valued(self, values: np.ndarray, name: str) -> np.ndarray:
-        """Declared values of a mask that only tells an object from the ground."""
+    def _declared(self, values: np.ndarray, name: str) -> np.ndarray:
+        """Declared values, of a mask that only tells objects from the background."""
         labels = self.labels
-        ground, thing = sorted([values[0] for values in labels.values[:2]], key=int)
+        first = [int(values[0]) for values in labels.values]
+        background, thing = min(first), max(first)
         if self.folders_name_classes:
             folder = name.partition("/")[0]
             if folder not in labels.names:
@@ -248,33 +206,36 @@ class FolderData(SegmentationData):
                     f"{self.root}: the folder {folder!r} names no class. Declared: {', '.join(labels.names)}. "
                     "Rename the folder, or declare the class"
                 )
-            ground, thing = labels.values[0][0], labels.values[labels.names.index(folder)][0]
-        declared = np.where(values >= (self.mask_threshold or 1), thing, ground)
-        return declared if self.mask_threshold else np.where(np.isin(values, labels.ignore), values, declared)
+            background, thing = first[0], first[labels.names.index(folder)]
+        declared = np.where(values >= (self.mask_threshold or 1), thing, background)
+        if self.mask_threshold is None:
+            declared = np.where(np.isin(values, labels.ignore), values, declared)
+        return declared
 
-    def _mask_values(self) -> dict[Value, int]:
-        """Value -> pixels, of some training masks."""
+    def _mask_values(self) -> Counter[Value]:
+        """Value -> pixels, of about twenty training masks."""
         counts: Counter[Value] = Counter()
-        files = [paths["mask"][0] for paths in self.files["train"].values()]
+        files = [files["mask"][0] for files in self.files["train"].values()]
         for path in files[:: max(1, len(files) // 20)]:
-            mask = read_mask(path)
-            counts.update(count_values(codes_of(mask), colors=mask.ndim == 3))
+            counts += count_values(read_mask(path), str(path))
         return counts
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
-    """What changes when a file does. (A link that leads nowhere has none; the statistics names it.)"""
-    try:
-        stat = path.stat()
-    except OSError:
-        return str(path), 0, 0
-    return str(path), stat.st_size, stat.st_mtime_ns
+def _check_size(file: Path, pixels: np.ndarray, path: Path, image: np.ndarray) -> None:
+    height, width = pixels.shape[:2]
+    h, w = image.shape[1:]
+    if (height, width) != (h, w):
+        raise InputError(
+            f"{file}: is {width}x{height} pixels, but its image {path.name} is {w}x{h}. "
+            "Save both at one size (masks by nearest neighbour)"
+        )
 
 
 def expand(root: str) -> Path:
     """A folder as users write it: with ~ and environment variables."""
     expanded = os.path.expanduser(os.path.expandvars(root))
-    if unset := re.search(r"\$\{?(\w+)", expanded):
-        name = unset.group(1)
+    unset = re.search(r"\$\{?(\w+)", expanded)
+    if unset:
+        name = unset[1]
         raise InputError(f"root is {root!r}, but the variable {name} is not set. Fix: export {name}=/path/to/your/data")
     return Path(expanded)

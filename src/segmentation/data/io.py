@@ -1,105 +1,89 @@
-"""Read an image or a mask from a file. Decoding is Pillow's, and tifffile's or imagecodecs' for what Pillow would lose
-(more than four bands, 16 bits in colour). Every failure names the file and the remedy."""
+"""Read an image or a mask from a file, as NumPy arrays; every failure names the file and the fix.
+
+Pillow decodes pictures. tifffile and imagecodecs decode what Pillow would cut: more than four channels, and colour of
+16 bits.
+"""
 
 import logging
-import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
-from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import ExifTags, Image
 
 from segmentation.errors import InputError
 
-#: Endings that count as images in a data folder.
+#: Suffixes that count as images in a data folder.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
+
+#: Pixels from which an image is kept on disk (memory-mapped) where its format allows it.
+LARGE = 64_000_000
+
+PNG_MAGIC = b"\x89PNG"
+PNG_BITS = 24  # the byte of a PNG's header that holds the bits of a channel
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+#: What only Pillow turns into the colours that a viewer shows.
+PILLOWS_TIFF = (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED, tifffile.PHOTOMETRIC.MINISWHITE)
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then raises
 
-LARGE = 64_000_000  # pixels from which memory counts: Pillow needs four bytes each, and as much again for an array
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+class WrongChannels(InputError):
+    """An image has another number of channels, `found`, than declared."""
 
-class WrongBands(InputError):
-    """An image has another number of bands, `found`, than declared."""
-
-    def __init__(self, message: str, found: int = 0) -> None:
+    def __init__(self, message: str, found: int) -> None:
         super().__init__(message)
         self.found = found
 
 
 def read_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.ndarray:
-    """`open_image`, in an array of its own: (channels, H, W), C-contiguous."""
-    return np.array(open_image(path, channels, as_rgb), order="C")  # a copy: Pillow's own array is read-only
+    """`open_image` as a writable, contiguous array in memory."""
+    return np.array(open_image(path, channels, as_rgb), order="C")
 
 
 def open_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.ndarray:
-    """Pixels as the file has them, EXIF orientation applied: (channels, H, W), uint8, uint16 or float32.
+    """Pixels as the file has them, upright: (channels, H, W), uint8, uint16 or float32.
 
-    Without `channels` the file decides. An alpha band that is opaque everywhere is no band, unless `channels` counts
-    it. A `.npy` file is (H, W), (H, W, C), or (C, H, W) where only the first axis can be the bands. Pages of a TIFF
-    are bands where `channels` is their number. With `as_rgb` gray, palette, RGBA and CMYK pictures become RGB.
+    Palette and CMYK pictures become RGB. A `.npy` file is (H, W), (H, W, C), or (C, H, W) where only the first axis
+    can be the channels.
+
+    Args:
+        path: the file.
+        channels: expected channels; None: those of the file. Pages of a TIFF are channels where their numbers agree.
+            An alpha channel that is opaque everywhere is dropped, unless it is expected.
+        as_rgb: turn gray, palette, RGBA and CMYK pictures into RGB.
 
     Raises:
-        InputError: the file is missing, not an image, cut off, or has another number of bands.
+        InputError: the file is missing, not an image, cut off, or has another number of channels.
     """
-    pixels, mode = _read(path, channels)
-    if isinstance(pixels, Image.Image):
-        if as_rgb and mode[0] not in "IF":  # of 8 bits
-            pixels = pixels.convert("RGB")
-        elif mode == "P":
-            pixels = pixels.convert("RGBA" if "transparency" in pixels.info else "RGB")
-        mode = pixels.mode
-    pixels = _numeric(pixels)
-    pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else None
-    if mode in ("RGBA", "LA") and channels in (None, len(pixels) - 1) and (pixels[-1] == opaque).all():
+    pixels = np.moveaxis(_read(path, channels), -1, 0)
+    if as_rgb:
+        pixels = _to_rgb(pixels)
+    elif channels in (None, len(pixels) - 1) and len(pixels) in (2, 4) and _is_opaque(pixels[-1]):
         pixels = pixels[:-1]
-    if pixels.shape[0] != (channels or pixels.shape[0]):
-        raise WrongBands(
-            f"{path}: has {pixels.shape[0]} bands ({mode}), but channels says {channels}. "
-            f"Fix: channels: {pixels.shape[0]}, or, where pictures are mixed, as_rgb: true",
-            len(pixels),
+    found = len(pixels)
+    if channels not in (None, found):
+        raise WrongChannels(
+            f"{path}: has {found} channels, but channels says {channels}. "
+            f"Fix: channels: {found}, or, where gray and colour are mixed, as_rgb: true",
+            found,
         )
-    # What torch cannot compute with (32 bits, doubles) becomes float32.
-    return pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    return pixels.astype(np.float32)  # torch cannot compute with most other types
 
 
 def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
-    """A mask's values as the file has them: (H, W) integers, or with `by_color` (H, W, 3) uint8.
+    """A mask's values as the file has them: (H, W) integers, or (H, W, 3) colours.
 
-    Palette files give their indices, not their colours, unless `by_color`. Gray saved as RGB is taken as gray.
+    A palette file gives its indices, unless `by_color`. Gray saved as RGB is taken as gray.
     """
-    image, _ = _read(path, 1)
-    if isinstance(image, Image.Image):
-        if by_color:
-            return np.asarray(image.convert("RGB"))
-        if image.mode in ("LA", "PA"):
-            image = image.convert(image.mode[0])
-    pixels = _numeric(image)
-    if pixels.ndim == 3 and not by_color and (pixels[..., :1] == pixels[..., 1:3]).all():
-        return pixels[..., 0]
-    return pixels
-
-
-def _read(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, str]:
-    """A picture of Pillow's, or the pixels (H, W) or (H, W, C) of what Pillow would lose; and what it is, in words."""
-    check_file(path)
-    try:
-        return (_array(path, channels), ".npy") if path.suffix.lower() == ".npy" else _decoded(path, channels)
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: {error}. Cut images this large into tiles first") from error
-    except Exception as error:  # decoders raise anything from OSError to struct.error on a damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {reason}). Copy it again or remove it"
-        ) from error
+    pixels = _read(path, 1, expand_palette=by_color)
+    rgb = np.moveaxis(_to_rgb(np.moveaxis(pixels, -1, 0)), 0, -1)
+    is_gray = (rgb == rgb[..., :1]).all()
+    return rgb[..., 0] if is_gray and not by_color else rgb
 
 
 def check_file(path: Path) -> None:
@@ -116,95 +100,101 @@ def check_file(path: Path) -> None:
     raise InputError(f"{path}: no such file")
 
 
-def _decoded(path: Path, channels: int | None) -> tuple[Image.Image | np.ndarray, str]:
+def allow_large() -> None:
+    """Accept images of up to a thousand million pixels, in a job that takes them tile by tile."""
+    Image.MAX_IMAGE_PIXELS = 500_000_000
+
+
+def _to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """(3, H, W) of gray and RGB, with alpha or without; other channels stay as they are."""
+    if len(pixels) <= 2:
+        return pixels[[0, 0, 0]]
+    return pixels[:3] if len(pixels) == 4 else pixels
+
+
+def _is_opaque(alpha: np.ndarray) -> bool:
+    return alpha.dtype.kind == "u" and bool(alpha.min() == np.iinfo(alpha.dtype).max)
+
+
+def _read(path: Path, channels: int | None, expand_palette: bool = True) -> np.ndarray:
+    """Pixels (H, W, C), in the machine's byte order."""
+    check_file(path)
     try:
-        image = Image.open(path)
-    except Image.UnidentifiedImageError:
-        with path.open("rb") as file:
-            if file.read(4) not in TIFF_MAGIC:
-                raise
-        return _tiff(path, channels), "TIFF"
-    with image:
-        pages = getattr(image, "n_frames", 1)
-        large = image.width * image.height > LARGE and image.mode in ("L", "RGB", "RGBA", "I;16")
-        deep = _deep_color(image)
-        if isinstance(image, TiffImageFile):
-            # Pillow reads the first page, and drops bands beyond those of its mode.
-            lost = image.tag_v2.get(277, 1) != len(image.getbands())
-            if pages > 1 or lost or large or deep:
-                return _tiff(path, channels), image.mode if large else "TIFF"
-        elif pages > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
-            raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own")
-        if deep or (large and image.format in ("PNG", "JPEG")):
-            import imagecodecs  # large, and of no use to most data sets
+        pixels = np.atleast_3d(_decode(path, channels, expand_palette))
+        if pixels.ndim > 3 or not pixels.size:
+            raise ValueError(f"an array of {pixels.shape}")
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise anything from OSError to struct.error on a damaged file
+        too_large = isinstance(error, Image.DecompressionBombError)
+        fix = "Cut images this large into tiles first" if too_large else "Copy it again or remove it"
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise InputError(f"{path}: cannot be read as an image ({reason}). {fix}") from error
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
-            decode = imagecodecs.png_decode if image.format == "PNG" else imagecodecs.jpeg8_decode
-            return _upright(decode(path.read_bytes()), image.getexif().get(274, 1)), image.mode
+
+def _decode(path: Path, channels: int | None, expand_palette: bool) -> np.ndarray:
+    if path.suffix.lower() == ".npy":
+        return _decode_npy(path, channels)
+    with path.open("rb") as file:
+        head = file.read(PNG_BITS + 1)
+    if head.startswith(TIFF_MAGIC):
+        with tifffile.TiffFile(path) as tiff:
+            if tiff.pages.first.photometric not in PILLOWS_TIFF:
+                return _decode_tiff(tiff, path, channels)
+    with Image.open(path) as image:
+        pictures = getattr(image, "n_frames", 1)
+        if pictures > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
+            raise InputError(f"{path}: holds {pictures} pictures. Save each as a file of its own")
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image, image.mode
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16 and image.mode != "I;16":
+            import imagecodecs  # it takes long to import, and most data sets do without
+
+            return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
+        has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
+        return _upright(np.asarray(image.convert("RGB") if has_colors else image), orientation)
 
 
-def _deep_color(image: ImageFile) -> bool:
-    """Whether Pillow would cut 16 bits to 8: it has modes of 16 bits for gray alone. (A BMP's are those of a pixel.)"""
-    if image.format not in ("PNG", "TIFF") or image.mode.startswith("I") or not image.tile:
-        return False
-    options: Any = image.tile[0].args
-    return ";16" in str(options if isinstance(options, str) else options[0])
+def _decode_tiff(file: tifffile.TiffFile, path: Path, channels: int | None) -> np.ndarray:
+    pages = [page for page in file.pages[:] if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
+    first = pages[0]  # of a pyramid, the others are reduced
+    area = first.imagelength * first.imagewidth
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or area)
+    if area > limit:  # a damaged header may claim any size
+        raise Image.DecompressionBombError(f"{area} pixels are more than {limit}")
+    if len(pages) not in (1, channels):
+        raise InputError(
+            f"{path}: holds {len(pages)} pictures. Save each as a file of its own, or, if they are channels, declare "
+            f"channels: {len(pages)}"
+        )
+    if len(pages) > 1:
+        pixels = np.dstack([page.asarray() for page in pages])
+    else:
+        pixels = first.asarray(out="memmap" if first.size > LARGE else None)
+        if first.axes[0] != "Y":  # one plane after the other
+            pixels = np.moveaxis(pixels, 0, -1)
+    return _upright(pixels, int(first.tags.valueof("Orientation", 1)))
 
 
-def _tiff(path: Path, channels: int | None) -> np.ndarray:
-    with tifffile.TiffFile(path) as file:
-        first = file.series[0]  # of a pyramid the first level is the image itself
-        axes, shape = first.axes, dict(zip(first.axes, first.shape, strict=True))
-        pages = len(file.series) * math.prod(size for axis, size in shape.items() if axis not in "YXSC")
-        if pages > 1 and (pages != channels or len(file.series) > 1):
-            bands = f", or, if they are bands, declare channels: {pages}" if len(file.series) == 1 else ""
-            raise InputError(f"{path}: holds {pages} pictures. Save each as a file of its own{bands}")
-        _check_area(shape["Y"] * shape["X"])
-        # Of a large one only what is looked at is kept.
-        pixels = first.asarray(out="memmap" if math.prod(first.shape) > LARGE else None)
-        pixels = np.moveaxis(pixels, (axes.index("Y"), axes.index("X")), (0, 1)).reshape(shape["Y"], shape["X"], -1)
-        orientation = file.pages.first.tags.valueof("Orientation", 1)
-    if not pixels.size:
-        raise ValueError("no pixels")
-    return _upright(pixels, int(orientation))
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, ...) as stored, turned as EXIF's and TIFF's orientation tag says."""
-    if orientation in (5, 6, 7, 8):  # stored on their side
-        pixels = np.swapaxes(pixels, 0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = np.fliplr(pixels)
-    return np.flipud(pixels) if orientation in (3, 4, 7, 8) else pixels
-
-
-def _array(path: Path, channels: int | None) -> np.ndarray:
+def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
     pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that lies allocates nothing
-    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or 0 in pixels.shape:
+    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or not pixels.size:
         raise InputError(f"{path}: is {pixels.dtype} {pixels.shape}, not (H, W) or (H, W, C) numbers")
     first, last = pixels.shape[0], pixels.shape[-1]
     if pixels.ndim == 3 and (first == channels != last or (channels is None and first < last)):
         pixels = np.moveaxis(pixels, 0, -1)
-    _check_area(pixels.shape[0] * pixels.shape[1])
     return np.array(pixels)
 
 
-def allow_large() -> None:
-    """In a job that takes images piece by piece, let a picture have up to a thousand million pixels."""
-    Image.MAX_IMAGE_PIXELS = 500_000_000
-
-
-def _check_area(pixels: int) -> None:
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or pixels)  # where Pillow, too, takes a file for a decompression bomb
-    if pixels > limit:
-        raise Image.DecompressionBombError(f"image size ({pixels} pixels) exceeds limit of {limit} pixels")
-
-
-def _numeric(image: Image.Image | np.ndarray) -> np.ndarray:
-    pixels = np.asarray(image)
-    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
-    if pixels.dtype == bool:
-        return pixels.astype(np.uint8)
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, ...) as stored, turned as the orientation tag of EXIF and TIFF says."""
+    if orientation in (5, 6, 7, 8):  # stored on their side
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = np.fliplr(pixels)
+    if orientation in (3, 4, 7, 8):
+        pixels = np.flipud(pixels)
+    return pixels

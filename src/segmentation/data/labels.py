@@ -1,13 +1,15 @@
-"""What a data set declares about its masks: class names, the values (or colours) that stand for them, what to ignore.
+"""The classes that a data set declares: their names, the mask values or colours that stand for them, what to ignore.
 
-Nothing here is ever guessed from pixels. A mask value that nobody declared is an error that prints the YAML to add.
+Nothing is guessed from pixels. A mask value that nobody declared is an error that prints the YAML to add.
 """
 
 import colorsys
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -22,8 +24,8 @@ IGNORE_INDEX = -100
 #: Index of a mask value that nobody declared; it never leaves `Labels.encode`.
 UNDECLARED = -1
 
-FEW = 8  # undeclared values that may be classes; of more, the mask is none
-MANY = 64  # values in the masks of a data set of which nobody says that they are classes
+FEW = 8  # with more undeclared values than this, a file is not a label mask
+MANY = 64  # with more values than this, the masks of a data set are not label masks
 
 #: A mask value: an integer of an index mask, or "#RRGGBB" of a colour mask.
 Value = int | str
@@ -32,32 +34,37 @@ HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 class UndeclaredValues(InputError):
-    """A mask holds values that nobody declared; `counts` are the pixels of all that it holds."""
+    """A mask holds values that nobody declared; `counts` are the pixels of all its values."""
 
-    def __init__(self, message: str, counts: dict[Value, int] | None = None) -> None:
+    def __init__(self, message: str, counts: Counter[Value]) -> None:
         super().__init__(message)
-        self.counts = counts or {}
+        self.counts = counts
 
 
 class ClassesMissing(InputError):
-    """Nobody declared the classes of masks that hold `counts`, value -> pixels; `suggested` is a declaration."""
+    """Nobody declared the classes; `suggested` is a declaration for masks that hold `counts`, value -> pixels."""
 
-    def __init__(self, counts: dict[Value, int]) -> None:
-        values, fix = sorted(counts, key=code_of), ", with names of yours"
-        if len(values) > MANY:
-            values = [values[0], values[-1]]
-            fix = " and mask_threshold: 128, or save masks as PNG with one value a class: these are smeared, like JPEGs"
-        names = ["background" if value in (0, "#000000") else name_of(value) for value in values]
-        names = ["background", "foreground"] if len(values) == 2 else names
-        self.suggested = dict(zip(names, values, strict=True))
-        found = listed(counts, commonest_first=True)
-        declaration = as_yaml("classes", self.suggested)
-        super().__init__(f"classes is not declared. The masks hold {found}. Fix: {declaration}{fix}")
+    def __init__(self, counts: Counter[Value]) -> None:
+        self.suggested = suggest_declaration(counts)
+        fix = f"{as_yaml('classes', self.suggested)}, with names of yours"
+        if len(counts) > MANY:
+            fix += ", and mask_threshold: 128, or save masks as PNG with one value a class: these look like JPEGs"
+        super().__init__(f"classes is not declared. The masks hold {describe(counts)}. Fix: {fix}")
+
+
+def suggest_declaration(counts: Counter[Value]) -> dict[str, Value]:
+    """Classes for masks of these values: name -> value."""
+    values = sorted(counts, key=code_of)
+    if len(values) > MANY:
+        values = [values[0], values[-1]]
+    if len(values) == 2:
+        return {"background": values[0], "foreground": values[1]}
+    return {name_of(value) if code_of(value) else "background": value for value in values}
 
 
 def name_of(value: Value) -> str:
-    """A class name to be replaced."""
-    return f"class_{str(value).lstrip('#')}"
+    """A class name to be replaced by the user."""
+    return f"class_{value}".replace("#", "")
 
 
 def as_yaml(option: str, value: Any) -> str:
@@ -66,11 +73,10 @@ def as_yaml(option: str, value: Any) -> str:
     return f"{option}: {text.strip()}"
 
 
-def listed(counts: dict[Value, int], commonest_first: bool = False) -> str:
-    """Eight values with their pixels."""
-    pairs = sorted(counts.items(), key=lambda pair: -pair[1]) if commonest_first else list(counts.items())
-    first = ", ".join(f"{value} ({pixels:,} pixels)" for value, pixels in pairs[:8])
-    return first + (f" and {len(pairs) - 8} more" if len(pairs) > 8 else "")
+def describe(counts: Counter[Value]) -> str:
+    """The eight commonest values with their pixels."""
+    text = ", ".join(f"{value} ({pixels:,} pixels)" for value, pixels in counts.most_common(8))
+    return text if len(counts) <= 8 else f"{text} and {len(counts) - 8} more"
 
 
 def code_of(value: Value) -> int:
@@ -78,16 +84,24 @@ def code_of(value: Value) -> int:
     return int(value[1:], 16) if isinstance(value, str) else value
 
 
-def codes_of(mask: np.ndarray) -> np.ndarray:
-    """(H, W, 3 or more) uint8 colours as (H, W) integers, 0xRRGGBB; (H, W) integers as they are."""
-    return mask if mask.ndim == 2 else mask[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1)
+def codes_of(mask: np.ndarray, source: str) -> np.ndarray:
+    """A mask as integers (H, W); colours (H, W, 3) become 0xRRGGBB."""
+    if mask.ndim == 3:
+        return mask.astype(np.int64) @ (1 << 16, 1 << 8, 1)
+    if mask.dtype.kind == "f":
+        if not np.array_equal(mask, np.rint(mask)):
+            raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
+        return mask.astype(np.int64)
+    return mask
 
 
-def count_values(codes: np.ndarray, colors: bool) -> dict[Value, int]:
-    """Value -> pixels, of codes of colours or of integers; in the order of the values."""
-    values, counts = np.unique(codes, return_counts=True)
-    found = zip(values.tolist(), counts.tolist(), strict=True)
-    return {f"#{value:06X}" if colors else value: count for value, count in found}
+def count_values(mask: np.ndarray, source: str) -> Counter[Value]:
+    """Value -> pixels."""
+    values, pixels = np.unique(codes_of(mask, source), return_counts=True)
+    names: list[Value] = values.tolist()
+    if mask.ndim == 3:
+        names = [f"#{value:06X}" for value in values]
+    return Counter(dict(zip(names, pixels.tolist(), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ class Labels:
     values: list[list[Value]]  # for each class, the mask values that mean it
     colors: list[str]  # for each class, its display colour "#RRGGBB"
     ignore: list[Value]  # mask values of pixels that count nowhere
-    channels: int = 3  # bands of the images
+    channels: int = 3  # of the images
     dtype: str | None = None  # of the images, by NumPy's name; None: not declared
     scale: float | None = None  # what stands for 1.0 in an image; None: its type's largest integer, 1 for floats
 
@@ -110,7 +124,7 @@ class Labels:
         Args:
             classes: name -> value, list of values, "#RRGGBB", or {"value": any of these, "color": "#RRGGBB"}.
             ignore: a value, a list of values, or None.
-            channels: bands of the images.
+            channels: channels of the images.
         """
         if len(classes) < 2:
             raise InputError(
@@ -119,29 +133,30 @@ class Labels:
             )
         values: list[list[Value]] = []
         colors: list[str] = []
-        for name, spec in classes.items():
+        for index, (name, given) in enumerate(classes.items()):
             where = f"class {name!r}"
-            spec = spec if isinstance(spec, Mapping) else {"value": spec}
-            if unknown := sorted(set(spec) - {"value", "color"}):
+            spec = given if isinstance(given, Mapping) else {"value": given}
+            unknown = sorted(set(spec) - {"value", "color"})
+            if unknown:
                 raise InputError(f"{where} has {unknown}: a class has value and color, nothing else")
-            values.append(_as_values(spec.get("value"), where))
-            if not values[-1]:
-                raise InputError(f"{where} has no mask value: give an integer, a list of them, or a colour")
-            mask_color = next((v for v in values[-1] if isinstance(v, str)), None)
-            colors.append(_check_color(spec.get("color") or mask_color or _distinct_color(len(colors)), where))
-        ignored = [] if ignore is None else _as_values(ignore, "ignore")
-        declared = [value for group in [*values, ignored] for value in group]
-        codes = [code_of(value) for value in declared]
-        if twice := sorted({str(value) for value, code in zip(declared, codes, strict=True) if codes.count(code) > 1}):
-            raise InputError(f"mask value {', '.join(twice)} is declared twice in classes and ignore: keep one")
-        if len({isinstance(value, str) for value in declared}) > 1:
+            own = _as_values(spec.get("value"), where)
+            color = own[0] if isinstance(own[0], str) else _distinct_color(index)
+            values.append(own)
+            colors.append(_check_color(spec.get("color") or color, where))
+        ignored = [] if ignore in (None, (), []) else _as_values(ignore, "ignore")
+        declared = [*chain.from_iterable(values), *ignored]
+        uses = Counter(map(code_of, declared))
+        for value in declared:
+            if uses[code_of(value)] > 1:
+                raise InputError(f"mask value {value} is declared twice in classes and ignore: keep one")
+        if len(set(map(type, declared))) > 1:
             raise InputError("classes and ignore mix integers and colours: a mask is one or the other")
         task: Literal["binary", "multiclass"] = "binary" if len(classes) == 2 else "multiclass"
         return cls(task, [str(name) for name in classes], values, colors, ignored, channels)
 
     @property
     def num_classes(self) -> int:
-        """K, the background counted too where it is a class."""
+        """K, the background included where it is a class."""
         return len(self.names)
 
     @property
@@ -151,14 +166,16 @@ class Labels:
 
     @property
     def reported(self) -> range:
-        """Indices of the classes with figures of their own: of a binary task the foreground alone."""
+        """Indices of the classes with metrics of their own: of a binary task the foreground alone."""
         return range(1 if self.task == "binary" else 0, self.num_classes)
 
     @property
     def background(self) -> int | None:
-        """Index of the class that is nothing: a binary task's first, else the one called background; None: none is."""
+        """Index of the background: a binary task's first class, else the one of this name; None: there is none."""
+        if self.task == "binary":
+            return 0
         lower = [name.lower() for name in self.names]
-        return 0 if self.task == "binary" else lower.index("background") if "background" in lower else None
+        return lower.index("background") if "background" in lower else None
 
     @property
     def by_color(self) -> bool:
@@ -168,7 +185,7 @@ class Labels:
     @property
     def palette(self) -> np.ndarray:
         """Display colours, (K, 3) uint8."""
-        return np.array([getrgb(color) for color in self.colors], dtype=np.uint8)
+        return _rgb(self.colors)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only: what a checkpoint keeps. `Labels(**labels.as_dict())` gives it back."""
@@ -181,94 +198,102 @@ class Labels:
         self.parse(classes, self.ignore)
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
-        """Class indices, (H, W) int64 in 0..K-1 or IGNORE_INDEX, of a mask as read from the file `source`: (H, W)
-        integers, or (H, W, 3) uint8 where colours are declared.
+        """Class indices, (H, W) int64 in 0..K-1 or IGNORE_INDEX, of a mask as `read_mask` gives it.
+
+        Args:
+            mask: (H, W) integers, or (H, W, 3) uint8 where colours are declared.
+            source: the file, for the error.
 
         Raises:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
         """
-        codes = codes_of(mask)
         if self.by_color != (mask.ndim == 3):
-            counts = count_values(codes, mask.ndim == 3)
-            held, declared = ("colours", "integer") if mask.ndim == 3 else ("one value a pixel", "colour")
-            example = dict(zip(self.names, counts if mask.ndim == 3 else range(self.num_classes), strict=False))
+            held = "one value a pixel" if self.by_color else "colours"
+            counts = count_values(mask, source)
             raise InputError(
-                f"{source}: holds {held}: {listed(counts, commonest_first=True)}. But the classes are declared by "
-                f"{declared}. Fix: {as_yaml('classes', example)}, or as they are meant"
+                f"{source}: holds {held}, which classes does not declare: {describe(counts)}. "
+                f"Fix: {as_yaml('classes', suggest_declaration(counts))}, with names of yours"
             )
-        if codes.dtype.kind == "f":
-            if not np.array_equal(codes, np.rint(codes)):
-                raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
-            codes = codes.astype(np.int64)
-        # Of bytes there are only 256: looking those up, not the pixels, is ten times faster.
-        index = self._look_up(np.arange(256)).take(codes) if codes.dtype == np.uint8 else self._look_up(codes)
+        codes = codes_of(mask, source)
+        # Of bytes look up the 256 values, not all pixels: ten times faster.
+        index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
         if (index == UNDECLARED).any():
-            counts = count_values(codes, self.by_color)
-            raise UndeclaredValues(f"{source}: {self.complaint(counts)}", counts)
+            counts = count_values(mask, source)
+            raise UndeclaredValues(f"{source}: {self.explain_undeclared(counts)}", counts)
         return index
 
     def decode(self, index: np.ndarray) -> np.ndarray:
-        """The data set's own label values of class indices: (H, W) integers, or (H, W, 3) uint8 colours."""
+        """The data set's own mask values of class indices: (H, W) integers, or (H, W, 3) uint8 colours."""
         if self.by_color:
-            return np.array([getrgb(str(values[0])) for values in self.values], dtype=np.uint8)[index]
+            return _rgb([values[0] for values in self.values])[index]
         first = [int(values[0]) for values in self.values]
-        if index.dtype == np.uint8 and first == list(range(len(first))):
-            return index  # of a large mask there is one array, not two
         smallest_type = np.result_type(np.min_scalar_type(min(first)), np.min_scalar_type(max(first)))
         return np.array(first, dtype=smallest_type)[index]
 
-    def _look_up(self, codes: np.ndarray) -> np.ndarray:
-        """Class index, IGNORE_INDEX or UNDECLARED of each code."""
-        table = {code_of(value): index for index, values in enumerate(self.values) for value in values}
-        table |= {code_of(value): IGNORE_INDEX for value in self.ignore}
-        known, index = map(np.array, zip(*sorted(table.items()), strict=True))
-        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        return np.where(known[place] == codes, index[place], UNDECLARED)
-
-    def undeclared(self, values: Iterable[Value]) -> list[Value]:
-        """Those of some mask values that nobody declared."""
-        declared = {code_of(value) for group in [*self.values, self.ignore] for value in group}
-        return [value for value in values if code_of(value) not in declared]
-
-    def mended(self, values: Collection[Value]) -> dict[str, Any] | None:
-        """`classes` that fit masks of these values, name -> value or list of values; None where that cannot be said:
-        nothing is undeclared, or so much that it is no class.
+    def suggest_classes(self, values: Iterable[Value]) -> dict[str, Any] | None:
+        """`classes` that fit masks of these values, name -> value or list of values.
 
         Two classes in other values than declared, 0 and 255 for 0 and 1, are still these two.
+
+        Returns:
+            None where nothing is undeclared, or so much that it is not a class.
         """
+        codes = {0, *map(code_of, values)}
         undeclared = self.undeclared(values)
         if not undeclared or len(undeclared) > FEW:
             return None
-        codes = {code_of(value) for value in values} | {0}
         simple = not self.by_color and [len(group) for group in self.values] == [1, 1]
-        if simple and codes in ({0, 1}, {0, 255}) and not codes & {code_of(value) for value in self.ignore}:
-            first, second = (code_of(group[0]) for group in self.values)
-            return dict(zip(self.names, sorted(codes, reverse=first > second), strict=True))
-        declared = {name: v[0] if len(v) == 1 else v for name, v in zip(self.names, self.values, strict=True)}
-        return declared | {name_of(value): value for value in undeclared}
+        if simple and codes in ({0, 1}, {0, 255}) and codes.isdisjoint(self.ignore):
+            descending = int(self.values[0][0]) > int(self.values[1][0])
+            return dict(zip(self.names, sorted(codes, reverse=descending), strict=True))
+        classes: dict[str, Any] = {}
+        for name, group in zip(self.names, self.values, strict=True):
+            classes[name] = group[0] if len(group) == 1 else group
+        return classes | {name_of(value): value for value in undeclared}
 
-    def complaint(self, counts: dict[Value, int]) -> str:
-        """What to say about masks of these values, value -> pixels, of which some are not declared: with the YAML of
-        `mended`, where they are few."""
-        undeclared = {value: counts[value] for value in self.undeclared(counts)}
-        classes = self.mended(counts)
-        fix = (
-            "Declare them if they are classes. Else this is not an index mask (JPEG, anti-aliased or a photo?): save "
-            "masks as PNG with one value a class; or, where smeared masks tell two classes, mask_threshold: 128"
-        )
+    def explain_undeclared(self, counts: Counter[Value]) -> str:
+        """The message about masks of these values, value -> pixels, of which some are not declared; with the YAML of
+        `suggest_classes`."""
+        undeclared = self.undeclared(counts)
+        classes = self.suggest_classes(counts)
         if classes:
             ignore = as_yaml("ignore", [*self.ignore, *undeclared])
             fix = f"Fix: {as_yaml('classes', classes)}, or, if they count nowhere, {ignore}"
-        said = f"mask values that classes does not declare: {listed(undeclared)}, of {sum(counts.values()):,}"
-        return f"{said}. {fix}"
+        else:
+            fix = (
+                "Declare them if they are classes. Else this is not a label mask (JPEG, anti-aliased or a photo?): "
+                "save masks as PNG with one value a class; or, for two classes, set mask_threshold: 128"
+            )
+        found = describe(Counter({value: counts[value] for value in undeclared}))
+        return f"mask values that classes does not declare: {found}, of {counts.total():,}. {fix}"
+
+    def undeclared(self, values: Iterable[Value]) -> list[Value]:
+        """Those of some mask values that nobody declared."""
+        table = self._table()
+        return [value for value in values if code_of(value) not in table]
+
+    def _table(self) -> dict[int, int]:
+        """Code of a mask value -> class index or IGNORE_INDEX."""
+        table = {code_of(value): IGNORE_INDEX for value in self.ignore}
+        for index, values in enumerate(self.values):
+            table |= {code_of(value): index for value in values}
+        return table
+
+    def _look_up(self, codes: np.ndarray) -> np.ndarray:
+        """Class index, IGNORE_INDEX or UNDECLARED of each code."""
+        table = self._table()
+        known = sorted(table)
+        index = np.array([table[code] for code in known])
+        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        return np.where(np.take(known, place) == codes, index[place], UNDECLARED)
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:
     values = list(declared) if isinstance(declared, (list, tuple)) else [declared]
-    for value in values:
+    for value in values or [None]:
         if isinstance(value, str):
             _check_color(value, where)
-        elif isinstance(value, bool) or not isinstance(value, int):
+        elif type(value) is not int:
             raise InputError(
                 f"{where} has the mask value {value!r}: give an integer, a list of them, or "
                 '"#RRGGBB" in quotes (YAML takes a bare # for a comment)'
@@ -282,9 +307,14 @@ def _check_color(color: Any, where: str) -> str:
     return color.upper()
 
 
+def _rgb(colors: Iterable[Any]) -> np.ndarray:
+    return np.array([getrgb(color) for color in colors], dtype=np.uint8)
+
+
 def _distinct_color(index: int) -> str:
     """Display colours for classes that declare none: dark gray first, then hues a golden angle apart."""
     if index == 0:
         return "#30343C"
-    red, green, blue = colorsys.hsv_to_rgb((0.08 + (index - 1) * 0.61803) % 1, 0.62 if index % 2 else 0.8, 0.95)
-    return f"#{round(red * 255):02X}{round(green * 255):02X}{round(blue * 255):02X}"
+    hue = 0.08 + (index - 1) * 0.61803
+    color = colorsys.hsv_to_rgb(hue % 1, 0.62 if index % 2 else 0.8, 0.95)
+    return "#" + bytes(round(255 * part) for part in color).hex().upper()

@@ -13,51 +13,140 @@ folder named like a class) and `*` (anything within one folder's or file's name)
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from itertools import chain, takewhile
 from pathlib import Path
 
+from segmentation.data.base import SPLITS
 from segmentation.data.io import IMAGE_SUFFIXES
 from segmentation.errors import InputError, readable
 
-#: A sample's files of each kind (image, mask, instance), by the sample's name; masks may be one per object.
+#: Files of one kind (image, mask, instance) by the sample's name; masks may be one per object.
 Files = dict[str, list[Path]]
 
-PLACEHOLDERS = {"{name}": r"(?P<name>.+?)", "{class}": r"(?P<folder>[^/]+)", "*": r"[^/]*"}
-PLACEHOLDER = re.compile(r"(\{name\}|\{class\}|\*)")
+#: A split's samples: name -> kind -> files.
+Samples = dict[str, dict[str, list[Path]]]
 
 
 class Pattern:
-    """One kind of files below `root`; `{split}` stands for `split`."""
+    """Where the files of one kind lie, in one split.
 
-    def __init__(self, root: Path, text: str, split: str) -> None:
-        text = text.strip("/").replace("{split}", split)
-        text = text if "{name}" in text else f"{text}/{{name}}"
-        fixed = PLACEHOLDER.split(text)[0].rpartition("/")[0]
-        self.folder = root / fixed
-        self.text = Path(text).relative_to(fixed).as_posix()  # below the folder
-        self.several = "*" in text
-        regex = "".join(PLACEHOLDERS.get(part, re.escape(part)) for part in PLACEHOLDER.split(self.text))
-        has_ending = Path(text).suffix.lower() in IMAGE_SUFFIXES
-        # DOTALL: a name may hold a line break.
-        ending, flags = ("", re.DOTALL | re.IGNORECASE) if has_ending else (r"\.[^./]+", re.DOTALL)
-        self.regex = re.compile(regex + ending, flags)
+    Args:
+        root: folder of the data set.
+        text: the pattern; `{split}` stands for `split`.
+        split: the split's name on disk.
+        several: whether a sample may have several such files.
 
-    def find(self) -> dict[str, list[Path]]:
-        """Image files that match, by the sample's name; the class's folder is part of a name."""
-        found: dict[str, list[Path]] = {}
+    Attributes:
+        folder: all files lie below it.
+        example: path of the file of a sample, with `{name}`.
+    """
+
+    def __init__(self, root: Path, text: str, split: str, several: bool) -> None:
+        path = Path(text.strip("/").replace("{split}", split))
+        if "{name}" not in text:
+            path = path / "{name}"
+        fixed = takewhile(lambda part: "{" not in part and "*" not in part, path.parts[:-1])
+        self.root = root
+        self.several = several
+        self.folder = root.joinpath(*fixed)
+        self.example = path.as_posix().replace("{class}/{name}", "{name}").replace("*", "1")
+        regex = re.escape(path.as_posix()).replace(r"\*", "[^/]*").replace(r"\{class\}", "([^/]+)")
+        regex = regex.replace(r"\{name\}", "(?P<name>.+?)", 1).replace(r"\{name\}", "(?P=name)")
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            regex += r"\.[^./]+"
+            self.example += ".png"
+        self.regex = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
+
+    def find(self, problems: list[str], taken: Container[Path] = ()) -> Files:
+        """Image files that match and are not `taken`; files that are one too many go to `problems`."""
+        found: Files = {}
         for path in walk(self.folder):
-            match = self.regex.fullmatch(path.relative_to(self.folder).as_posix())
-            if match:
-                folder = match.groupdict().get("folder")
-                name = readable(f"{folder}/{match['name']}" if folder else match["name"])
-                found.setdefault(name, []).append(path)
+            match = self.regex.fullmatch(path.relative_to(self.root).as_posix())
+            if match and path not in taken:
+                files = found.setdefault(readable("/".join(match.groups())), [])
+                if files and not self.several:
+                    problems.append(f"{path}: {files[0].name} has the same name but for its suffix. Keep one of them")
+                else:
+                    files.append(path)
         return found
 
-    def example(self, name: str) -> Path:
-        """Where the file of a sample would be."""
-        folder, _, rest = name.partition("/") if "{class}" in self.text else ("", "", name)
-        path = self.folder / self.text.replace("{class}", folder).replace("{name}", rest).replace("*", "1")
-        return path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_name(f"{path.name}.png")
+
+class Layout:
+    """Finds the samples of each split of a data set.
+
+    Args:
+        root: folder of the data set.
+        patterns: kind (image, mask, instance) -> pattern.
+        called: split -> what stands for `{split}`.
+        lists: list files below root, with `{split}`; or one .csv file; or None.
+
+    Attributes:
+        folders: split -> kind -> where its files lie.
+        lists: split -> its list file; empty where there are none.
+        has_splits: whether folders or lists say which sample is of which split; else all are of `train`.
+
+    Raises:
+        InputError: the patterns do not go together.
+    """
+
+    def __init__(self, root: Path, patterns: dict[str, str], called: dict[str, str], lists: str | None) -> None:
+        images_are_apart = "{split}" in patterns["image"]
+        if lists and "{split}" not in lists and not lists.endswith(".csv"):
+            raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. "{{split}}.txt"')
+        if "{split}" in "".join(patterns.values()) and not (lists or images_are_apart):
+            raise InputError(f"{patterns}: {{split}} stands in other folders, but not in that of the images")
+        self.root = root
+        self.called = called
+        self.has_splits = images_are_apart or lists is not None
+        self.masks_are_shared = images_are_apart and "{split}" not in patterns["mask"]
+        self.lists: dict[str, Path] = {}
+        self.folders: dict[str, dict[str, Pattern]] = {}
+        for split, name in called.items():
+            self.folders[split] = {}
+            for kind, text in patterns.items():
+                several = kind == "mask" and "*" in text
+                self.folders[split][kind] = Pattern(root, text, name, several)
+            if lists:
+                self.lists[split] = root / lists.replace("{split}", name)
+
+    def find(self) -> tuple[dict[str, Samples], list[str]]:
+        """The samples of each split, and what is wrong with the files that became none."""
+        found: dict[str, Samples] = {}
+        problems: list[str] = []
+        for split in SPLITS if self.has_splits else ("train",):
+            patterns = self.folders[split]
+            if split != "train" and not patterns["image"].folder.exists():
+                continue
+            for pattern in patterns.values():
+                if not pattern.folder.is_dir():
+                    raise InputError(
+                        f"{pattern.folder}: no such folder. Set data.dataset.root, or the folder names images and masks"
+                    )
+            samples, wrong = self._pair(patterns)
+            if not self.lists:
+                found[split] = samples
+                problems += wrong
+            elif self.lists[split].is_file():
+                found[split] = _choose(self.lists[split], self.called[split], samples, patterns)
+        return found, [readable(problem) for problem in problems]
+
+    def _pair(self, patterns: dict[str, Pattern]) -> tuple[Samples, list[str]]:
+        problems: list[str] = []
+        found = {kind: pattern.find(problems) for kind, pattern in patterns.items() if kind != "image"}
+        masks = set(chain.from_iterable(found["mask"].values()))
+        found["image"] = patterns["image"].find(problems, masks)  # {name}.png fits x_mask.png too
+        pairs = [("image", kind) for kind in patterns if kind != "image"]
+        if not self.masks_are_shared:  # else a mask may be that of another split's image
+            pairs.append(("mask", "image"))
+        for kind, other in pairs:
+            for name in sorted(found[kind].keys() - found[other].keys()):
+                wanted = self.root / patterns[other].example.replace("{name}", name)
+                problems.append(
+                    f"{found[kind][name][0]}: this {kind} has no {other}. Fix: add {wanted}, or take the {kind} away"
+                )
+        names = sorted(set.intersection(*map(set, found.values())))
+        return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -69,84 +158,50 @@ def walk(folder: Path) -> Iterator[Path]:
     """
     for place, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         here = Path(place).resolve()
-        # A link to a folder that we are in would never end.
-        folders[:] = sorted(n for n in folders if n[0] != "." and not here.is_relative_to(Path(place, n).resolve()))
+        for name in sorted(folders):
+            folders.remove(name)
+            # A link to a folder that we are in would never end.
+            if not name.startswith(".") and not here.is_relative_to(Path(place, name).resolve()):
+                folders.append(name)
         for name in sorted(files):
-            if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(place, name)
 
 
 def _refuse_folder(error: OSError) -> None:
     """os.walk would leave the folder out without a word."""
-    raise InputError(
-        f"{error.filename}: cannot be opened ({error.strerror}). Give yourself the right to read it"
-    ) from error
+    raise InputError(f"{error.filename}: cannot be opened ({error.strerror}). Allow yourself to read it") from error
 
 
-def pair(patterns: dict[str, Pattern], shared: set[str]) -> tuple[dict[str, Files], list[str]]:
-    """The samples that the patterns find, and what is wrong with the other files.
-
-    Args:
-        patterns: of image, mask and, where there are some, instance.
-        shared: kinds whose files are those of all splits: some may belong to another split's images.
-
-    Returns:
-        name -> kind -> files, in the order of the names; and one message for each file that is left out.
-    """
-    found = {kind: pattern.find() for kind, pattern in patterns.items()}
-    problems = []
-    if patterns["image"].folder == patterns["mask"].folder:  # {name}.png fits x_mask.png too
-        masks = {path for kind, files in found.items() if kind != "image" for paths in files.values() for path in paths}
-        images = {name: [path for path in paths if path not in masks] for name, paths in found["image"].items()}
-        found["image"] = {name: paths for name, paths in images.items() if paths}
-    for kind, files in found.items():
-        for name, paths in files.items():
-            if len(paths) > 1 and not (kind == "mask" and patterns[kind].several):
-                problems.append(f"{paths[1]}: {paths[0].name} has the same name but for its ending. Keep one of them")
-                files[name] = paths[:1]
-    for kind, other in (("image", "mask"), ("mask", "image"), ("image", "instance")):
-        if other in found and kind not in shared:
-            for name in sorted(found[kind].keys() - found[other].keys()):
-                problems.append(
-                    f"{found[kind][name][0]}: this {kind} has no {other}. "
-                    f"Fix: add {patterns[other].example(name)}, or take the {kind} away"
-                )
-    names = sorted(set.intersection(*(set(files) for files in found.values())))
-    samples = {name: {kind: files[name] for kind, files in found.items()} for name in names}
-    return samples, [readable(problem) for problem in problems]
-
-
-def read_list(path: Path, split: str) -> list[str]:
-    """The names in a list file of a split: lines of text, or of a .csv file with a heading of `name` and `split`.
+def _choose(source: Path, split: str, samples: Samples, patterns: dict[str, Pattern]) -> Samples:
+    """The samples that a list file names for a split: one a line, or rows of a .csv file.
 
     Raises:
-        InputError: no such column.
+        InputError: a line names no sample; a .csv file lacks a column.
     """
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    if path.suffix.lower() != ".csv":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    rows = list(csv.DictReader(text.splitlines()))
-    for column in ("name", "split"):
-        if not rows or rows[0].get(column) is None:
-            raise InputError(f"{path}: has no column {column!r}. Its first line must be: name,split")
-    return [row["name"] for row in rows if row["split"] == split]
-
-
-def listed(source: Path, lines: list[str], samples: dict[str, Files], folders: list[Path]) -> dict[str, Files]:
-    """The samples that a list names: as they are called, by file name, or by a path that ends so; what follows a space
-    is ignored if the line as a whole is no sample.
-
-    Raises:
-        InputError: a line names no sample that has a file in each of `folders`.
-    """
+    lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    if source.suffix.lower() == ".csv":
+        rows = csv.DictReader(lines)
+        if not {"name", "split"} <= set(rows.fieldnames or []):
+            raise InputError(f"{source}: its first line must name the columns, e.g. name,split")
+        lines = [row["name"] for row in rows if row["split"] == split]
     chosen = {}
-    for line in lines:
-        paths = [Path(readable(text)) for text in (line, line.split()[0])]
-        paths += [path.with_suffix("") for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-        ends = ("/".join(path.parts[first:]) for path in paths for first in range(len(path.parts)))
-        name = next((end for end in ends if end in samples), None)
+    for line in filter(None, map(str.strip, lines)):
+        name = next((name for name in _possible_names(line) if name in samples), None)
         if name is None:
-            where = ", ".join(map(str, folders))
-            raise InputError(f"{source}: lists {line}, but there is no file of that name in each of {where}")
+            folders = ", ".join(str(pattern.folder) for pattern in patterns.values())
+            raise InputError(f"{source}: lists {line}, but there is no file of that name in each of {folders}")
         chosen[name] = samples[name]
     return chosen
+
+
+def _possible_names(line: str) -> Iterator[str]:
+    """What a line of a list may call a sample: its name, its file, or a path that ends so; columns may follow."""
+    for text in (line, line.split()[0]):
+        parts = Path(readable(text)).parts
+        for first in range(len(parts)):
+            name = "/".join(parts[first:])
+            yield name
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                yield stem

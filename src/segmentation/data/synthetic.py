@@ -48,12 +48,13 @@ class ShapesData(SegmentationData):
 
     def __init__(self, train: int = 512, val: int = 64, test: int = 128, size: int = 96, seed: int = 0) -> None:
         super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
-        self.counts = {"train": train, "val": val, "test": test}
-        self.size, self.seed = size, seed
         if min(train, val, test, seed) < 0:
             raise InputError(f"data train={train}, val={val}, test={test} and seed={seed} must be 0 or more")
         if size < SMALLEST:
             raise InputError(f"data size={size} leaves shapes of a few pixels: use {SMALLEST} or more, e.g. size: 96")
+        self.counts = {"train": train, "val": val, "test": test}
+        self.size = size
+        self.seed = seed
 
     def names(self, split: str) -> list[str]:
         return [f"{split}-{index:04d}" for index in range(self.counts[split])]
@@ -73,11 +74,13 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
     hue = rng.random()
     image = texture(rng, x, y, hue, size)
     instance = np.zeros((size, size), np.int64)
-    classes, visible, needed = [0], np.array([size * size]), np.array([0.0])  # of each instance; 0 is the ground
+    classes = [0]  # of each instance; 0 is the ground
+    needed = [0.0]  # pixels of each instance that stay visible
     for _ in range(rng.integers(9, 19)):
         kind = int(rng.integers(1, len(CLASSES)))
         radius = size * rng.uniform(*RADIUS)
-        cx, cy = rng.uniform(0, size), rng.uniform(0, size)
+        cx = rng.uniform(0, size)
+        cy = rng.uniform(0, size)
         # Work in a box around the shape: `reach` holds the triangle's tips, at 1.56 radii, and some shadow.
         reach = int(1.75 * radius) + 3
         rows = slice(max(0, int(cy) - reach), int(cy) + reach)
@@ -85,14 +88,15 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         u, v = rotate(x[rows, columns] - cx, y[rows, columns] - cy, rng.uniform(0, 2 * pi))
         distance = outline(u, v, kind, radius)
 
-        ids, inside = instance[rows, columns], distance < 0
-        left = np.append(visible - np.bincount(ids[inside], minlength=len(classes)), inside.sum())
-        least = np.append(needed, VISIBLE * pi * radius**2)
-        if (left < least).any():
+        candidate = instance.copy()
+        candidate[rows, columns][distance < 0] = len(classes)
+        least = [*needed, VISIBLE * pi * radius**2]
+        visible = np.bincount(candidate.ravel(), minlength=len(least))
+        if (visible < least).any():
             continue  # it would lie mostly outside, or hide too much of an earlier shape
-        ids[inside] = len(classes)
+        instance = candidate
+        needed = least
         classes.append(kind)
-        visible, needed = left, least
 
         patch = image[:, rows, columns]
         patch *= 1 - 0.45 * np.exp(-np.maximum(distance, 0) / (0.02 * size))  # a shadow parts shapes that overlap
@@ -100,7 +104,8 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         patch += np.clip(0.5 - distance, 0, 1) * (fill - patch)  # soft edges, as a camera gives them
     image *= 0.75 + 0.5 * cloud(rng, x / size, y / size, 2)  # light falls unevenly
     image += rng.uniform(0.01, 0.05) * rng.standard_normal(image.shape, dtype=np.float32)
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8), np.array(classes)[instance], instance
+    pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return pixels, np.array(classes)[instance], instance
 
 
 def outline(u: np.ndarray, v: np.ndarray, kind: int, radius: float) -> np.ndarray:
@@ -111,17 +116,22 @@ def outline(u: np.ndarray, v: np.ndarray, kind: int, radius: float) -> np.ndarra
     if kind == 2:
         return np.abs(r - radius) - radius / 4  # from 3/4 to 5/4: pi (25 - 9) / 16 is pi again
     tips, notch = POINTED[kind]
-    tip = radius * sqrt(pi / (tips * notch * sin(pi / tips)))
+    step = pi / tips
+    tip = radius * sqrt(pi / (tips * notch * sin(step)))
     # All sides are mirror images of one, from a tip at angle 0 to a notch at pi / tips: fold the plane onto it.
-    angle = np.abs((np.arctan2(v, u) + pi / tips) % (2 * pi / tips) - pi / tips)
-    dx, dy = notch * cos(pi / tips) - 1, notch * sin(pi / tips)
-    nx, ny = dy / hypot(dx, dy), -dx / hypot(dx, dy)  # the side's normal
+    angle = np.abs((np.arctan2(v, u) + step) % (2 * step) - step)
+    dx = notch * cos(step) - 1
+    dy = notch * sin(step)
+    length = hypot(dx, dy)
+    nx = dy / length  # (nx, ny) is the side's normal
+    ny = -dx / length
     return r * (nx * np.cos(angle) + ny * np.sin(angle)) - nx * tip
 
 
 def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates in axes turned by `angle`."""
-    c, s = cos(angle), sin(angle)
+    c = cos(angle)
+    s = sin(angle)
     return c * x + s * y, c * y - s * x
 
 
@@ -141,10 +151,9 @@ def texture(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, hue: float, 
         case _:
             mix = cloud(rng, u / size, v / size, 8)
     light = rng.uniform(0.35, 0.75)
-    tones = [
-        colorsys.hls_to_rgb((hue + shift) % 1, light + shade, rng.uniform(0.4, 0.8))
-        for shift, shade in ((0, -0.05), (0.05, 0.06))
-    ]
+    tones = []
+    for shift, shade in ((0, -0.05), (0.05, 0.06)):
+        tones.append(colorsys.hls_to_rgb((hue + shift) % 1, light + shade, rng.uniform(0.4, 0.8)))
     first, second = np.array(tones, np.float32)[..., None, None]
     return first + (second - first) * mix
 

@@ -19,7 +19,7 @@ from segmentation.data.layout import walk
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor, add_options
 from segmentation.inference.results import Results, Writer
-from segmentation.training.job import JobParser, start_job
+from segmentation.training.entry import JobParser, start_job
 
 
 def predict(args: list[str] | None = None) -> int:

@@ -11,11 +11,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
-from segmentation.data.io import WrongBands, allow_large, open_image
+from segmentation.data.io import WrongChannels, allow_large, open_image
 from segmentation.errors import InputError
 from segmentation.inference.tiled import Symmetries, TiledInference
 from segmentation.module import SegmentationModule
-from segmentation.training.job import JobParser
+from segmentation.training.entry import JobParser
 
 WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
 TILE = 512  # side of the tiles of a larger one
@@ -70,10 +70,10 @@ class Predictor:
         """Pixels (C, H, W). Raises InputError unless the image is like those that the net was trained on."""
         try:
             image = open_image(path, self.labels.channels, self.as_rgb)
-        except WrongBands as error:
+        except WrongChannels as error:
             raise InputError(
-                f"{path}: has {error.found} bands, but the net was trained on {self.labels.channels}. Convert it, or "
-                "train with as_rgb: true, which takes gray and RGBA pictures for RGB"
+                f"{path}: has {error.found} channels, but the net was trained on {self.labels.channels}. "
+                "Convert it, or train with as_rgb: true, which takes gray and RGBA pictures for RGB"
             ) from error
         if self.labels.dtype and str(image.dtype) != self.labels.dtype:
             raise InputError(

@@ -22,7 +22,7 @@ from segmentation.errors import InputError
 from segmentation.inference.instances import separate
 from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
-from segmentation.training.job import check_folder
+from segmentation.training.entry import check_folder
 from segmentation.visualize import overlay, save_png
 
 RECORD = "predict.json"  # in an output folder: what made the masks in it, and of which images

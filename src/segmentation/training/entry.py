@@ -1,23 +1,87 @@
-"""How a script ends: an exit status, and at most one line of error.
+"""How every script starts and ends: set-up of the process, the short command lines, exit status, the line of error.
 
 Exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 preempted (saved, to be resumed); anything else, with its stack trace,
-is a bug of this project. Nothing here imports torch.
+is a bug of this project. Nothing here imports torch: that takes seconds, in which Ctrl-C must count already.
 """
 
+import argparse
+import ast
 import ctypes
 import errno
+import logging
 import os
 import pkgutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, readable
 
+BUG = 1  # exit status
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+#: Warnings that a user can do nothing about.
+SMALL_TALK = (
+    ".*LeafSpec.*is deprecated.*",
+    '.*install "ipywidgets" for Jupyter support.*',
+    ".*`srun` command is available.*",
+    ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",
+    ".*sync_dist=True.*",
+    ".*is already saved during checkpointing.*",
+    r"\s*Unable to serialize instance.*",
+    ".*removed from hparams because it cannot be pickled.*",
+    ".*is smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+)
+
+OUT_OF_MEMORY = (
+    "out of memory. Turn down, in this order: data.batch_size (and data.eval_batch_size), data.crop, "
+    "model.net.widths, data.num_workers; or use --trainer.precision bf16-mixed"
+)
+SHARED_MEMORY_FULL = f"shared memory (/dev/shm), which workers use for batches, is full. {ENLARGE_SHARED_MEMORY}"
+WORKER_KILLED = (
+    "a worker of the data loader was killed: most likely the memory has run out. Turn down data.num_workers or "
+    "data.batch_size, or set data.cache: false; then start again with --resume"
+)
+WORKER_DIED = "a worker of the data loader has died. Start again with --resume; if it dies again, --data.num_workers 0"
+LOST_PEER = "another process of this run has died; its message is above. Start again with --resume"
+NOT_DETERMINISTIC = (
+    "--trainer.deterministic true: this net or loss uses a kernel without a deterministic version. Take another "
+    "encoder (--config configs/model/unet_resnet34.yaml), or --trainer.deterministic warn"
+)
+
+#: Part of a library's error, in small letters -> exit status and message. The first that fits counts.
+KNOWN = {
+    "memory(shm)": (2, SHARED_MEMORY_FULL),
+    "signal: bus error": (2, SHARED_MEMORY_FULL),
+    "signal: killed": (2, WORKER_KILLED),
+    "exited unexpectedly": (1, WORKER_DIED),
+    "dataloader timed out": (1, "no batch came: a worker of the data loader hangs. Start again with --resume"),
+    "too many open files": (2, "too many open files. Fix: ulimit -n 65536, or turn down data.num_workers"),
+    "eaddrinuse": (2, "the port at which the processes meet is in use. Fix: unset MASTER_PORT, or set another"),
+    "connection closed by peer": (1, LOST_PEER),  # gloo
+    "connection reset by peer": (1, LOST_PEER),
+    "ncclremoteerror": (1, LOST_PEER),
+    "deterministic implementation": (2, NOT_DETERMINISTIC),
+    "memoryerror": (2, OUT_OF_MEMORY),
+    "out of memory": (2, OUT_OF_MEMORY),
+    "allocate memory": (2, OUT_OF_MEMORY),
+}
+
+#: Errors of a disk or a folder that the user can mend.
+UNWRITABLE = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENAMETOOLONG", "EEXIST", "ENOTDIR", "EISDIR")
+
 
 class Preempted(Exception):
-    """The scheduler takes the machine away; all that counts is saved. The message says where.
+    """The scheduler takes the machine away, and the run is saved. The message says where.
 
     Args:
         message: one line.
@@ -30,169 +94,156 @@ class Preempted(Exception):
         self.last = last
 
 
-OUT_OF_MEMORY = (
-    "out of memory. Turn down, in this order: data.batch_size (and data.eval_batch_size), data.crop, "
-    "model.net.widths, data.num_workers; or use --trainer.precision bf16-mixed, which halves the memory of activations."
-)
-INTERRUPTED = (
-    "interrupted: what was finished is kept. predict.py goes on from it by the same command, train.py by the run's "
-    "--name and --resume; the other jobs begin anew."
-)
-#: What the system says of a place that cannot be written to, because of its room or its name.
-FULL = {errno.ENOSPC, errno.EDQUOT}
-EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-UNWRITABLE = FULL | {
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-}
+def run_job(job: str | Callable[[], object]) -> None:
+    """Run the main function of a script and turn its outcome into an exit status and at most one line of error.
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
+    After an error the process ends by `os._exit`: a rank that failed must not wait in a library's exit handler for the
+    ranks that still run.
 
-NO_SHARED_MEMORY = (
-    f"shared memory (/dev/shm), through which workers hand over batches, is full. {ENLARGE_SHARED_MEMORY}"
-)
-WORKER_KILLED = (
-    "a worker of the loader was killed, by the system where memory has run out. Turn down data.num_workers or "
-    "data.batch_size, or set data.cache: false; then start again with --resume"
-)
-WORKER_DIED = (
-    "a worker of the loader has died. Start again with --resume; if it dies again, --data.num_workers 0 shows where"
-)
-TOO_MANY_FILES = "too many open files. Fix: ulimit -n 65536 before the start, or turn down data.num_workers"
-PORT_IN_USE = "the port at which the processes meet is in use. Fix: unset MASTER_PORT, or set it to another"
-LOST_PEER = "another process of this run has died; its message is above. Start again with --resume"
-
-#: Words in an error of a library, in small letters -> exit status and message. The first that fit count.
-KNOWN = {
-    "memory(shm)": (2, NO_SHARED_MEMORY),
-    "signal: bus error": (2, NO_SHARED_MEMORY),
-    "signal: killed": (2, WORKER_KILLED),
-    "exited unexpectedly": (1, WORKER_DIED),
-    "too many open files": (2, TOO_MANY_FILES),
-    "eaddrinuse": (2, PORT_IN_USE),
-    # what gloo and NCCL say when the process at the other end is gone
-    "connection closed by peer": (1, LOST_PEER),
-    "connection reset by peer": (1, LOST_PEER),
-    "ncclremoteerror": (1, LOST_PEER),
-    "nccl communicator was aborted": (1, LOST_PEER),
-    # that a device, or the machine, has no memory left
-    "memoryerror": (2, OUT_OF_MEMORY),
-    "out of memory": (2, OUT_OF_MEMORY),
-    "not allocate memory": (2, OUT_OF_MEMORY),
-    "can't allocate memory": (2, OUT_OF_MEMORY),
-    "not enough memory": (2, OUT_OF_MEMORY),
-    "alloc_failed": (2, OUT_OF_MEMORY),
-}
-
-#: What uses the kernels that --trainer.deterministic refuses on a GPU, and what to take instead.
-NOT_DETERMINISTIC = {
-    "adaptive_": "a library's net pools by it: take another architecture or encoder, "
-    "--config configs/model/unet_resnet34.yaml",
-    "": "or go on with a warning where it is used: --trainer.deterministic warn",
-}
+    Args:
+        job: a function, or "module:function", which is imported here.
+    """
+    end_with_launcher()
+    try:
+        function = pkgutil.resolve_name(job) if isinstance(job, str) else job
+        function()
+    except BaseException as error:
+        status, line = outcome(error)
+        if status == BUG and not line:
+            raise
+        if isinstance(error, Preempted) and error.last:
+            line += error.last()
+        print(line, file=sys.stderr, end="\n" if line else "", flush=True)
+        os._exit(status)
 
 
-def die_with_launcher() -> None:
-    """Let a process that torchrun or Lightning has started be killed with the one that started it (Linux): else it
-    would train on, and write into the run folder that the next start goes on with.
+def outcome(error: BaseException) -> tuple[int, str]:
+    """The exit status of an error, and the line to print; a bug of ours has none."""
+    if isinstance(error, Preempted):
+        if error.last is None:
+            return 0, ""
+        status = 0 if "WANDB_SWEEP_ID" in os.environ else 143  # a sweep's agent gives up after five failed runs
+        return status, f"preempted: {error}. The same command, with --resume, goes on"
+    if isinstance(error, InputError):
+        # An error in a worker of the data loader holds that process's stack trace, then the message.
+        message = error.args[0].rpartition("InputError: ")[2].strip()
+        return 2, f"error: {readable(message)}"
+    # Lightning leaves by sys.exit after Ctrl-C.
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return 130, "interrupted: finished files are kept. train.py goes on by --name and --resume, predict.py as it is"
+    if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in UNWRITABLE:
+        fix = "Give another place, or make room, and run the same command again"
+        if error.filename is None:
+            fix += f". If there is room, shared memory is full. {ENLARGE_SHARED_MEMORY}"
+        return 2, f"error: {error.filename or 'writing'}: {error.strerror}. {fix}"
+    if isinstance(error, MemoryError | OSError | RuntimeError):
+        # The data loader names the signal that ended a worker in the cause of its error.
+        words = f"{type(error).__name__} {error} {error.__cause__}".lower()
+        for part, (status, message) in KNOWN.items():
+            if part in words:
+                return status, f"error: {message} ({readable(str(error))[:200]})"
+    return BUG, ""
 
-    This comes before the import of torch, which takes seconds in which the launcher may die as well. The kernel sends
-    nothing for one that is dead already.
+
+def end_with_launcher() -> None:
+    """Let the kernel kill this process with the torchrun or Lightning process that started it (Linux): else it would
+    train on, and write into the run folder that the next start uses.
+
+    The kernel sends nothing if the launcher is dead already, so that is checked too.
     """
     if "LOCAL_RANK" not in os.environ:
-        os.environ["SEGMENTATION_LAUNCHER"] = str(os.getpid())  # Lightning may start others from this process
+        os.environ["SEGMENTATION_LAUNCHER"] = str(os.getpid())  # for the processes that Lightning starts from here
         return
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        # Orphans go to process 1. In a container that may be torchrun itself, with whom all processes end.
+        # Orphans get process 1 as parent. In a container that may be torchrun itself.
         orphan = parent == 1 and b"python" not in Path("/proc/1/cmdline").read_bytes()
     else:
-        orphan = os.environ.get("SEGMENTATION_LAUNCHER") not in (None, str(parent))
+        orphan = os.environ.get("SEGMENTATION_LAUNCHER", str(parent)) != str(parent)
     if orphan:
         os._exit(1)
 
 
-def run_job(job: str | Callable[[], object]) -> None:
-    """Run the main function of a script and turn its outcome into an exit status and at most one line of error.
+def start_job() -> None:
+    """Set up the process of a job: find the user's own classes in the current folder, keep memory, print little."""
+    sys.path.append(os.getcwd())
+    keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a log in latin-1 has no box characters
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in SMALL_TALK:
+        warnings.filterwarnings("ignore", message)
+
+
+def keep_freed_memory() -> None:
+    """On Linux, keep what a training step frees for the next one.
+
+    By default glibc gives large blocks back at once, and the kernel clears them again for the next activation:
+    `python benchmarks/nets.py --modes eager kept` shows what that costs.
+    """
+    with suppress(OSError, AttributeError):  # no glibc
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(ctypes.c_int(M_MMAP_MAX), ctypes.c_int(0))
+        libc.mallopt(ctypes.c_int(M_TRIM_THRESHOLD), ctypes.c_int(2**31 - 1))
+
+
+class JobParser(argparse.ArgumentParser):
+    """The parser of the jobs after training: help from the docstring of the script, errors of one line.
 
     Args:
-        job: a function, or "module:function": that is imported here, since importing torch takes seconds in which a
-            user may type Ctrl-C.
-
-    The process ends by `os._exit` after an error: a rank that failed must not wait, in some library's exit handler,
-    for the ranks that still run.
+        script: name of the file in src/.
     """
-    die_with_launcher()
-    try:
-        (pkgutil.resolve_name(job) if isinstance(job, str) else job)()
-    except InputError as error:
-        # In a worker of a DataLoader, torch puts that process's stack trace before the message.
-        message = error.args[0].rpartition("InputError: ")[2].strip()
-        _stop(2, f"error: {readable(message)}")
-    except Preempted as stop:
-        if stop.last is None:
-            os._exit(0)
-        status = 0 if "WANDB_SWEEP_ID" in os.environ else 143  # five runs that "failed", and a sweep's agent gives up
-        close_wandb(status)
-        _stop(status, f"preempted: {stop}{stop.last()}. The same command, with --resume, goes on from there")
-    except KeyboardInterrupt:
-        _stop(130, INTERRUPTED)
-    except SystemExit as stop:
-        if not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        _stop(130, INTERRUPTED)  # Lightning has caught Ctrl-C and left by sys.exit(1)
-    except OSError as error:
-        if error.errno in EXHAUSTED:
-            _stop_if_known(error)
-        if error.errno not in UNWRITABLE:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = "make room, and run the same command again" if error.errno in FULL else "give another place"
-        if error.errno in FULL and not error.filename:
-            remedy += f". (Where no disk is full, shared memory is. {ENLARGE_SHARED_MEMORY})"
-        _stop(2, f"error: {where}{error.strerror}. What was finished is kept; {remedy}")
-    except (MemoryError, RuntimeError) as error:
-        _stop_if_known(error)
-        raise
+
+    def __init__(self, script: str) -> None:
+        source = (Path(__file__).parents[2] / f"{script}.py").read_text(encoding="utf-8")
+        description, _, examples = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
+        super().__init__(
+            prog=f"python src/{script}.py",
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See --help")
+
+    def add_checkpoint(self) -> None:
+        """Add the options of every job that opens a checkpoint with its data."""
+        self.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py, with the data's config")
+        self.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
+        self.add_argument("--overwrite", action="store_true", help="replace results that are there")
 
 
-def _stop_if_known(error: Exception) -> None:
-    """End the process if the machine, and no bug, is the reason of a library's error."""
-    kernel, refused, _ = str(error).partition(" does not have a deterministic implementation")
-    if refused:
-        remedy = next(text for sign, text in NOT_DETERMINISTIC.items() if sign in kernel)
-        _stop(2, f"error: {kernel.split()[-1]} cannot be deterministic on this device; {remedy}")
-    if "DataLoader timed out" in str(error):
-        _stop(1, f"error: no batch came for {str(error).split()[-2]} s: a worker hangs. Start again with --resume")
-    # The loader says by which signal a worker has died in the cause of its error.
-    text = f"{type(error).__name__} {error} {error.__cause__}".lower()
-    for sign, (status, message) in KNOWN.items():
-        if sign in text:
-            _stop(status, f"error: {message}")
+def file_name(text: str) -> Path:
+    """Type of an option that names a file to write."""
+    if Path(text).name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: give the name of a file in it")
+    return Path(text)
 
 
-def close_wandb(status: int) -> None:
-    """End the W&B run, if there is one. What its server does not take in time is left to slurm/sync.sh, which finds a
-    run that was online by the file `.unsent` beside its record."""
-    sys.stdout.flush()
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
-        return
-    unsent = Path(f"{wandb.run.settings.sync_file}.unsent")
-    if not wandb.run.offline:
-        unsent.touch()
-    try:
-        wandb.finish(exit_code=status)
-        unsent.unlink(missing_ok=True)
-    except TimeoutError:
-        print("W&B       the server has not taken all of the run: slurm/sync.sh uploads the rest", flush=True)
-    except Exception as error:  # its own process may have been killed with the job; the record is on the disk
-        print(f"W&B       was not closed ({type(error).__name__}): slurm/sync.sh uploads what there is", flush=True)
+def refuse_existing(paths: list[Path], overwrite: bool) -> None:
+    """Check the files to be written before any work is done.
+
+    Raises:
+        InputError: one is there already, unless told to overwrite; or it cannot be written.
+    """
+    for path in paths:
+        check_folder(path.parent)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the name of a file")
+    there = [str(path) for path in paths if path.exists()]
+    if there and not overwrite:
+        raise InputError(f"{', '.join(there)}: there already; give another --output, or add --overwrite")
 
 
-def _stop(status: int, line: str) -> None:
-    close_wandb(status)
-    print(line, file=sys.stderr, flush=True)
-    os._exit(status)
+def check_folder(folder: Path) -> None:
+    """Raise InputError if a file stands where a folder to write to should be, or one above it."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file: the results need a folder there")

@@ -2,16 +2,19 @@
 
 import csv
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from segmentation.data.writing import write_csv
+from segmentation.data.writing import write_csv, write_text
 from segmentation.errors import InputError
 from segmentation.training.run_folder import RunFolder, is_rank_zero
 
@@ -176,7 +179,7 @@ def make_loggers(run: RunFolder, options: WandbOptions, step: int | None) -> lis
         given = run.name != env.get("SEGMENTATION_RUN")  # by --name
         logger = Wandb(
             name=run.name if given else env.get("WANDB_NAME", run.name),
-            id=run.wandb_id,
+            id=run_id(run),
             save_dir=str(run.path.resolve() if swept else env.get("WANDB_DIR") or run.path.resolve()),
             project=options.project or env.get("WANDB_PROJECT", "unet-family"),
             entity=options.entity,
@@ -204,3 +207,55 @@ def _wandb_settings() -> Any:
         return wandb.setup().settings
     except ValueError as error:
         raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
+
+
+def run_id(run: RunFolder) -> str:
+    """The id of the W&B run: a resumed run is the same one."""
+    file = run.path / "wandb" / "run_id"
+    if file.is_file():
+        return file.read_text().strip()
+    return os.environ.get("WANDB_RUN_ID") or os.urandom(4).hex()  # a sweep's agent gives one
+
+
+def describe_run(trainer: Trainer, run: RunFolder, config: dict[str, Any]) -> None:
+    """Give the W&B run, if there is one, its config and its most important metric, and keep its id."""
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb):
+            import wandb
+
+            try:
+                logger.log_hyperparams({**config, "git_commit": git_commit()})
+            except wandb.Error as error:  # no such entity, say
+                reason = " ".join(str(error).split())
+                raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
+            logger.experiment.define_metric("val/miou", summary="max")
+            write_text(run.path / "wandb" / "run_id", f"{logger.version}\n")
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with "+" if files differ from it; None outside git."""
+    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
+    try:
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def close_wandb(status: int) -> None:
+    """End the W&B run, if there is one. What its server does not take in time is left to slurm/sync.sh, which finds a
+    run that was online by the file `.unsent` beside its record."""
+    sys.stdout.flush()
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    unsent = Path(f"{wandb.run.settings.sync_file}.unsent")
+    if not wandb.run.offline:
+        unsent.touch()
+    try:
+        wandb.finish(exit_code=status)
+        unsent.unlink(missing_ok=True)
+    except TimeoutError:
+        print("W&B       the server has not taken all of the run: slurm/sync.sh uploads the rest", flush=True)
+    except Exception as error:  # its own process may have been killed with the job; the record is on the disk
+        print(f"W&B       was not closed ({type(error).__name__}): slurm/sync.sh uploads what there is", flush=True)

@@ -1,15 +1,18 @@
-"""Lightning's trainer and its callbacks: what they cannot do here is said in one line, before the first step."""
+"""Lightning's trainer: options that cannot work are refused before the first step, checkpoints are written whole."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
-
-#: Callbacks that search for an option's value before the first step.
-FINDERS = (BatchSizeFinder, LearningRateFinder)
+from segmentation.training.preemption import watch_processes
 
 
 def make_trainer(**options: Any) -> Trainer:
@@ -18,6 +21,7 @@ def make_trainer(**options: Any) -> Trainer:
     Raises:
         InputError: Lightning refuses the options, or this project cannot work with them.
     """
+    watch_processes()
     try:
         trainer = Trainer(**options)
     except (MisconfigurationException, ValueError, ImportError) as error:
@@ -31,26 +35,19 @@ def make_trainer(**options: Any) -> Trainer:
     forks = launcher is not None and launcher.is_interactive_compatible
     if forks or "spawn" in str(options.get("strategy")):
         raise InputError(
-            "trainer.strategy: several processes are started by the script, not forked or spawned from a running one. "
+            "trainer.strategy: processes are started by the script, not forked or spawned. "
             "Fix: python src/train.py --trainer.strategy ddp ...; in a notebook's cell with a ! before it"
         )
     return trainer
 
 
 def refused(error: Exception) -> InputError:
-    """Lightning's words for what is wrong with its options, in one line."""
+    """Lightning's error about its options as one line."""
     return InputError(f"the trainer refuses its options: {' '.join(str(error).split())}")
 
 
-def as_list(given: Any) -> list[Any]:
-    """What Lightning takes as one, as several, or as none."""
-    if given is None:
-        return []
-    return given if isinstance(given, list) else [given]
-
-
 def check_callbacks(callbacks: list[Callback]) -> None:
-    """Raises InputError, before the first step, for what would end a run later."""
+    """Raise InputError for callbacks that would end a run later."""
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and not monitor.startswith(("train/", "val/")):
@@ -64,5 +61,38 @@ def check_callbacks(callbacks: list[Callback]) -> None:
 
 
 def without_finders(callbacks: list[Callback]) -> list[Callback]:
-    """The callbacks that do not search before a run or a test: one that goes on has its values."""
-    return [callback for callback in callbacks if not isinstance(callback, FINDERS)]
+    """The callbacks that do not search for a batch size or a learning rate before the first step."""
+    return [each for each in callbacks if not isinstance(each, BatchSizeFinder | LearningRateFinder)]
+
+
+def has_bf16(accelerator: str) -> bool:
+    """Whether the device that the trainer will take computes in bfloat16, rather than emulating it."""
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    return accelerator in ("auto", "cpu") and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place and rename it. Lightning's own writes to the temporary folder and moves:
+    between file systems that is a copy, which a full disk or a kill can cut off."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        try:
+            with atomic_write(Path(path)) as aside:
+                torch.save(checkpoint, aside)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(f"{path}: cannot be written ({reason}). The last one is kept: make room, go on") from error
+
+
+class SyncBatchNorm(TorchSyncBatchNorm):
+    """One batch norm over all processes. timm's layers hold their activation, which torch's conversion would drop."""
+
+    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model  # in eval mode it is plain batch norm

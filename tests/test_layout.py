@@ -29,6 +29,11 @@ LAYOUTS = {
         "{n}/mask.png",
         {"images": "{name}/image.png", "masks": "{name}/mask.png"},
     ),
+    "a folder of the image's name": (
+        "{n}/{n}.png",
+        "{n}/{n}_mask.png",
+        {"images": "{name}/{name}.png", "masks": "{name}/{name}_mask.png"},
+    ),
     "prefixes": ("img_{n}.png", "lab_{n}.png", {"images": "img_{name}.png", "masks": "lab_{name}.png"}),
 }
 
@@ -142,7 +147,7 @@ def test_lists_in_csv_and_with_paths(place: Path) -> None:
     data = FolderData(str(place), CLASSES, lists="{split}.txt")
     assert [data.names(split) for split in SPLITS] == [["s4"], ["s1"], []]
     (place / "bad.csv").write_text("image,split\ns0,train\n")
-    with pytest.raises(InputError, match=r"bad\.csv: has no column 'name'.*name,split"):
+    with pytest.raises(InputError, match=r"bad\.csv: .*name,split"):
         FolderData(str(place), CLASSES, lists="bad.csv")
 
 
@@ -184,7 +189,7 @@ def test_groups_are_never_torn_apart(place: Path) -> None:
         FolderData(str(place), CLASSES, group="(")
 
 
-def test_bands_type_and_scale_are_those_of_the_first_image(place: Path) -> None:
+def test_channels_type_and_scale_are_those_of_the_first_image(place: Path) -> None:
     deep = np.arange(48, dtype=np.uint16).reshape(6, 8) * 80
     for name in ("a", "b", "c"):
         write_image(place / f"images/{name}.png", deep)
