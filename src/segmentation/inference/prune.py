@@ -17,7 +17,7 @@ from segmentation.module import SegmentationModule
 from segmentation.nets import UNetPlusPlus
 from segmentation.training.callbacks import count_flops
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
-from segmentation.training.plugins import AtomicCheckpointIO
+from segmentation.training.trainer import AtomicCheckpointIO
 from segmentation.visualize import SOFT, plot, save_png, table
 
 if TYPE_CHECKING:
