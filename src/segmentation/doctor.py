@@ -46,7 +46,12 @@ class DoctorCLI(SegmentationCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--output", type=str, default="doctor", help="folder of pictures, lists, overlay")
+        parser.add_argument(
+            "--output",
+            type=str,
+            default="doctor",
+            help="folder of pictures, lists, overlay",
+        )
         parser.add_argument("--prefetch", action="store_true", help="fetch the net's pretrained weights into the cache")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -78,7 +83,13 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     try:
         module, found = _examine_data(config, problems)
         _print_data(console, module, found)
-        _write(console, Path(config.output), config, module, found)
+        _write(
+            console,
+            Path(config.output),
+            config,
+            module,
+            found,
+        )
     except InputError as error:
         problems.append(Problem(str(error), stops=True))
     facts = _examine_machine(config, problems)
@@ -139,7 +150,15 @@ def _print_data(console: Console, module: SegmentationDataModule, found: Audit) 
         console.print(f"{split:<6} {count}; sizes {_sizes(statistics)}; values {_range(statistics)}")
     console.print()
     shares = [f"{split} pixels" for split in splits]
-    table = Table("class", "mask value", *shares, "", "images", box=None, pad_edge=False)
+    table = Table(
+        "class",
+        "mask value",
+        *shares,
+        "",
+        "images",
+        box=None,
+        pad_edge=False,
+    )
     train = splits["train"]
     images = (train.counts > 0).sum(axis=0)
     for index, name in enumerate(labels.names):
@@ -147,7 +166,13 @@ def _print_data(console: Console, module: SegmentationDataModule, found: Audit) 
             Text.assemble(("■ ", labels.colors[index]), name),
             ", ".join(map(str, labels.values[index])),
             *(f"{statistics.shares[index]:.2%}" for statistics in splits.values()),
-            Bar(1, 0, float(train.shares[index]), width=24, color="cyan"),
+            Bar(
+                1,
+                0,
+                float(train.shares[index]),
+                width=24,
+                color="cyan",
+            ),
             f"{images[index]:,}",
         )
     if labels.ignore:
@@ -180,13 +205,26 @@ def _write(console: Console, output: Path, config: Namespace, module: Segmentati
         images = [sample["image"] for sample in samples]
         masks = [sample["mask"] for sample in samples]
         title = f"{split}: {len(chosen)} of {len(names):,}"
-        grid = sample_grid(images, masks, None, module.labels, [names[index] for index in chosen], title)
+        grid = sample_grid(
+            images,
+            masks,
+            None,
+            module.labels,
+            [names[index] for index in chosen],
+            title,
+        )
         save_png(grid, output / f"{split}.png")
     write_text(output / "bad_files.txt", "".join(f"{text}\n" for text in found.bad))
     console.print(f"pictures   {output}/*.png; every bad file: {output}/bad_files.txt\n")
     if found.statistics_of_splits["train"].records:
         suggested = suggest_overlay(module, config.data.dataset.as_dict(), found)
-        overlay = yaml.safe_dump(suggested, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+        overlay = yaml.safe_dump(
+            suggested,
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=110,
+        )
         write_text(output / "overlay.yaml", overlay)
         console.print(Text(f"suggested overlay: python src/train.py --config {output}/overlay.yaml", "bold"))
         console.print(Text(overlay))
@@ -243,7 +281,12 @@ def _examine_encoder(config: Namespace, problems: list[Problem]) -> str:
 
     if config.prefetch:
         try:
-            library_encoder(name, 3, 5, weights)
+            library_encoder(
+                name,
+                3,
+                5,
+                weights,
+            )
         except InputError as error:
             problems.append(Problem(str(error), stops=True))
     file = cached(name, weights)

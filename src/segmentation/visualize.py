@@ -141,21 +141,64 @@ def sample_grid(
     heights = [3 * min(1.0, max(0.1, row[0].shape[0] / row[0].shape[1])) for row in rows]
     entries = 2 * len(headings) - 2  # of the legend, a line
     height = 0.9 + sum(heights) + 0.25 * len(rows) + 0.22 * math.ceil(len(legend) / entries)
-    figure = Figure((3.1 * len(headings), height), dpi=110, facecolor="white", layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", size=13, weight="bold", color=INK, parse_math=False)
-    grid = figure.subplots(len(rows), len(headings), squeeze=False, height_ratios=heights)
+    figure = Figure(
+        (3.1 * len(headings), height),
+        dpi=110,
+        facecolor="white",
+        layout="constrained",
+    )
+    figure.suptitle(
+        title,
+        x=0.01,
+        ha="left",
+        size=13,
+        weight="bold",
+        color=INK,
+        parse_math=False,
+    )
+    grid = figure.subplots(
+        len(rows),
+        len(headings),
+        squeeze=False,
+        height_ratios=heights,
+    )
     for axes, row, name in zip(grid, rows, names, strict=True):
         for cell, panel in zip(axes, row, strict=True):
             cell.imshow(panel, interpolation="nearest")  # masks must never blend two classes
             cell.axis("off")
         # Names differ at their ends.
-        axes[0].set_title(readable(name)[-40:], loc="left", size=9, color=SOFT, parse_math=False)
+        axes[0].set_title(
+            readable(name)[-40:],
+            loc="left",
+            size=9,
+            color=SOFT,
+            parse_math=False,
+        )
     for axes, score in zip(grid, scores or [math.nan] * len(rows), strict=True):
         if not math.isnan(score):
-            axes[-1].set_title(f"mIoU {score:.2f}", loc="right", size=9, color=INK)
+            axes[-1].set_title(
+                f"mIoU {score:.2f}",
+                loc="right",
+                size=9,
+                color=INK,
+            )
     for cell, heading in zip(grid[0], headings, strict=True):
-        cell.annotate(heading, (0, 1), (0, 20), "axes fraction", "offset points", weight="bold", color=INK)
-    for text in figure.legend(handles=legend, loc="outside lower left", ncols=entries, frameon=False).get_texts():
+        cell.annotate(
+            heading,
+            (0, 1),
+            (0, 20),
+            "axes fraction",
+            "offset points",
+            weight="bold",
+            color=INK,
+        )
+    drawn_legend = figure.legend(
+        handles=legend,
+        loc="outside lower left",
+        ncols=entries,
+        frameon=False,
+    )
+    for text in drawn_legend.get_texts():
         text.set_parse_math(False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -219,29 +262,64 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     figure, axes = plot(1.5 + cell * size, 1.5 + cell * size)
     axes.set_facecolor("#E9EAEC")  # shines through where there is no share
     # Rare confusions matter: the square root keeps them from fading into white.
-    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    axes.imshow(
+        shares,
+        cmap="Blues",
+        norm=PowerNorm(0.5, 0, 100),
+        interpolation="nearest",
+    )
     axes.grid(visible=False)
-    axes.set_xticks(range(size), labels.names, fontsize=font, rotation=90, parse_math=False)
-    axes.set_yticks(range(size), labels.names, fontsize=font, parse_math=False)
+    axes.set_xticks(
+        range(size),
+        labels.names,
+        fontsize=font,
+        rotation=90,
+        parse_math=False,
+    )
+    axes.set_yticks(
+        range(size),
+        labels.names,
+        fontsize=font,
+        parse_math=False,
+    )
     axes.set_xlabel("predicted", color=SOFT)
     axes.set_ylabel("true", color=SOFT)
     for (row, column), share in np.ndenumerate(shares):
         if size <= 20 and share >= 0.05:  # what rounds to nothing stays empty, as does NaN
             color = "w" if share > 35 else INK
-            axes.text(column, row, f"{share:.1f}", ha="center", va="center", fontsize=font, color=color)
+            axes.text(
+                column,
+                row,
+                f"{share:.1f}",
+                ha="center",
+                va="center",
+                fontsize=font,
+                color=color,
+            )
     title = "No pixels counted"
     if union.any():
         present = union > 0
         miou = (intersection[present] / union[present]).mean()
         title = f"mIoU {miou:.3f}  ·  % of the true class"
-    axes.set_title(title, loc="left", fontsize=font + 2, weight="bold", color=INK)
+    axes.set_title(
+        title,
+        loc="left",
+        fontsize=font + 2,
+        weight="bold",
+        color=INK,
+    )
     return figure
 
 
 def table(title: str, first: str, *others: str) -> Table:
     """Make an empty table for the terminal, its numbers aligned to the right."""
     columns = [Column(heading, justify="right", overflow="fold") for heading in others]
-    return Table(Column(first, no_wrap=True), *columns, title=Text(title), title_justify="left")
+    return Table(
+        Column(first, no_wrap=True),
+        *columns,
+        title=Text(title),
+        title_justify="left",
+    )
 
 
 def evenly(length: int, most: int) -> list[int]:
@@ -258,14 +336,28 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
         split: for the title.
         pixels: of each class in the truth, shown as shares.
     """
-    shown = table(f"{split}: IoU by class", "class", "IoU", "Dice", "prec.", "recall", "pixels")
+    shown = table(
+        f"{split}: IoU by class",
+        "class",
+        "IoU",
+        "Dice",
+        "prec.",
+        "recall",
+        "pixels",
+    )
     for index, name in enumerate(labels.names):
         keys = [f"{metric}/{name}" for metric in ("iou", "dice", "precision", "recall")]
         shown.add_row(
             Text.assemble(("■ ", labels.colors[index]), name),
             *(_number(metrics, key) for key in keys),
             f"{pixels[index] / max(1, sum(pixels)):.2%}",
-            Bar(1, 0, np.nan_to_num(metrics.get(keys[0], 0)), width=10, color="cyan"),
+            Bar(
+                1,
+                0,
+                np.nan_to_num(metrics.get(keys[0], 0)),
+                width=10,
+                color="cyan",
+            ),
         )
     shown.add_section()
     for key, name in OVERALL.items():

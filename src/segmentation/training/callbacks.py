@@ -202,18 +202,43 @@ class Pictures(Callback):
         if due and not trainer.sanity_checking:
             self.shown = epoch
             title = f"Validation images after epoch {epoch + 1}"
-            self.show(trainer, pl_module, "val", "val", f"epoch-{epoch:04d}", title)
+            self.show(
+                trainer,
+                pl_module,
+                "val",
+                "val",
+                f"epoch-{epoch:04d}",
+                title,
+            )
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        self.show(trainer, pl_module, trainer.datamodule.test_split, "test", "test", "Test images, best checkpoint")
+        self.show(
+            trainer,
+            pl_module,
+            trainer.datamodule.test_split,
+            "test",
+            "test",
+            "Test images, best checkpoint",
+        )
 
     def show(self, trainer: Any, module: Any, split: str, key: str, file: str, title: str) -> None:
         """Save and log evenly spaced images of a split, in rank 0 alone."""
         if self.images and trainer.is_global_zero:
             indices = evenly(len(trainer.datamodule.dataset.names(split)), self.images)
-            grid, samples = prediction_grid(trainer, module, split, indices, title)
+            grid, samples = prediction_grid(
+                trainer,
+                module,
+                split,
+                indices,
+                title,
+            )
             save_png(grid, self.run.pictures / f"{file}.png")
-            log_images(trainer, f"{key}/images", samples, module.labels.names)
+            log_images(
+                trainer,
+                f"{key}/images",
+                samples,
+                module.labels.names,
+            )
 
 
 def prediction_grid(

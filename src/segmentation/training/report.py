@@ -50,7 +50,12 @@ def report(
         save_png(confusion_figure(matrix, labels), picture)
     write_json(run.summary, summary)
     if trainer.limit_test_batches:  # after all files: a terminal may fail
-        print_table(metrics, labels, data.test_split, matrix)
+        print_table(
+            metrics,
+            labels,
+            data.test_split,
+            matrix,
+        )
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
     for logged in wandb_runs(trainer):
         import wandb
@@ -81,4 +86,11 @@ def _logged_metrics(run: RunFolder, epoch: int, step: int) -> dict[str, float]:
 def print_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> None:
     """Print the table of IoU per class, of metrics logged under `test/`, which may be those of the validation split."""
     found = {key.removeprefix("test/"): value for key, value in metrics.items() if key.startswith("test/")}
-    Console().print(iou_table(found, labels, split, matrix.sum(dim=1).tolist()))
+    Console().print(
+        iou_table(
+            found,
+            labels,
+            split,
+            matrix.sum(dim=1).tolist(),
+        )
+    )
