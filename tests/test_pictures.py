@@ -139,7 +139,7 @@ def test_grid_of_uneven_images() -> None:
     images = [gray_image(*size) for size in sizes]
     scores = [0.5, float("nan"), 1.0, 0.25]
     grid = np.asarray(sample_grid(images, truths, predictions, BINARY, ["a", "b" * 500, "c", "$d$"], "title", scores))
-    side = 3 * 110 * 0.98  # pixels of a square panel
+    side = 3 * 110  # pixels of a square panel
     areas = side**2 * np.array([1, 1 / 3, 3 / 4])
     for color in (90, 90, 90), tuple(BINARY.palette[0]), tuple(BINARY.palette[1]), WRONG:
         assert count_color(grid, color) == pytest.approx(areas.sum(), rel=0.06)  # and a square of the legend
@@ -247,7 +247,7 @@ def test_table_says_absent() -> None:
     nan = float("nan")
     metrics = {"iou/[red]sky": 1.0, "precision/[red]sky": 0.5, "recall/[red]sky": nan, "iou/road": nan}
     rows = rendered(iou_table(metrics, labels, "val", pixels=[75, 0, 25]))
-    assert rows["[red]sky"] == ["1.0000", "-", "0.5000", "absent", "75.00%", "█" * 10]
+    assert rows["[red]sky"] == ["1.0000", "-", "0.5000", "-", "75.00%", "█" * 10]
     assert rows["road"] == ["absent", "-", "-", "-", "0.00%", ""]
     assert rows["car"] == ["-", "-", "-", "-", "25.00%", ""]
 

@@ -331,7 +331,7 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
     """Make the table of a split's metrics, class by class, for the terminal.
 
     Args:
-        metrics: by their logged keys, without the split. A missing one is shown as "-", one of NaN as "absent".
+        metrics: by their logged keys, without the split. An undefined one is shown as "-", an IoU of NaN as "absent".
         labels: the classes.
         split: for the title.
         pixels: of each class in the truth, shown as shares.
@@ -346,18 +346,15 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
         "pixels",
     )
     for index, name in enumerate(labels.names):
-        keys = [f"{metric}/{name}" for metric in ("iou", "dice", "precision", "recall")]
+        iou = metrics.get(f"iou/{name}", 0)
+        cells = [_number(metrics, f"{metric}/{name}") for metric in ("iou", "dice", "precision", "recall")]
+        if math.isnan(iou):
+            cells[0] = "absent"
         shown.add_row(
             Text.assemble(("■ ", labels.colors[index]), name),
-            *(_number(metrics, key) for key in keys),
+            *cells,
             f"{pixels[index] / max(1, sum(pixels)):.2%}",
-            Bar(
-                1,
-                0,
-                np.nan_to_num(metrics.get(keys[0], 0)),
-                width=10,
-                color="cyan",
-            ),
+            Bar(1, 0, np.nan_to_num(iou), width=10, color="cyan"),
         )
     shown.add_section()
     for key, name in OVERALL.items():
@@ -367,7 +364,7 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
 
 
 def _number(metrics: dict[str, float], key: str) -> str:
-    return f"{metrics[key]:.4f}".replace("nan", "absent") if key in metrics else "-"
+    return f"{metrics.get(key, math.nan):.4f}".replace("nan", "-")
 
 
 def save_png(picture: "Image.Image | Figure", path: Path, **options: Any) -> None:
