@@ -1,4 +1,4 @@
-"""Individuals told apart, and the figures that say how well, against other people's code."""
+"""Instances told apart, and the figures that say how well, against other people's code."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_watershed_parts_touching_discs_and_components_do_not() -> None:
     assert figures(TWO, (found, index, truth, index))["instances/ap75"] == 1
 
 
-def test_noise_is_no_individual() -> None:
+def test_noise_is_no_instance() -> None:
     index = np.zeros((64, 64), np.int64)
     index[5:7, 5:7] = 1
     assert separate(index, TWO).max() == 0
@@ -116,12 +116,11 @@ def test_counts_of_processes_add_up() -> None:
     for number, image in enumerate(images):
         whole.update(*image)
         parts[number % 2].update(*image)
-    for state in ("predicted", "true", "iou", "matched"):
-        setattr(parts[0], state, getattr(parts[0], state) + getattr(parts[1], state))
+    parts[0].merge_state(parts[1])
     assert parts[0].compute() == whole.compute()
 
 
-def test_specks_are_no_individuals_by_components_either() -> None:
+def test_specks_are_no_instances_by_components_either() -> None:
     index = np.zeros((64, 64), np.int64)
     index[5:7, 5:7] = 1
     index[20:40, 20:40] = 1
@@ -137,7 +136,7 @@ def test_what_lies_in_ignored_pixels_is_neither_missed_nor_found() -> None:
     assert found["instances/ap"] == 1
 
 
-def test_an_individual_of_another_class_is_not_the_one() -> None:
+def test_an_instance_of_another_class_is_not_the_one() -> None:
     ids = discs((30, 30))
     true, predicted = (ids > 0) * 1, (ids > 0) * 2
     found = figures(MANY, (ids, predicted, ids, true))

@@ -1,11 +1,14 @@
-"""A trained net on a device, ready to predict images as files have them."""
+"""A trained net, ready to predict images of any size: tiles bound the memory, flips and rotations are averaged."""
 
-from collections.abc import Iterator
+import itertools
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -13,20 +16,152 @@ from torch import Tensor
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
 from segmentation.data.io import WrongChannels, allow_large, open_image
 from segmentation.errors import InputError
-from segmentation.inference.tiled import Symmetries, TiledInference
+from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
+from segmentation.nets import Heads, SegmentationNet
 from segmentation.training.entry import JobParser
 
-WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, if nothing else is asked for
-TILE = 512  # side of the tiles of a larger one
+WHOLE = 2048 * 2048  # pixels up to which an image is predicted in one piece, where no tile is asked for
+TILE = 512  # side of the tiles of a larger image
+
+Symmetries = Literal["none", "flips", "all"]
+
+#: (mirror, quarter turns): none; the four flips; the eight symmetries of the square.
+SYMMETRIES = {
+    "none": [(False, 0)],
+    "flips": list(itertools.product((False, True), (0, 2))),
+    "all": list(itertools.product((False, True), range(4))),
+}
 
 
 def add_options(parser: JobParser) -> None:
     """The options of every job that predicts."""
-    averaged = "test-time augmentation: mean over the 4 flips, or all 8 symmetries"
-    choices = ("none", "flips", "all")
-    parser.add_argument("--tta", nargs="?", const="flips", default="none", choices=choices, help=averaged)
-    parser.add_argument("--tile", type=int, metavar="SIDE", help="predict by overlapping tiles of this side")
+    parser.add_argument(
+        "--tta",
+        nargs="?",
+        const="flips",
+        default="none",
+        choices=tuple(SYMMETRIES),
+        help="test-time augmentation: mean over the 4 flips, or all 8 symmetries",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="SIDE",
+        help="predict by overlapping tiles of this side",
+    )
+
+
+class TiledInference(SegmentationNet):
+    """A net that predicts by sliding window and test-time augmentation: the mean of another net's probabilities over
+    overlapping tiles and symmetries. Its one head holds their logarithm (for one channel, the logit), so that it can
+    replace the other net in every job.
+
+    Tiles overlap by a quarter. A Gaussian of sigma = tile / 8 blends them (Isensee et al. 2021, nnU-Net), as a net
+    knows least at a tile's border. They start at multiples of the net's stride, so that pooling sees the same grid as
+    in the whole image.
+
+    Args:
+        net: the net.
+        tile: side of the tiles, rounded up to a multiple of the net's stride; None: images are predicted whole.
+        symmetries: which flips and rotations to average over.
+
+    Raises:
+        InputError: the tile is too small for the net.
+    """
+
+    def __init__(
+        self,
+        net: SegmentationNet,
+        tile: int | None = None,
+        symmetries: Symmetries = "none",
+    ) -> None:
+        super().__init__(net.in_channels, net.num_classes)
+        if tile is not None and tile < 2 * net.stride:
+            raise InputError(f"--tile {tile} is too small for this net: {2 * net.stride} at least, better 512")
+        self.net = net
+        self.symmetries = SYMMETRIES[symmetries]
+        self.tile = sys.maxsize
+        if tile is not None:
+            self.tile = -(-tile // net.stride) * net.stride
+
+    def compute(self, image: Tensor, level: int | None = None) -> Heads:
+        logits = [torch.cat(list(self.strips(one)), dim=1) for one in image]
+        return Heads((torch.stack(logits),))
+
+    def strips(
+        self,
+        image: np.ndarray | Tensor,
+        prepare: Callable[[Any], Tensor] = torch.as_tensor,
+    ) -> Iterator[Tensor]:
+        """Logits of an image (C, H, W) in strips (K, h, W), from top to bottom. Memory holds one row of tiles.
+
+        Args:
+            image: pixels, on any device.
+            prepare: makes the net's input of a part of them, (N, C, h, w).
+        """
+        height, width = image.shape[-2:]
+        if max(height, width) <= self.tile:
+            x = prepare(image[None])
+            if len(self.symmetries) == 1:
+                yield self.net.predict(x)[0]
+            else:
+                yield to_logits(self.probabilities(x))[0]
+            return
+        device = next(self.parameters()).device
+        bell = torch.signal.windows.gaussian(
+            self.tile,
+            std=self.tile / 8,
+            device=device,
+        )
+        # Weighted sums of probabilities and, as the last channel, of weights.
+        sums = torch.zeros(
+            self.num_classes + 1,
+            0,
+            width,
+            device=device,
+        )
+        for top, next_top in itertools.pairwise([*self.starts(height), height]):
+            # Below what the row of tiles above has left, zeros for this one.
+            rows = min(self.tile, height - top)
+            sums = F.pad(sums, (0, 0, 0, rows - sums.shape[1]))
+            for left in self.starts(width):
+                tile = image[None, :, top : top + self.tile, left : left + self.tile]
+                found = self.probabilities(prepare(tile))[0]
+                right = left + found.shape[-1]
+                weight = bell[:rows, None] * bell[: right - left]
+                weighted = torch.cat([found, torch.ones_like(found[:1])]) * weight
+                sums[..., left:right] += weighted
+            done = next_top - top
+            yield to_logits(sums[:-1, :done] / sums[-1, :done])
+            sums = sums[:, done:]
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Mean over the symmetries, float32: (N, C, H, W) -> (N, K, H, W), by sigmoid for one channel, else softmax."""
+        total = torch.zeros(())
+        for mirror, turns in self.symmetries:
+            turned = x.flip(-1) if mirror else x
+            turned = turned.rot90(turns, (-2, -1))
+            logits = self.net.predict(turned)
+            found = probabilities(logits.float())
+            found = found.rot90(-turns, (-2, -1))
+            total = total + (found.flip(-1) if mirror else found)
+        return total / len(self.symmetries)
+
+    def starts(self, length: int) -> list[int]:
+        """Where tiles start along a side."""
+        stride = self.net.stride
+        padded = -(-length // stride) * stride
+        last = max(0, padded - self.tile)
+        step = max(stride, self.tile * 3 // 4 // stride * stride)
+        return [*range(0, last, step), last]
+
+
+def to_logits(probability: Tensor) -> Tensor:
+    """Logits of probabilities (..., K, H, W): finite, also where UNet3+'s gate has closed a class."""
+    if probability.shape[-3] == 1:
+        return torch.logit(probability, eps=1e-7)
+    return probability.clamp_min(1e-30).log()
 
 
 class Predictor:
@@ -50,12 +185,14 @@ class Predictor:
     ) -> None:
         allow_large()
         self.checkpoint = read_checkpoint(path)
-        module = load_module(SegmentationModule, self.checkpoint, str(path), with_loss=False)
+        module = load_module(
+            SegmentationModule,
+            self.checkpoint,
+            str(path),
+            with_loss=False,
+        )
         self.labels = module.labels
-        try:
-            self.fabric = _fabric(accelerator, precision or self.checkpoint["precision"])
-        except (ValueError, RuntimeError, MisconfigurationException) as error:
-            raise InputError(f"--accelerator {accelerator}: {error}") from error
+        self.fabric = make_fabric(accelerator, precision or self.checkpoint["precision"])
         self.device = self.fabric.device
         self.whole = TiledInference(module.net, None, tta)
         self.tiled = TiledInference(module.net, TILE if tile is None else tile, tta)
@@ -64,45 +201,55 @@ class Predictor:
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
         dataset = self.checkpoint["datamodule_hyper_parameters"]["dataset"]
-        self.as_rgb = bool(arguments_of(dataset).get("as_rgb"))
+        self.as_rgb = arguments_of(dataset).get("as_rgb", False)
 
     def read(self, path: Path) -> np.ndarray:
         """Pixels (C, H, W). Raises InputError unless the image is like those that the net was trained on."""
+        channels = self.labels.channels
+        dtype = self.labels.dtype
         try:
-            image = open_image(path, self.labels.channels, self.as_rgb)
+            image = open_image(path, channels, self.as_rgb)
         except WrongChannels as error:
             raise InputError(
-                f"{path}: has {error.found} channels, but the net was trained on {self.labels.channels}. "
-                "Convert it, or train with as_rgb: true, which takes gray and RGBA pictures for RGB"
+                f"{path}: has {error.found} channels, but the net was trained on {channels}. Convert it, or train with "
+                "as_rgb: true, which takes gray and RGBA images for RGB"
             ) from error
-        if self.labels.dtype and str(image.dtype) != self.labels.dtype:
+        if dtype and image.dtype != dtype:
             raise InputError(
-                f"{path}: is {image.dtype}, but the net was trained on {self.labels.dtype}. "
-                f"Save it as {self.labels.dtype}, on the scale of the training images"
+                f"{path}: is {image.dtype}, but the net was trained on {dtype}. Save it as {dtype}, on the scale of "
+                "the training images"
             )
         return image
 
     def logits(self, image: np.ndarray | Tensor) -> Tensor:
         """Logits (K, H, W) of an image (C, H, W), on the CPU; `module.classify` makes class indices of them."""
-        return torch.cat([strip.cpu() for _, strip in self.strips(image)], dim=1)
+        return torch.cat([strip.cpu() for strip in self.strips(image)], dim=1)
 
-    def strips(self, image: np.ndarray | Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Logits of an image (C, H, W), from top to bottom: the first row of a strip, and (K, h, W)."""
-        averaged = self.tiled if image.shape[-2] * image.shape[-1] > self.limit else self.whole
+    def strips(self, image: np.ndarray | Tensor) -> Iterator[Tensor]:
+        """Logits of an image (C, H, W) in strips (K, h, W), from top to bottom."""
+        height, width = image.shape[-2:]
+        net = self.tiled if height * width > self.limit else self.whole
         with torch.inference_mode(), self.fabric.autocast():
-            for top, logits in averaged.strips(image, self.prepare):
-                yield top, logits.float()
+            for logits in net.strips(image, self.prepare):
+                yield logits.float()
 
     def prepare(self, part: np.ndarray | Tensor) -> Tensor:
-        """The net's input, of a part (N, C, h, w) of images as files have them."""
+        """The net's input of a part (N, C, h, w) of an image as its file has it."""
         if isinstance(part, np.ndarray):
-            # A copy: torch takes no array that is read-only, of another byte order, or turned by negative strides.
+            # A copy: torch takes no array that is read-only, of another byte order, or with negative strides.
             part = torch.from_numpy(np.array(part, part.dtype.newbyteorder("="), order="C"))
         return self.module.normalize(part.to(self.device))
 
 
-def _fabric(accelerator: str, precision: Any) -> Fabric:
-    try:
-        return Fabric(accelerator=accelerator, devices=1, precision=precision)
-    except ValueError:  # training's float16, on a CPU
-        return Fabric(accelerator=accelerator, devices=1, precision="32-true")
+def make_fabric(accelerator: str, precision: Any) -> Fabric:
+    """Lightning's Fabric on one device, in 32-true where that has no such precision: a CPU has no float16.
+
+    Raises:
+        InputError: there is no such accelerator here.
+    """
+    for choice in (precision, "32-true"):
+        try:
+            return Fabric(accelerator=accelerator, devices=1, precision=choice)
+        except (ValueError, RuntimeError, MisconfigurationException) as error:
+            reason = str(error)
+    raise InputError(f"--accelerator {accelerator}: {reason}")

@@ -1,203 +1,210 @@
-"""What predict.py writes: masks, overlays, instances; each whole or not at all, while the next image is predicted."""
+"""The output folder of predict.py: which results are there, and what made them; each is written whole or not at all."""
 
 import hashlib
 import json
 import os
 from argparse import Namespace
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from segmentation.data.io import LARGE
 from segmentation.data.labels import Labels
 from segmentation.data.writing import atomic_write, remove_stale, write_json, write_text
 from segmentation.errors import InputError
 from segmentation.inference.instances import separate
-from segmentation.losses.region import probabilities
-from segmentation.module import SegmentationModule
 from segmentation.training.entry import check_folder
 from segmentation.visualize import overlay, save_png
 
-RECORD = "predict.json"  # in an output folder: what made the masks in it, and of which images
-SHOWN = 2048  # pixels of an overlay's longest side at most
+OVERLAY_SIDE = 2048  # pixels of a mask overlay's longest side at most
+COMPARED = ("checkpoint", "--format", "--tta", "--tile")  # what one folder holds masks of
+
+#: Kind of result -> its folder in the output folder, and its ending.
+PLACES = {
+    "mask": ("", ".png"),
+    "probabilities": ("", ".npy"),
+    "overlay": ("overlays", ".png"),
+    "instances": ("instances", ".png"),
+}
 
 
+@dataclass
 class Results:
-    """The output folder: where each image's results go, which of them are there, and what made them. `images` are the
-    files by name, `options` those of the command line."""
+    """The results of some images in an output folder.
 
-    def __init__(self, output: Path, images: dict[str, Path], options: Namespace, labels: Labels) -> None:
-        self.output, self.images, self.options, self.labels = output, images, options, labels
-        self.unreadable, self.record = output / "unreadable.txt", output / RECORD
-        asked = {kind for kind in ("overlay", "instances") if vars(options)[kind]}
-        self.kinds = asked | {"probabilities" if options.format == "probabilities" else "mask"}
+    Args:
+        output: the folder.
+        images: the files by name.
+        options: those of the command line.
+        labels: the classes.
 
-    def paths(self, name: str) -> dict[str, Path]:
-        """Kind of result -> its file, of the kinds that the options ask for."""
-        return {kind: path for kind, path in self.every(name).items() if kind in self.kinds}
+    Raises:
+        InputError: a PNG cannot hold the classes, or results would lie among the images or on one another.
+    """
 
-    def every(self, name: str) -> dict[str, Path]:
-        """Kind of result -> its file, of all kinds: what an earlier run may have made of an image."""
-        return {
-            "mask": self.output / f"{name}.png",
-            "probabilities": self.output / f"{name}.npy",
-            "overlay": self.output / "overlays" / f"{name}.png",
-            "instances": self.output / "instances" / f"{name}.png",
-        }
+    output: Path
+    images: dict[str, Path]
+    options: Namespace
+    labels: Labels
+
+    def __post_init__(self) -> None:
+        self.record = self.output / "predict.json"  # what made the masks, and of which images
+        self.unreadable = self.output / "unreadable.txt"
+        self.kinds = [kind for kind in ("overlay", "instances") if getattr(self.options, kind)]
+        if self.options.format == "probabilities":
+            self.kinds.append("probabilities")
+        else:
+            self.kinds.append("mask")
+            one_pixel = np.zeros((1, 1), np.uint8)
+            mask_image(one_pixel, self.labels, self.options.format)
+        check_folder(self.output)
+        owners: dict[Path, str] = {}
+        for name, file in self.images.items():
+            for kind in self.kinds:
+                path = self.path(name, kind)
+                if path.parent.resolve() == file.parent.resolve():  # a second run would take it for an image
+                    raise InputError(f"{path} would lie among the images: choose another OUTPUT")
+                owner = owners.setdefault(path, name)
+                if owner != name:
+                    raise InputError(f"{owner} and {name} would both be written to {path}: predict one elsewhere")
+
+    def path(self, name: str, kind: str) -> Path:
+        """The file of a result of an image."""
+        folder, suffix = PLACES[kind]
+        return self.output / folder / f"{name}{suffix}"
 
     def begin(self) -> dict[str, Path]:
-        """Images still to be predicted; the record of them is written, what they replace is removed. Raises InputError
-        if results would lie among the images or on one another, or others are there already."""
-        self._check_places()
-        made_by, known = self._made_by(), self._known()
-        before, files = known.get("images", {}), {name: os.path.realpath(file) for name, file in self.images.items()}
-        differ = [
-            key for key in ("checkpoint", "--format", "--tta", "--tile") if known and known.get(key) != made_by[key]
-        ]
+        """Write the record, remove what is to be replaced, and return the images that are still to be predicted.
+
+        Raises:
+            InputError: results of another checkpoint, of other options or of other images are there.
+        """
+        made_by = self._made_by()
+        known = self._read_record()
+        before = known.get("images", {})
+        files = {}
+        for name, file in self.images.items():
+            files[name] = os.path.realpath(file)
+        differ = []
+        if known:
+            differ = [key for key in COMPARED if known.get(key) != made_by[key]]
         todo = self.images
         if not self.options.overwrite:
-            there = {name: [path for path in self.paths(name).values() if path.exists()] for name in self.images}
-            others = [str(paths[0]) for name, paths in there.items() if paths and before.get(name) != files[name]]
-            if differ or others:
-                what = (
-                    f"holds masks of another {' and '.join(differ)}" if differ else f"has {others[0]} of another image"
-                )
-                raise InputError(f"{self.output} {what}: choose another OUTPUT, or add --overwrite")
-            todo = {name: file for name, file in self.images.items() if len(there[name]) < len(self.kinds)}
-        # Away with what is to be replaced, of every kind: a half-done second run must not pass for a whole one, nor an
-        # overlay of another checkpoint for one of this.
-        for path in (path for name in todo if name in before for path in self.every(name).values()):
-            path.unlink(missing_ok=True)
+            todo = {}
+            fix = "choose another OUTPUT, or add --overwrite"
+            if differ:
+                raise InputError(f"{self.output} holds masks of another {' and '.join(differ)}: {fix}")
+            for name, file in self.images.items():
+                paths = [self.path(name, kind) for kind in self.kinds]
+                there = [path for path in paths if path.exists()]
+                if there and before.get(name) != files[name]:
+                    raise InputError(f"{self.output} has {there[0]} of another image: {fix}")
+                if there != paths:
+                    todo[name] = file
+        # Of every kind: a mask overlay of another checkpoint is none of this one's.
+        for name in todo.keys() & before.keys():
+            for kind in PLACES:
+                self.path(name, kind).unlink(missing_ok=True)
         self.output.mkdir(parents=True, exist_ok=True)
         remove_stale(self.output, idle=600)
-        write_json(self.record, {**made_by, "images": ({} if differ else before) | files})
+        made_by["images"] = files if differ else before | files
+        write_json(self.record, made_by)
         return todo
 
-    def _known(self) -> dict[str, Any]:
-        """What is recorded of the results that are there; nothing where there are none."""
+    def save(
+        self,
+        name: str,
+        image: np.ndarray,
+        index: np.ndarray,
+        probabilities: list[np.ndarray],
+    ) -> None:
+        """Write the results of an image (C, H, W): of class indices (H, W), and probabilities in strips (K, h, W)."""
+        if "probabilities" in self.kinds:
+            with atomic_write(self.path(name, "probabilities")) as aside:
+                np.save(aside, np.concatenate(probabilities, axis=1))
+        if "overlay" in self.kinds:
+            step = -(-max(index.shape) // OVERLAY_SIDE)
+            shown = torch.from_numpy(image[:, ::step, ::step].copy())
+            mask = index[::step, ::step]
+            picture = Image.fromarray(overlay(shown, mask, self.labels))
+            save_png(picture, self.path(name, "overlay"))
+        if "instances" in self.kinds:
+            ids = separate(index, self.labels)
+            path = self.path(name, "instances")
+            if ids.max() > 65535:
+                raise InputError(f"{path}: {ids.max()} instances are more than 16 bits can number")
+            save_png(Image.fromarray(ids.astype(np.uint16)), path)
+        if "mask" in self.kinds:
+            picture = mask_image(index, self.labels, self.options.format)
+            save_png(picture, self.path(name, "mask"))
+
+    def end(self, bad: list[str]) -> None:
+        """Write the list of images that were left out; none of an earlier run stays."""
+        self.unreadable.unlink(missing_ok=True)
+        if bad:
+            write_text(self.unreadable, "\n".join([*bad, ""]))
+
+    def _read_record(self) -> dict[str, Any]:
         if not self.record.is_file():
             return {}
         try:
-            known = json.loads(self.record.read_text(encoding="utf-8"))
-            if not isinstance(known["images"], dict):
-                raise TypeError("images is no table")
+            known = json.loads(self.record.read_bytes())
+            return {**known, "images": dict(known["images"])}
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{self.record}: is damaged ({error}), and nothing else says what made the masks beside it. Choose "
-                f"another OUTPUT, or remove {self.output}"
+                f"{self.record}: is damaged, and nothing else says what made the masks beside it. Choose another "
+                f"OUTPUT, or remove {self.output}"
             ) from error
-        return known
-
-    def end(self, bad: list[str]) -> None:
-        """Keep the list of images that could not be read; none of an earlier try stays."""
-        self.unreadable.unlink(missing_ok=True)
-        if bad:
-            write_text(self.unreadable, "".join(f"{message}\n" for message in bad))
-
-    def _check_places(self) -> None:
-        """Refuse results that would lie among the images (a second run would take them for images) or in one place."""
-        if self.options.format == "palette" and self.labels.num_classes > 256:
-            raise InputError(f"--format palette holds 256 colours, for {self.labels.num_classes} classes: take index")
-        if self.options.format == "index" and not self.labels.by_color:
-            for name, values in zip(self.labels.names, self.labels.values, strict=True):
-                if not 0 <= int(values[0]) <= 65535:
-                    raise InputError(
-                        f"--format index: class {name!r} has the mask value {values[0]}, but a PNG holds 0 to 65535: "
-                        "take --format palette, which writes class indices"
-                    )
-        check_folder(self.output)
-        made: dict[Path, str] = {}
-        inputs = set(map(os.path.realpath, self.images.values()))
-        for name, file in self.images.items():
-            for path in self.paths(name).values():
-                among = os.path.realpath(path.parent) == os.path.realpath(file.parent)
-                if among or os.path.realpath(path) in inputs:
-                    raise InputError(f"{path} would lie among the images: choose another OUTPUT")
-                if path in made:
-                    raise InputError(f"{made[path]} and {name} would both be written to {path}: predict one elsewhere")
-                made[path] = name
 
     def _made_by(self) -> dict[str, Any]:
-        with Path(self.options.checkpoint).open("rb") as file:
+        labels = self.labels
+        with open(self.options.checkpoint, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        classes = zip(self.labels.names, self.labels.values, self.labels.colors, strict=True)
+        classes = zip(
+            labels.names,
+            labels.values,
+            labels.colors,
+            strict=True,
+        )
         return {
             "checkpoint": digest,
-            **{f"--{key}": getattr(self.options, key) for key in ("format", "tta", "tile")},
-            "classes": {name: {"value": values[0], "color": color} for name, values, color in classes},
+            "--format": self.options.format,
+            "--tta": self.options.tta,
+            "--tile": self.options.tile,
+            "classes": {
+                name: {
+                    "value": values[0],
+                    "color": color,
+                }
+                for name, values, color in classes
+            },
         }
 
 
-class Writer:
-    """Turns logits into files in threads of its own, a few images behind the network."""
-
-    def __init__(self, results: Results, module: SegmentationModule) -> None:
-        self.results, self.labels, self.module = results, results.labels, module
-        self.pool, self.pending = ThreadPoolExecutor(2), deque[Future]()
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, kind: type | None, *error: object) -> None:
-        self.pool.shutdown(cancel_futures=kind is not None)
-        while self.pending and kind is None:
-            self.pending.popleft().result()
-
-    def write(self, name: str, image: np.ndarray, strips: Iterator[tuple[int, Tensor]]) -> None:
-        """Take the logits of an image (C, H, W) by strips: first row, and (K, h, W). Write its results, of a large one
-        before this returns. Raises InputError if it is too large for results that need all of it in memory."""
-        height, width = image.shape[-2:]
-        paths, large = self.results.paths(name), height * width > LARGE
-        if large and {"instances", "probabilities"} & paths.keys():
-            raise InputError(
-                f"{self.results.images[name]}: is too large for --instances and for probabilities. Cut it into pieces"
-            )
-        index = np.empty((height, width), np.uint8 if self.labels.num_classes <= 256 else np.uint16)
-        chances = np.empty((self.labels.num_outputs, height, width) if "probabilities" in paths else 0, np.float16)
-        for top, logits in strips:
-            rows = slice(top, top + logits.shape[1])
-            index[rows] = self.module.classify(logits).cpu().numpy()
-            if chances.size:
-                chances[:, rows] = probabilities(logits).cpu().numpy()
-        self.pending.append(self.pool.submit(self._save, paths, image, index, chances))
-        while len(self.pending) > (0 if large else 4):
-            self.pending.popleft().result()
-
-    def _save(self, paths: dict[str, Path], image: np.ndarray, index: np.ndarray, chances: np.ndarray) -> None:
-        """Write an image's files."""
-        if "probabilities" in paths:
-            with atomic_write(paths["probabilities"]) as aside:
-                np.save(aside, chances)
-        if "overlay" in paths:
-            step = -(-max(index.shape) // SHOWN)
-            shown = torch.from_numpy(image[:, ::step, ::step].copy())
-            save_png(Image.fromarray(overlay(shown, index[::step, ::step], self.labels)), paths["overlay"])
-        if "instances" in paths:
-            ids = separate(index, self.labels)
-            if ids.max(initial=0) > 65535:
-                raise InputError(f"{paths['instances']}: {ids.max()} individuals are more than 16 bits can number")
-            save_png(Image.fromarray(ids.astype(np.uint16)), paths["instances"])
-        if "mask" in paths:
-            picture = mask_picture(index, self.labels, self.results.options.format)
-            save_png(picture, paths["mask"], compress_level=1 if index.size > LARGE else 6)
-
-
-def mask_picture(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
+def mask_image(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
     """A mask for saving, of class indices (H, W). `index`: the data set's own values, 8 or 16 bits, or its colours.
-    `palette`: the same values (class indices, where those are colours or of 16 bits), shown in the classes' colours."""
+    `palette`: the same values (class indices, where those are colours or of 16 bits), shown in the classes' colours.
+
+    Raises:
+        InputError: a PNG cannot hold the classes.
+    """
     values = labels.decode(index)
     if form == "index":
+        if values.dtype not in (np.uint8, np.uint16):
+            raise InputError(f"--format index: a PNG holds 0 to 65535, not {labels.values}: take --format palette")
         return Image.fromarray(values)
-    own = values.ndim == 2 and values.dtype == np.uint8
-    picture = Image.fromarray(values if own else index)  # gray, until it has a palette
+    if labels.num_classes > 256:
+        raise InputError(f"--format palette holds 256 colours, for {labels.num_classes} classes: take index")
     palette = np.zeros((256, 3), np.uint8)
-    palette[[int(v[0]) for v in labels.values] if own else range(labels.num_classes)] = labels.palette
-    picture.putpalette(palette.tobytes())
-    return picture
+    if values.ndim == 2 and values.dtype == np.uint8:
+        own = [int(of_class[0]) for of_class in labels.values]
+        palette[own] = labels.palette
+    else:
+        values = index
+        palette[: labels.num_classes] = labels.palette
+    image = Image.fromarray(values)  # gray, until it has a palette
+    image.putpalette(palette.tobytes())
+    return image
