@@ -270,7 +270,7 @@ def _devices() -> str:
 
 def _examine_encoder(config: Namespace, problems: list[Problem]) -> str:
     """Where the net's pretrained weights are, after they were fetched, if asked for."""
-    options = config.model.net.init_args
+    options = config.model.net.get("init_args") or {}
     name = options.get("encoder")
     weights = options.get("encoder_weights")
     if not (name and weights):
