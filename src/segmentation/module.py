@@ -138,7 +138,7 @@ class SegmentationModule(LightningModule):
             self.validate_every = self.trainer.check_val_every_n_epoch
             self.fill()
             if self.init_from:
-                warm_start(self, self.init_from)
+                warm_start(self.net, self.init_from)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
         if self.compile_net:
