@@ -27,13 +27,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
-from segmentation.training.memory import keep_freed_memory
-
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.inference.compare import read_counts
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import count_flops, in_millions
+from segmentation.training.entry import keep_freed_memory
 from segmentation.training.machine import has_bf16
 from timing import machine, peak_memory, seconds
 

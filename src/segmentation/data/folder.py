@@ -99,8 +99,10 @@ class FolderData(SegmentationData):
             raise ClassesMissing(self._mask_values())
         super().__init__(replace(Labels.parse(classes, ignore, len(first)), dtype=str(first.dtype), scale=scale))
         self.problems = problems
-        masks_of_samples = [files["mask"] for samples in self.files.values() for files in samples.values()]
-        self.one_mask_per_object = max(map(len, masks_of_samples)) > 1
+        self.one_mask_per_object = False
+        for samples in self.files.values():
+            if any(len(files["mask"]) > 1 for files in samples.values()):
+                self.one_mask_per_object = True
         #: Whether masks only tell objects from the background.
         self.two_valued = mask_threshold is not None or self.folders_name_classes or self.one_mask_per_object
         two_classes = self.labels.num_classes == 2 or self.folders_name_classes

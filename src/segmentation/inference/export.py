@@ -14,6 +14,7 @@ from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
 from segmentation.inference.predictor import TILE
 from segmentation.inference.source import open_trained
+from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.visualize import evenly
@@ -178,12 +179,6 @@ def parity(
     """Largest difference of a probability, and the share of pixels of equal class."""
     logits, mask = model(image)
     found, classes = exported(image)
-    difference = _probabilities(found) - _probabilities(logits)
+    difference = probabilities(found) - probabilities(logits)
     equal = classes == mask
     return float(difference.abs().max()), float(equal.double().mean())
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    if logits.shape[1] == 1:
-        return logits.sigmoid()
-    return logits.softmax(dim=1)
