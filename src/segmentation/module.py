@@ -380,10 +380,11 @@ class SegmentationModule(LightningModule):
         checkpoint["train_counts"] = self.train_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.training and self.trainer.is_global_zero:
+        if not self.trainer.training:
+            return
+        if self.trainer.is_global_zero:
             self.train_metrics.load(checkpoint["train_counts"])
-        if self._trainer is not None and self.trainer.training:
-            self.trainer.should_stop = checkpoint.get("should_stop", False)
+        self.trainer.should_stop = checkpoint.get("should_stop", False)
 
 
 def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:
