@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from segmentation.nets import SegmentationNet
-from segmentation.training.machine import has_bf16
+from segmentation.training.trainer import has_bf16
 from timing import seconds
 
 

@@ -33,7 +33,7 @@ from segmentation.inference.compare import read_counts
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import count_flops, in_millions
 from segmentation.training.entry import keep_freed_memory
-from segmentation.training.machine import has_bf16
+from segmentation.training.trainer import has_bf16
 from timing import machine, peak_memory, seconds
 
 ROOT = Path(__file__).parents[1]

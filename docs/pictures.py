@@ -19,11 +19,10 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
-from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.inference.source import open_trained
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.module import SegmentationModule
-from segmentation.training.machine import has_bf16
+from segmentation.training.trainer import has_bf16
 from segmentation.visualize import sample_grid
 
 INK, SOFT = "#262B33", "#6E7278"
@@ -82,7 +81,7 @@ def logged(run: Path) -> plt.Figure:
     """What a run logs: its curves, its sheet of validation images, its confusion matrix."""
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    labels = load_module(SegmentationModule, read_checkpoint(run / "checkpoints/best.ckpt"), str(run)).labels
+    labels = SegmentationModule.load_from_checkpoint(run / "checkpoints/best.ckpt").labels
     figure = plt.figure(figsize=(12, 6.4), layout="constrained")
     curves, pictures = figure.subfigures(2, 1, height_ratios=[1, 1.35])
     loss, miou, classes, rate = curves.subplots(1, 4)

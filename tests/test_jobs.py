@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from conftest import TINY, TINY_RUN, make_folder, script, train, write_image
-from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
 from segmentation.inference.evaluate import evaluate
 from segmentation.inference.export import Deployed, export, parity
@@ -106,7 +105,7 @@ def test_eval_of_instances_on_two_processes(trained: Path) -> None:
 
 def test_a_pruned_checkpoint_is_an_ordinary_one(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prune([str(trained), "--level", "1", "--output", "small"])
-    parent, small = (load_module(SegmentationModule, read_checkpoint(path), "") for path in (trained, "small_L1.ckpt"))
+    parent, small = (SegmentationModule.load_from_checkpoint(path) for path in (trained, "small_L1.ckpt"))
     image = torch.randint(0, 256, (1, 3, 45, 53), dtype=torch.uint8)
     with torch.inference_mode():
         expected = parent.net(parent.normalize(image), level=1).logits[-1]
@@ -163,7 +162,7 @@ def test_the_exported_file_runs_alone(form: str, trained: Path) -> None:
     code += "assert 'segmentation' not in sys.modules; json.dump(about, open('about.json', 'w'))"
     subprocess.run([sys.executable, "-c", code], check=True)
     logits, mask = torch.load("y.pt")
-    module = load_module(SegmentationModule, read_checkpoint(trained), "")
+    module = SegmentationModule.load_from_checkpoint(trained)
     with torch.inference_mode():
         expected = module(image)
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import write_image
-from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.checkpoint import read_checkpoint
 from segmentation.data import Labels
 from segmentation.errors import InputError
 from segmentation.inference.evaluate import evaluate
@@ -51,7 +51,7 @@ def checkpoint_of(values: dict[str, int | str], trained: Path, folder: Path) -> 
 
 def indices(checkpoint: Path, image: str) -> np.ndarray:
     """Class indices (H, W) that the net says."""
-    module = load_module(SegmentationModule, read_checkpoint(checkpoint), "")
+    module = SegmentationModule.load_from_checkpoint(checkpoint)
     with Image.open(image) as picture, torch.inference_mode():
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         return module.classify(module(pixels[None]))[0].numpy()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from conftest import TINY_RUN, script, train, write_image
-from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.checkpoint import read_checkpoint
 from segmentation.data.io import read_image
 from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
@@ -46,7 +46,7 @@ def read(path: str) -> np.ndarray:
 
 def test_masks_are_what_the_net_says_at_the_images_own_size(trained: Path, photos: Path) -> None:
     assert predict([str(trained), "photos", "out", *CPU]) == 3
-    module = load_module(SegmentationModule, read_checkpoint(trained), "best.ckpt")
+    module = SegmentationModule.load_from_checkpoint(trained)
     predictor, tiled = Predictor(trained, "cpu"), Predictor(trained, "cpu", tile=32)
     for name, file in (("a", "a.png"), ("deep/er/b c", "deep/er/b c.jpg"), ("deep/é%d", "deep/é%d.tif")):
         image = torch.from_numpy(read(f"photos/{file}").copy()).permute(2, 0, 1)
@@ -150,7 +150,7 @@ def test_every_format_and_the_pictures(trained: Path, photos: Path) -> None:
     predict([str(trained), "photos/a.png", "index", "--overlay", "--instances", *CPU])
     predict([str(trained), "photos/a.png", "palette", "--format", "palette", *CPU])
     predict([str(trained), "photos/a.png", "chances", "--format", "probabilities", "--instances", *CPU])
-    index, labels = read("index/a.png"), load_module(SegmentationModule, read_checkpoint(trained), "").labels
+    index, labels = read("index/a.png"), SegmentationModule.load_from_checkpoint(trained).labels
     with Image.open("palette/a.png") as picture:
         assert picture.mode == "P"
         assert (np.asarray(picture) == index).all()

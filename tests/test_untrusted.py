@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from conftest import TINY, TINY_RUN, make_folder, script, train, write_image
-from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.checkpoint import read_checkpoint
 from segmentation.data import SegmentationDataModule
 from segmentation.errors import InputError
 from segmentation.inference.evaluate import evaluate
@@ -389,11 +389,7 @@ def test_classes_of_the_users_own_file(gadgets: None, monkeypatch: pytest.Monkey
     assert evaluated(best)["loss"] == summary["test/loss"]
     assert evaluate([best, *CPU, "--data.dataset.count", "2", "--split", "train"])["miou"] >= 0
     assert predicted(best)
-    assert (
-        load_module(SegmentationModule, read_checkpoint(best), best)
-        .net.convs[0]
-        .weight.equal(cli.model.net.convs[0].weight.cpu())
-    )
+    assert SegmentationModule.load_from_checkpoint(best).net.convs[0].weight.equal(cli.model.net.convs[0].weight.cpu())
     Path("own_classes.py").write_text(WRITES)
     del sys.modules["own_classes"]
     refused = r"^\S*best\.ckpt: 'own_classes\.Net' is no SegmentationNet [^\n]*folder of its file$"

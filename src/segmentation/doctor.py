@@ -1,10 +1,13 @@
-"""The doctor: what a data set and a machine are like, what is wrong with them, and the YAML that mends it."""
+"""The doctor: what a data set and a machine are like, what is wrong with them, and the YAML that fixes it."""
 
+import math
+import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -16,18 +19,22 @@ from rich.text import Text
 from segmentation.data import SegmentationDataModule
 from segmentation.data.audit import Audit, audit, suggest_overlay
 from segmentation.data.labels import ClassesMissing
+from segmentation.data.statistics import SplitStatistics, available_cores
 from segmentation.data.writing import write_text
-from segmentation.errors import InputError, Problem
+from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, Problem
 from segmentation.training.cli import SegmentationCLI
 from segmentation.training.loggers import WandbOptions
-from segmentation.training.machine import examine_machine
 from segmentation.training.parser import Parser
-from segmentation.visualize import sample_grid, save_png
+from segmentation.training.run_folder import RUNS
+from segmentation.training.trainer import has_bf16
+from segmentation.visualize import evenly, sample_grid, save_png
+
+GIB = 2**30
 
 USAGE = "python src/doctor.py [--config OVERLAY ...] [--output FOLDER] [--prefetch] [--any.option value]"
 DESCRIPTION = (
     "Examines the data that train.py would train on with the same options, and this machine: what is there, what is "
-    "wrong, and the YAML that mends it. Exit status 2 when something would stop a run. Nothing in the data folder is "
+    "wrong, and the YAML that fixes it. Exit status 2 when something would stop a run. Nothing in the data folder is "
     "written. Without classes it reads the masks and suggests some: --data.dataset FolderData --data.dataset.root DIR"
 )
 
@@ -39,7 +46,12 @@ class DoctorCLI(SegmentationCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--output", type=str, default="doctor", help="folder of pictures, lists, overlay")
+        parser.add_argument(
+            "--output",
+            type=str,
+            default="doctor",
+            help="folder of pictures, lists, overlay",
+        )
         parser.add_argument("--prefetch", action="store_true", help="fetch the net's pretrained weights into the cache")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -56,59 +68,64 @@ def main() -> None:
 
 
 def diagnose(args: list[str] | None = None) -> list[Problem]:
-    """doctor.py: print the report, write the pictures, the list of bad files and the suggested overlay.
+    """Print the report, and write grids of images, the list of bad files and the suggested overlay.
 
     Args:
         args: the command line, by default the process's own.
 
     Returns:
-        what is wrong, what would stop a run first.
+        What is wrong. What would stop a run comes first.
     """
     config = DoctorCLI(args).config
     console = Console(highlight=False)
     console.width = max(console.width, 100)
-    examined, problems = _examine_data(config)
-    problems += _prefetch(config) if config.prefetch else []
-    wandb = WandbOptions(**config.wandb.as_dict())
-    facts, of_machine = examine_machine(config.data.num_workers, wandb, config.model.net.as_dict())
-    problems = sorted([*problems, *of_machine], key=lambda problem: not problem.stops)
-
-    if examined:
-        _print_data(console, *examined)
+    problems: list[Problem] = []
+    try:
+        module, found = _examine_data(config, problems)
+        _print_data(console, module, found)
+        _write(
+            console,
+            Path(config.output),
+            config,
+            module,
+            found,
+        )
+    except InputError as error:
+        problems.append(Problem(str(error), stops=True))
+    facts = _examine_machine(config, problems)
+    facts["encoder"] = _examine_encoder(config, problems)
     console.print(Text("machine", "bold"))
     for key, value in facts.items():
         console.print(Text(f"{key:<14} {value}"), soft_wrap=True)
     console.print()
+    problems.sort(key=lambda problem: not problem.stops)
     for problem in problems:
         mark = Text("✗ stops a run  ", "bold red") if problem.stops else Text("! look at this ", "bold yellow")
         console.print(mark + Text(problem.text), soft_wrap=True)
     if not problems:
         console.print(Text("✓ nothing is wrong", "bold green"))
-    if examined:
-        _write(console, Path(config.output), config, *examined)
     return problems
 
 
-def _examine_data(config: Namespace) -> tuple[tuple[SegmentationDataModule, Audit] | None, list[Problem]]:
-    """The data, where it can be built, with the classes that were found to be missing; and what is wrong with it."""
-    problems: list[Problem] = []
-    try:
-        module, problems = build_data(config)
+def _examine_data(config: Namespace, problems: list[Problem]) -> tuple[SegmentationDataModule, Audit]:
+    """Read the data. Where classes are missing, the report and the overlay are those of the data with them declared."""
+    module, undeclared = build_data(config)
+    problems += undeclared
+    found = audit(module)
+    classes = module.labels.suggest_classes(found.values)
+    if classes:
+        problems.append(found.problems[0])
+        bad = found.bad
+        config.data.dataset.init_args.classes = classes
+        module, _ = build_data(config)
         found = audit(module)
-        classes = module.labels.suggest_classes(found.values)
-        if classes:  # say what the data is like once they are declared
-            problems += found.problems[:1]
-            config.data.dataset.init_args.classes = classes
-            module, bad = build_data(config)[0], found.bad
-            found = audit(module)
-            found.bad = bad
-        return (module, found), problems + found.problems
-    except InputError as error:
-        return None, [*problems, Problem(str(error), stops=True)]
+        found.bad = bad
+    problems += found.problems
+    return module, found
 
 
 def build_data(config: Namespace) -> tuple[SegmentationDataModule, list[Problem]]:
-    """The datamodule alone; with classes that the masks suggest, where nobody declared any."""
+    """Build the datamodule, with the classes that its masks suggest where nobody declared any."""
     parser = Parser(allow_abbrev=False)
     parser.add_lightning_class_args(SegmentationDataModule, "data")
     given = Namespace(data=config.data)
@@ -121,76 +138,160 @@ def build_data(config: Namespace) -> tuple[SegmentationDataModule, list[Problem]
         raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
 
 
-def _prefetch(config: Namespace) -> list[Problem]:
-    options = config.model.net.init_args
-    name, weights = options.get("encoder"), options.get("encoder_weights")
-    if not (name and weights):
-        return [Problem("--prefetch: the net has no pretrained encoder: set model.net.encoder and encoder_weights")]
-    from segmentation.nets.pretrained import library_encoder
-
-    try:
-        library_encoder(name, 3, 5, weights)
-    except InputError as error:
-        return [Problem(str(error), stops=True)]
-    return []
-
-
 def _print_data(console: Console, module: SegmentationDataModule, found: Audit) -> None:
-    labels, source = module.labels, module.source
-    where = f" in {source.root}" if hasattr(source, "root") else ""
-    console.print(Text(f"{type(source).__name__}{where}: {labels.task}, {labels.num_classes} classes", "bold"))
-    table = Table("split", "images", "bad", "sizes", "bands", "type", "values", box=None, pad_edge=False)
-    for split, statistics in found.statistics_of_splits.items():
-        low = min((record.low for record in statistics.records), default=0)
-        high = max((record.high for record in statistics.records), default=0)
-        bad = Text(str(len(statistics.bad)), "red" if statistics.bad else "")
-        images, sizes = f"{len(statistics.records):,}", _sizes(statistics.sizes)
-        table.add_row(split, images, bad, sizes, str(labels.channels), labels.dtype or "", f"{low:g} to {high:g}")
-    console.print(table)
+    labels = module.labels
+    splits = found.statistics_of_splits
+    folder = getattr(module.source, "root", "memory")
+    title = f"{type(module.source).__name__} in {folder}: {labels.task}, {labels.num_classes} classes"
+    console.print(Text(title, "bold"))
+    console.print(f"{labels.channels} channels of {labels.dtype or 'any type'}")
+    for split, statistics in splits.items():
+        count = f"{len(statistics.records):,} images, {len(statistics.bad)} bad"
+        console.print(f"{split:<6} {count}; sizes {_sizes(statistics)}; values {_range(statistics)}")
     console.print()
-    splits, train = list(found.statistics_of_splits), found.statistics_of_splits["train"]
-    table = Table("class", "mask value", *(f"{s} pixels" for s in splits), "", "images", box=None, pad_edge=False)
-    blank = [""] * len(splits)
-    for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
+    shares = [f"{split} pixels" for split in splits]
+    table = Table(
+        "class",
+        "mask value",
+        *shares,
+        "",
+        "images",
+        box=None,
+        pad_edge=False,
+    )
+    train = splits["train"]
+    images = (train.counts > 0).sum(axis=0)
+    for index, name in enumerate(labels.names):
         table.add_row(
-            Text.assemble(("■ ", color), name),
+            Text.assemble(("■ ", labels.colors[index]), name),
             ", ".join(map(str, labels.values[index])),
-            *(f"{statistics.shares[index]:.2%}" for statistics in found.statistics_of_splits.values()),
-            Bar(1, 0, float(train.shares[index]), width=24, color="cyan"),
-            f"{int((train.counts[:, index] > 0).sum()):,}",
+            *(f"{statistics.shares[index]:.2%}" for statistics in splits.values()),
+            Bar(
+                1,
+                0,
+                float(train.shares[index]),
+                width=24,
+                color="cyan",
+            ),
+            f"{images[index]:,}",
         )
     if labels.ignore:
         share = train.ignored / max(1, sum(train.pixels) + train.ignored)
-        table.add_row("ignored", ", ".join(map(str, labels.ignore)), f"{share:.2%} of all", *blank, "")
+        table.add_row("ignored", ", ".join(map(str, labels.ignore)), f"{share:.2%} of all")
     console.print(table)
     console.print()
 
 
-def _sizes(sizes: list[tuple[int, int]]) -> str:
-    """Width x height, of the smallest and the largest."""
-    different = sorted(set(sizes), key=lambda size: size[0] * size[1])
-    ends = [f"{width}x{height}" for height, width in (different[:1] + different[-1:])]
-    return ends[0] if len(different) == 1 else f"{len(different)}: {' to '.join(ends)}" if different else "-"
+def _range(statistics: SplitStatistics) -> str:
+    low = min((record.low for record in statistics.records), default=0)
+    high = max((record.high for record in statistics.records), default=0)
+    return f"{low:g} to {high:g}"
+
+
+def _sizes(statistics: SplitStatistics) -> str:
+    """Width x height of the smallest and the largest image."""
+    sizes = sorted(set(statistics.sizes), key=math.prod)
+    shown = [f"{width}x{height}" for height, width in sizes]
+    return " to ".join(shown[:1] + shown[1:][-1:])
 
 
 def _write(console: Console, output: Path, config: Namespace, module: SegmentationDataModule, found: Audit) -> None:
-    """Contact sheets, the list of bad files, the suggested overlay."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Write a grid of images for each split, the list of bad files, and the suggested overlay."""
     data = found.usable
     for split in filter(data.names, found.statistics_of_splits):
         names = data.names(split)
-        chosen = np.unique(np.linspace(0, len(names) - 1, 8).round().astype(int)).tolist()
+        chosen = evenly(len(names), 8)
         samples = [data.load(split, index) for index in chosen]
-        images, masks = [sample["image"] for sample in samples], [sample["mask"] for sample in samples]
+        images = [sample["image"] for sample in samples]
+        masks = [sample["mask"] for sample in samples]
         title = f"{split}: {len(chosen)} of {len(names):,}"
-        sheet = sample_grid([*images], [*masks], None, module.labels, [names[index] for index in chosen], title)
-        save_png(sheet, output / f"{split}.png")
+        grid = sample_grid(
+            images,
+            masks,
+            None,
+            module.labels,
+            [names[index] for index in chosen],
+            title,
+        )
+        save_png(grid, output / f"{split}.png")
     write_text(output / "bad_files.txt", "".join(f"{text}\n" for text in found.bad))
-    console.print(f"\npictures   {output}/*.png; every bad file: {output}/bad_files.txt")
+    console.print(f"pictures   {output}/*.png; every bad file: {output}/bad_files.txt\n")
     if found.statistics_of_splits["train"].records:
         suggested = suggest_overlay(module, config.data.dataset.as_dict(), found)
-        style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 110}
-        overlay = yaml.safe_dump(suggested, **style)
+        overlay = yaml.safe_dump(
+            suggested,
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=110,
+        )
         write_text(output / "overlay.yaml", overlay)
-        console.print(Text(f"\nsuggested overlay: python src/train.py --config {output}/overlay.yaml", "bold"))
+        console.print(Text(f"suggested overlay: python src/train.py --config {output}/overlay.yaml", "bold"))
         console.print(Text(overlay))
+
+
+def _examine_machine(config: Namespace, problems: list[Problem]) -> dict[str, str]:
+    """Facts, by name. What is wrong is added to `problems`."""
+    free = shutil.disk_usage(RUNS if RUNS.is_dir() else Path()).free
+    if free < GIB:
+        problems.append(Problem(f"only {free / GIB:.2f} GiB of disk are free for {RUNS}/: checkpoints may not fit"))
+    facts = {
+        "python": f"{platform.python_version()}, torch {torch.__version__}",
+        "devices": _devices(),
+        "bf16": "yes" if has_bf16("auto") else "no: trains in 32-true",
+        "cores": str(available_cores()),
+        "disk": f"{free / GIB:,.1f} GiB free for {RUNS}/",
+    }
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).total
+        facts["shared memory"] = f"{size / GIB:,.1f} GiB"
+        if size < GIB and config.data.num_workers != 0:
+            problems.append(
+                Problem(
+                    f"shared memory, through which workers hand over batches, is {size / 2**20:.0f} MiB. "
+                    f"{ENLARGE_SHARED_MEMORY}"
+                )
+            )
+    try:
+        facts["W&B"] = WandbOptions(**config.wandb.as_dict()).resolved_mode()
+    except InputError as error:
+        facts["W&B"] = "no key"
+        problems.append(Problem(str(error), stops=True))
+    return facts
+
+
+def _devices() -> str:
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices)
+    return "Apple GPU (mps)" if torch.backends.mps.is_available() else "no GPU: trains on the CPU"
+
+
+def _examine_encoder(config: Namespace, problems: list[Problem]) -> str:
+    """Where the net's pretrained weights are, after they were fetched, if asked for."""
+    options = config.model.net.get("init_args") or {}
+    name = options.get("encoder")
+    weights = options.get("encoder_weights")
+    if not (name and weights):
+        if config.prefetch:
+            problems.append(Problem("--prefetch needs model.net.encoder and model.net.encoder_weights"))
+        return "not pretrained"
+    from segmentation.nets.pretrained import cached, library_encoder, place
+
+    if config.prefetch:
+        try:
+            library_encoder(
+                name,
+                3,
+                5,
+                weights,
+            )
+        except InputError as error:
+            problems.append(Problem(str(error), stops=True))
+    file = cached(name, weights)
+    if file is None:
+        fix = "where there is internet, --prefetch fetches them once; else put the file here as"
+        text = f"weights {weights} of {name} are not on this machine: {fix} {place(name, weights)}"
+        problems.append(Problem(text))
+    return f"{name}, {weights}: {file or 'not here'}"

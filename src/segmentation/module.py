@@ -138,7 +138,7 @@ class SegmentationModule(LightningModule):
             self.validate_every = self.trainer.check_val_every_n_epoch
             self.fill()
             if self.init_from:
-                warm_start(self, self.init_from)
+                warm_start(self.net, self.init_from)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
         if self.compile_net:
@@ -380,10 +380,11 @@ class SegmentationModule(LightningModule):
         checkpoint["train_counts"] = self.train_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.training and self.trainer.is_global_zero:
+        if not self.trainer.training:
+            return
+        if self.trainer.is_global_zero:
             self.train_metrics.load(checkpoint["train_counts"])
-        if self._trainer is not None and self.trainer.training:
-            self.trainer.should_stop = checkpoint.get("should_stop", False)
+        self.trainer.should_stop = checkpoint.get("should_stop", False)
 
 
 def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:

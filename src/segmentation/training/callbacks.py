@@ -1,6 +1,6 @@
-"""What a run shows on its way: its beginning, a line an epoch, throughput, pictures.
+"""What a run shows on its way: a summary before the first step, a line an epoch, throughput, pictures.
 
-Hooks take Any: Lightning's classes declare neither the trainer's datamodule nor what is our module's own.
+Hooks take Any: Lightning's classes do not declare the datamodule and the attributes of our module.
 """
 
 import math
@@ -26,13 +26,12 @@ from segmentation.training.loggers import log_to_wandb, wandb_runs
 from segmentation.training.run_folder import RunFolder
 from segmentation.visualize import evenly, sample_grid, save_png, to_rgb
 
-#: Seconds that an epoch must have waited for data before it is said: a run of a moment need not be told.
+#: An epoch that waited for data for fewer seconds is no reason for a warning.
 PATIENCE = 5.0
 
 
 class EpochPrinter(Checkpoint):
-    """A line for every epoch, validated or not, on the terminal and in a cluster's log. (A Checkpoint, as Lightning
-    calls these after the module's on_train_epoch_end, which logs the training figures.)"""
+    """Prints a line an epoch. It is a Checkpoint, as Lightning calls these after the module has logged the epoch."""
 
     validated = False
 
@@ -40,18 +39,20 @@ class EpochPrinter(Checkpoint):
         self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        shown = {"train/loss": "loss"} | ({"val/loss": "val loss", "val/miou": "val mIoU"} if self.validated else {})
+        metrics = trainer.callback_metrics
+        epoch = f"epoch {trainer.current_epoch + 1:>3}"
+        if trainer.max_epochs > 0:
+            epoch += f"/{trainer.max_epochs}"
+        line = f"{epoch}  loss {metrics['train/loss']:.4f}"
+        if self.validated:
+            line += f"  val loss {metrics['val/loss']:.4f}  val mIoU {metrics['val/miou']:.4f}"
         self.validated = False
         if trainer.is_global_zero:
-            found = trainer.callback_metrics
-            figures = "  ".join(f"{label} {found[key]:.4f}" for key, label in shown.items())
-            of = f"/{trainer.max_epochs}" if trainer.max_epochs > 0 else ""
-            rate = found["train/images_per_second"]
-            print(f"epoch {trainer.current_epoch + 1:>3}{of}  {figures}  {rate:.1f} images/s", flush=True)
+            print(f"{line}  {metrics['train/images_per_second']:.1f} images/s", flush=True)
 
 
 class RunSummary(Callback):
-    """Says, before the first step, what is about to run: data, net with parameters and FLOPs, device, W&B."""
+    """Prints, before the first step, what is about to run: data, net with parameters and FLOPs, device, W&B."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -64,44 +65,39 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        data, labels, net = trainer.datamodule, pl_module.labels, pl_module.net
-        height, width = data.train_size
-        images = {split: len(data.dataset.names(split)) for split in SPLITS}
-        counts = ", ".join(f"{count:,} {split}" for split, count in images.items() if count)
+        data = trainer.datamodule
+        labels = pl_module.labels
+        net = pl_module.net
+        images = ", ".join(f"{len(data.dataset.names(split)):,} {split}" for split in SPLITS)
         parameters = sum(parameter.numel() for parameter in net.parameters())
+        shape = (1, labels.channels, *data.train_size)
         try:
-            flops = f"{count_flops(net, (1, labels.channels, height, width)) / 1e9:.1f}"
-        except (RuntimeError, NotImplementedError):
-            # A net that looks at its data cannot run on the meta device; on images it has, in the sanity check.
-            flops = "? "
-        steps = trainer.estimated_stepping_batches
-        length = f"{trainer.max_epochs} epochs, {int(steps):,} steps" if steps < float("inf") else "steps without end,"
-        factors = (data.batch_size, trainer.world_size, trainer.accumulate_grad_batches)
-        names = ("images", "processes", "batches a step")
-        made = " x ".join(f"{factor} {name}" for factor, name in zip(factors, names, strict=True) if factor > 1)
-        where = f"on {trainer.world_size} x {pl_module.device.type} in {trainer.precision}"
+            flops = f"{count_flops(net, shape) / 1e9:.1f}"
+        except (RuntimeError, NotImplementedError):  # a net that looks at its data cannot run on the meta device
+            flops = "?"
+        step = f"{data.batch_size} images x {trainer.world_size} processes x {trainer.accumulate_grad_batches} batches"
         rates = ", ".join(f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups)
-        workers = f"{data.train_loader.num_workers} loader workers a process"
-        size = f"{labels.channels}x{height}x{width}"
         origin = "as LearningRateFinder found it" if pl_module.lr else "as given"
         print(f"run       {self.run.path}")
-        print(f"data      {type(data.source).__name__}: {counts} images; {labels.task}, {labels.num_classes} classes")
-        print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {size}")
-        print(f"training  {length} of {made or '1 image'} {where}")
-        print(f"          learning rate {rates}, {origin}: it is not scaled by the batch; {workers}", flush=True)
+        print(f"data      {type(data.source).__name__}: {images} images; {labels.task}, {labels.num_classes} classes")
+        print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {shape}")
+        print(f"training  {trainer.max_epochs} epochs, {trainer.estimated_stepping_batches:,} steps of {step}")
+        device = f"{pl_module.device.type} in {trainer.precision}"
+        print(f"          on {device}, learning rate {rates}, {origin}", flush=True)
         for logged in wandb_runs(trainer):
-            logged.config.update({"images_per_step": math.prod(factors), "processes": trainer.world_size})
+            step_images = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+            logged.config.update({"images_per_step": step_images, "processes": trainer.world_size})
             print(f"W&B       {logged.url or f'offline; upload by: slurm/sync.sh {self.run.path}'}")
 
 
 def in_millions(parameters: int) -> str:
-    """A count of parameters as it is shown."""
+    """Format a count of parameters."""
     return f"{parameters / 1e6:.2f} M" if parameters >= 100_000 else f"{parameters:,}"
 
 
 def count_flops(net: SegmentationNet, shape: tuple[int, ...]) -> int:
-    """Floating-point operations (2 x multiply-adds) of one prediction on an input of shape (N, C, H, W), counted on
-    torch's meta device: nothing is run."""
+    """Count the floating-point operations (2 x multiply-adds) of one prediction on an input of shape (N, C, H, W).
+    Nothing is computed: the net is copied to torch's meta device."""
     with torch.device("meta"):
         twin = deepcopy(net).to("meta").eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -110,48 +106,56 @@ def count_flops(net: SegmentationNet, shape: tuple[int, ...]) -> int:
 
 
 class Throughput(Callback):
-    """Logs `train/images_per_second`: of all processes, data and optimizer included, validation not; and
-    `train/data_wait`, the share of that time that this process waited for a batch, of which it warns once. Its sums,
-    and the minutes of the run, go into the checkpoints, so that a resumed run reports the whole."""
+    """Logs `train/images_per_second`, of all processes and without validation, and `train/data_wait`, the share of that
+    time that this process waited for batches. Checkpoints keep the sums, so that a resumed run reports the whole."""
 
     def __init__(self) -> None:
-        self.images, self.seconds, self.minutes = 0, 0.0, 0.0  # of the epochs, and of the run's earlier processes
-        self.warned = False
+        self.images = 0  # of the run
+        self.seconds = 0.0  # of the run
+        self.minutes = 0.0  # of the run's earlier processes
         self.started = time.perf_counter()
-        self.begin_epoch()
+        self.warned = False
+        self.start_epoch()
 
-    def begin_epoch(self) -> None:
-        self.epoch_images, self.epoch_seconds, self.waited, self.since = 0, 0.0, 0.0, time.perf_counter()
+    def start_epoch(self) -> None:
+        self.epoch_images = 0
+        self.epoch_seconds = 0.0
+        self.waited = 0.0
+        self.last = time.perf_counter()  # end of the last batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images, "seconds": self.seconds, **self.figures()}
+        return {"images": self.images, "seconds": self.seconds, **self.metrics()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images, self.seconds, self.minutes = (state_dict[key] for key in ("images", "seconds", "minutes"))
+        self.images = state_dict["images"]
+        self.seconds = state_dict["seconds"]
+        self.minutes = state_dict["minutes"]
 
-    def figures(self) -> dict[str, Any]:
-        """Of the whole run."""
+    def metrics(self) -> dict[str, Any]:
+        """Minutes and throughput of the whole run."""
         minutes = self.minutes + (time.perf_counter() - self.started) / 60
         return {"minutes": minutes, "images_per_second": self.images / self.seconds if self.seconds else None}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.since = time.perf_counter()
+        self.last = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx:  # an epoch's first batch waits for the workers to start
-            self.waited += time.perf_counter() - self.since
+            self.waited += time.perf_counter() - self.last
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
         self.epoch_images += len(batch["image"]) * trainer.world_size
-        self.epoch_seconds, self.since = self.epoch_seconds + now - self.since, now
+        self.epoch_seconds += now - self.last
+        self.last = now
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self.since = time.perf_counter()
+        self.last = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.images, self.seconds = self.images + self.epoch_images, self.seconds + self.epoch_seconds
-        seconds = self.epoch_seconds or float("inf")
+        self.images += self.epoch_images
+        self.seconds += self.epoch_seconds
+        seconds = self.epoch_seconds or math.inf
         wait = self.waited / seconds
         pl_module.log("train/images_per_second", self.epoch_images / seconds, rank_zero_only=True)
         pl_module.log("train/data_wait", wait, rank_zero_only=True)
@@ -161,12 +165,12 @@ class Throughput(Callback):
                 f"{wait:.0%} of the training time went into waiting for data. Remedies: data.num_workers (the machine "
                 f"has {os.cpu_count()} cores), data.cache: true for data that fits into memory, fewer transforms"
             )
-        self.begin_epoch()
+        self.start_epoch()
 
 
 @dataclass
 class PictureOptions:
-    """Contact sheets in the run folder's pictures/ and mask overlays in W&B.
+    """Grids of images in the run folder's pictures/ and mask overlays in W&B.
 
     Args:
         images: validation images to show, the same every time; 0 for none.
@@ -178,11 +182,13 @@ class PictureOptions:
 
 
 class Pictures(Callback):
-    """The same images every few epochs, as PictureOptions has it: image, truth, prediction and errors."""
+    """Shows the same images every few epochs: image, truth, prediction and errors."""
 
     def __init__(self, run: RunFolder, images: int, every_n_epochs: int) -> None:
-        self.run, self.images, self.every_n_epochs = run, images, every_n_epochs
-        self.shown: int | None = None  # epoch of the last sheet
+        self.run = run
+        self.images = images
+        self.every_n_epochs = every_n_epochs
+        self.shown = -math.inf  # epoch of the last grid
 
     def state_dict(self) -> dict[str, Any]:
         return {"shown": self.shown}
@@ -192,52 +198,100 @@ class Pictures(Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch
-        due = self.shown is None or epoch - self.shown >= self.every_n_epochs or epoch + 1 == trainer.max_epochs
+        due = epoch - self.shown >= self.every_n_epochs or epoch + 1 == trainer.max_epochs
         if due and not trainer.sanity_checking:
             self.shown = epoch
             title = f"Validation images after epoch {epoch + 1}"
-            self.show(trainer, pl_module, "val", "val", f"epoch-{epoch:04d}", title)
+            self.show(
+                trainer,
+                pl_module,
+                "val",
+                "val",
+                f"epoch-{epoch:04d}",
+                title,
+            )
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        self.show(trainer, pl_module, trainer.datamodule.test_split, "test", "test", "Test images, best checkpoint")
+        self.show(
+            trainer,
+            pl_module,
+            trainer.datamodule.test_split,
+            "test",
+            "test",
+            "Test images, best checkpoint",
+        )
 
     def show(self, trainer: Any, module: Any, split: str, key: str, file: str, title: str) -> None:
-        """Evenly spaced images of a split, in rank 0 alone."""
-        if not self.images or not trainer.is_global_zero:
-            return
-        indices = evenly(len(trainer.datamodule.dataset.names(split)), self.images)
-        sheet, samples = prediction_grid(trainer, module, split, indices, title)
-        save_png(sheet, self.run.pictures / f"{file}.png")
-        if wandb_runs(trainer):
-            overlays = [_overlay(sample, module.labels.names) for sample in samples]
-            log_to_wandb(trainer, {f"{key}/images": overlays, "trainer/global_step": trainer.global_step})
+        """Save and log evenly spaced images of a split, in rank 0 alone."""
+        if self.images and trainer.is_global_zero:
+            indices = evenly(len(trainer.datamodule.dataset.names(split)), self.images)
+            grid, samples = prediction_grid(
+                trainer,
+                module,
+                split,
+                indices,
+                title,
+            )
+            save_png(grid, self.run.pictures / f"{file}.png")
+            log_images(
+                trainer,
+                f"{key}/images",
+                samples,
+                module.labels.names,
+            )
 
 
 def prediction_grid(
-    trainer: Any, module: Any, split: str, indices: list[int], title: str
+    trainer: Any,
+    module: Any,
+    split: str,
+    indices: list[int],
+    title: str,
 ) -> tuple[Image, list[dict[str, Any]]]:
-    """A contact sheet of images of a split, predicted one by one in this process alone; and the samples, to which
-    `name` and `prediction`, (H, W) class indices on the CPU, are added."""
-    dataset, labels = trainer.datamodule.dataset, module.labels
-    samples, scores = [], []
+    """Predict images of a split one by one, in this process alone, and draw them.
+
+    Returns:
+        The grid, and the samples with `name` and `prediction`, (H, W) class indices on the CPU.
+    """
+    dataset = trainer.datamodule.dataset
+    labels = module.labels
+    names = dataset.names(split)
+    samples = []
+    scores = []
     module.eval()
     for index in indices:
         sample = dataset.load(split, index)
+        image = sample["image"][None].to(module.device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            found = module.classify(module(sample["image"][None].to(module.device))).cpu()
-        samples.append({**sample, "name": dataset.names(split)[index], "prediction": found[0]})
-        scores.append(float(mean_iou(confusion_counts(found, sample["mask"][None], labels.num_classes))))
-    images, masks, found, names = ([s[key] for s in samples] for key in ("image", "mask", "prediction", "name"))
-    return sample_grid(images, masks, found, labels, names, title, scores), samples
+            prediction = module.classify(module(image)).cpu()
+        matrix = confusion_counts(prediction, sample["mask"][None], labels.num_classes)
+        scores.append(mean_iou(matrix).item())
+        samples.append({**sample, "name": names[index], "prediction": prediction[0]})
+    grid = sample_grid(
+        [sample["image"] for sample in samples],
+        [sample["mask"] for sample in samples],
+        [sample["prediction"] for sample in samples],
+        labels,
+        [sample["name"] for sample in samples],
+        title,
+        scores,
+    )
+    return grid, samples
 
 
-def _overlay(sample: dict[str, Any], classes: list[str]) -> Any:
-    """A W&B image with truth and prediction as masks that can be switched on and off."""
+def log_images(trainer: Any, key: str, samples: list[dict[str, Any]], names: list[str]) -> None:
+    """Log images to W&B, with truth and prediction as masks that can be switched on and off."""
+    if not wandb_runs(trainer):
+        return
     import wandb
 
-    labels = {**dict(enumerate(classes)), 255: "ignored"}
-    masks = {
-        "truth": {"mask_data": np.where(sample["mask"] == IGNORE_INDEX, 255, sample["mask"]), "class_labels": labels},
-        "prediction": {"mask_data": sample["prediction"].numpy(), "class_labels": labels},
-    }
-    return wandb.Image(to_rgb(sample["image"]), caption=sample["name"], masks=masks)
+    labels = {**dict(enumerate(names)), 255: "ignored"}
+    images = []
+    for sample in samples:
+        truth = np.where(sample["mask"] == IGNORE_INDEX, 255, sample["mask"])
+        masks = {
+            "truth": {"mask_data": truth, "class_labels": labels},
+            "prediction": {"mask_data": sample["prediction"].numpy(), "class_labels": labels},
+        }
+        images.append(wandb.Image(to_rgb(sample["image"]), caption=sample["name"], masks=masks))
+    log_to_wandb(trainer, {key: images, "trainer/global_step": trainer.global_step})
