@@ -142,7 +142,10 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         (["--data.augment", "[{class_path: RandomRotation, init_args: {degrees: [3]}}]"], ["option", "degrees"]),
         (["--trainer.max_epoch", "3"], ["did you mean trainer.max_epochs?"]),
         (["--nam", "x"], ["did you mean name?"]),
-        (["--model.net", "UNet", "--model.net.skip_channels", "3"], ["model.net", "UNet", "skip_channels", "widths"]),
+        (
+            ["--model.net", "UNet", "--model.net.skip_channels", "3"],
+            ["model.net", "UNet", "skip_channels", "widths", "it belongs to UNet3Plus)"],
+        ),
         (["--model.loss", "Dice", "--model.loss.gamma", "3"], ["model.loss", "Dice", "gamma", "class_weights"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (["--data.batch_size", "many"], ["data.batch_size", "int", "many"]),

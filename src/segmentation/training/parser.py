@@ -1,6 +1,7 @@
 """The parser of the command line: an error is one line, with the option or class that was most likely meant."""
 
 import difflib
+from inspect import signature
 from typing import Any, NoReturn
 
 from lightning.pytorch import Callback
@@ -19,6 +20,12 @@ KINDS = (SegmentationData, SegmentationNet, SegmentationLoss, v2.Transform, Opti
 
 HINT = "did you mean"
 
+#: Options that follow from the data, or that the module fills in.
+NOT_FOR_USERS = {"in_channels", "num_classes", "optimizer", "params"}
+
+#: Stands around the error of a class's options within jsonargparse's, which lists all that it has tried.
+MARK = "\0"
+
 
 class Parser(LightningArgumentParser):
     """LightningCLI's parser with errors of one line.
@@ -27,6 +34,12 @@ class Parser(LightningArgumentParser):
     """
 
     needs_required = True
+    of_class: type = object  # whose options these are
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **options: Any) -> Any:
+        if nested_key is None:
+            self.of_class = theclass
+        return super().add_class_arguments(theclass, nested_key, *args, **options)
 
     def require_nothing(self) -> None:
         """Let every option be left out."""
@@ -52,36 +65,46 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
-        if HINT not in line:
+        if MARK in line:
+            key = line.partition(": ")[0]
+            line = f"{key}: {line.split(MARK)[1]}"
+        else:
             line += self.hint(line, ex is None or isinstance(ex, KeyError))
         if not self.exit_on_error:
-            super().error(line, ex)
+            super().error(f"{MARK}{self.of_class.__name__}: {line}{MARK}", ex)
         raise InputError(f"{line}. All options: python src/train.py --help")
 
     def hint(self, line: str, of_option: bool) -> str:
         """The option of this parser, or the class, that a word of an error was most likely meant to be."""
-        names = self.option_names() if of_option else class_names()
-        for word in line.split():
-            word = word.strip("-'\"[]{},:;").partition("=")[0]
-            close = difflib.get_close_matches(word, names, n=1, cutoff=0.85)
+        words = [word.strip("-'\"[]{},:;").partition("=")[0] for word in line.split()]
+        names = self.option_names() if of_option else sorted(cls.__name__ for cls in subclasses(*KINDS))
+        for word in reversed(words):  # what the user typed stands last
+            close = difflib.get_close_matches(word, names, n=1, cutoff=0.8)
             if close and word not in names:
                 # YAML has last parts alone; the error may name the group that they are in.
                 full = [name for name in names if name.endswith(f".{close[0]}") and name.rpartition(".")[0] in line]
                 return f" ({HINT} {[*full, close[0]][0]}?)"
-        return f" (choices: {', '.join(names)})" if of_option and not self.exit_on_error else ""
+        if not of_option or self.exit_on_error:
+            return ""
+        kinds = [kind for kind in KINDS if issubclass(self.of_class, kind)]
+        owners = [cls.__name__ for cls in subclasses(*kinds) if set(words) & signature(cls).parameters.keys()]
+        choices = f"choices: {', '.join(names)}"
+        return f" ({choices}; it belongs to {', '.join(sorted(owners))})" if owners else f" ({choices})"
 
     def option_names(self) -> list[str]:
         """Names of all options, in full and their last parts: YAML has these."""
         names: dict[str, None] = {}
         for key in vars(self.get_defaults(skip_validation=True).as_flat()):
             name = key.replace("init_args.", "").removesuffix(".class_path")
-            names |= {name: None, name.rpartition(".")[2]: None}
+            last = name.rpartition(".")[2]
+            if last not in NOT_FOR_USERS:
+                names |= {name: None, last: None}
         return list(names)
 
 
-def class_names() -> set[str]:
-    """Names of the classes that options take."""
-    classes: list[Any] = [*KINDS]
-    for kind in classes:
-        classes += kind.__subclasses__()  # the loop goes on over these
-    return {cls.__name__ for cls in classes}
+def subclasses(*kinds: type) -> set[type]:
+    """The classes below `kinds`, and these."""
+    found: list[Any] = [*kinds]
+    for cls in found:
+        found += cls.__subclasses__()  # the loop goes on over these
+    return set(found)
