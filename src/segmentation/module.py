@@ -242,7 +242,7 @@ class SegmentationModule(LightningModule):
             one: dict[str, Any] = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
             losses.append(self.compute_loss(Heads(logits), one)[0])
-            weight_sums.append(self.loss.mass(logits[-1], one["mask"]))
+            weight_sums.append(self.loss.weight_sum(logits[-1], one["mask"]))
         return self.update_metrics(split, heads, batch, torch.stack(losses), torch.stack(weight_sums))
 
     def compute_loss(
@@ -295,7 +295,7 @@ class SegmentationModule(LightningModule):
         metrics = getattr(self, f"{split}_metrics")
         logits = self.net.combine(heads)
         if weight_sum is None:
-            weight_sum = self.loss.mass(heads.logits[-1], batch["mask"])
+            weight_sum = self.loss.weight_sum(heads.logits[-1], batch["mask"])
         metrics.update(
             preds=self.classify(logits),
             target=batch["mask"],
