@@ -266,8 +266,8 @@ class SegmentationModule(LightningModule):
             parts |= {"loss": each[-1]} if head else {}
             terms |= {f"{head}{name}": term for name, term in parts.items()}
         total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
-        if heads.presence is not None:
-            terms["presence/loss"] = presence_loss(heads.presence.float(), mask)
+        if heads.class_logits is not None:
+            terms["presence/loss"] = presence_loss(heads.class_logits.float(), mask)
             total = total + terms["presence/loss"]
         return total, terms
 
