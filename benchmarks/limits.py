@@ -86,7 +86,7 @@ def count_work(net: SegmentationNet, shape: tuple[int, ...], dtype: torch.dtype,
         net: any net.
         shape: (N, C, H, W) of its input.
         dtype: what it computes in.
-        train: forward and backward; else `predict`. What checkpointing computes twice counts twice.
+        train: forward and backward; else `predict`.
     """
     twin = deepcopy(net).to("meta", dtype).train(train)
     image = torch.empty(shape, device="meta", dtype=dtype)

@@ -53,10 +53,8 @@ NETS: dict[str, Callable[[], SegmentationNet]] = {
     "UNet++ pruned to L3": lambda: UNetPlusPlus(deep_supervision=True).prune(3),
     "UNet++ pruned to L2": lambda: UNetPlusPlus(deep_supervision=True).prune(2),
     "UNet++ pruned to L1": lambda: UNetPlusPlus(deep_supervision=True).prune(1),
-    "UNet++, checkpointing": lambda: UNetPlusPlus(deep_supervision=True, checkpointing=True),
     PLAIN: lambda: UNet3Plus(deep_supervision=True),
     "UNet3+": lambda: UNet3Plus(deep_supervision=True),
-    "UNet3+, checkpointing": lambda: UNet3Plus(deep_supervision=True, checkpointing=True),
     "UNet, resnet34": lambda: UNet(encoder="resnet34", widths=(16, 32, 64, 128, 256, 512)),
     "UNet++, resnet34": lambda: UNetPlusPlus(encoder="resnet34", widths=(16, 32, 64, 128, 256, 512)),
     "smp Unet, resnet34": lambda: SmpNet(architecture="Unet"),
@@ -66,10 +64,9 @@ NETS: dict[str, Callable[[], SegmentationNet]] = {
 #: The net whose first row a ratio is to; others: their own. Ours beside what a user can install, with one encoder.
 BASE = {
     "UNet3+": PLAIN,
-    "UNet3+, checkpointing": PLAIN,
     "UNet, resnet34": "smp Unet, resnet34",
     "UNet++, resnet34": "smp UnetPlusPlus, resnet34",
-} | dict.fromkeys([name for name in NETS if name.startswith("UNet++ ") or name == "UNet++, checkpointing"], "UNet++")
+} | dict.fromkeys([name for name in NETS if name.startswith("UNet++ ")], "UNet++")
 #: What is measured unless asked for: on CUDA the setting to train in, and no variants of one net.
 DEFAULTS = {
     "cpu": {
@@ -83,7 +80,7 @@ DEFAULTS = {
         "repeats": 5,
     },
     "cuda": {
-        "nets": [name for name in NETS if not any(word in name for word in ("pruned", "checkpointing", "vgg19"))],
+        "nets": [name for name in NETS if not any(word in name for word in ("pruned", "vgg19"))],
         "modes": ["eager", "compiled", "graphs"],
         "layouts": ["channels_last"],
         "dtypes": ["bf16"],

@@ -135,18 +135,20 @@ def test_what_is_missing_altogether(place: Path, capsys: pytest.CaptureFixture) 
 
 
 def test_the_machine(place: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(place / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     net = ["--model.net", "UNet", "--model.net.encoder", "resnet18", "--model.net.encoder_weights", "imagenet"]
     shapes = ["--data.dataset.train", "16", "--data.dataset.val", "16", "--data.dataset.test", "16"]
     problems = diagnose([*net, *shapes])
-    assert any("weights imagenet of resnet18 are not on this machine" in problem.text for problem in problems)
+    assert any("imagenet of resnet18 are not on this machine" in problem.text for problem in problems)
     out = capsys.readouterr().out
     for fact in ("devices", "bf16", "cores", "disk", "W&B", "encoder"):
         assert fact in out
     from safetensors.torch import save_file
-    from segmentation_models_pytorch.encoders import get_encoder
+    from segmentation_models_pytorch.encoders import encoders, get_encoder
 
-    path = place / "hub/hub/checkpoints/resnet18.imagenet.safetensors"
+    revision = encoders["resnet18"]["pretrained_settings"]["imagenet"]["revision"]
+    path = place / f"hub/models--smp-hub--resnet18.imagenet/snapshots/{revision}/model.safetensors"
     path.parent.mkdir(parents=True)
     save_file(get_encoder("resnet18", weights=None).state_dict(), path)
     assert diagnose([*net, *shapes]) == []

@@ -152,7 +152,7 @@ class TestPixelAndOverlapLosses:
 
         def scaled(part: SegmentationLoss, x: Tensor, y: Tensor, w: Tensor | None = None) -> float:
             pixels = isinstance(part, CrossEntropy | Focal)
-            return (part(x, y, w) * (part.mass(x, y) if pixels else 1)).item()
+            return (part(x, y, w) * (part.weight_sum(x, y) if pixels else 1)).item()
 
         for part in loss.losses if isinstance(loss, WeightedSum) else [loss]:
             assert scaled(part, logits, mask, weight) == pytest.approx(scaled(part, *doubled), rel=1e-4)
@@ -313,13 +313,13 @@ def test_overlap_lies_between_zero_and_one(seed: int, scale: float) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5))
-def test_batches_add_up_by_their_mass(seed: int, cut: int) -> None:
+def test_batches_add_up_by_their_weight_sum(seed: int, cut: int) -> None:
     """What makes the loss of a split right however it is batched."""
     logits, mask = make(4, seed=seed)
     parts = [(logits[..., :cut], mask[..., :cut]), (logits[..., cut:], mask[..., cut:])]
     for loss in (CrossEntropy(), CrossEntropy(WEIGHTS), Focal(WEIGHTS)):
-        total = sum((loss(*part) * loss.mass(*part)).item() for part in parts)
-        assert total == pytest.approx((loss(logits, mask) * loss.mass(logits, mask)).item(), rel=1e-5)
+        total = sum((loss(*part) * loss.weight_sum(*part)).item() for part in parts)
+        assert total == pytest.approx((loss(logits, mask) * loss.weight_sum(logits, mask)).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("size", "scales"), [((176, 181), 5), ((50, 77), 3), ((11, 30), 1)])
@@ -394,7 +394,7 @@ def test_rules_for_class_weights() -> None:
 
 def test_weights_over_the_cap_are_named() -> None:
     loss = CrossEntropy(class_weights="auto", max_weight=5.0)
-    with pytest.warns(UserWarning, match=r"class 'class1'.* would be 50\.0.*max_weight, 5"):
+    with pytest.warns(UserWarning, match=r"class 'class1'.* weight 50\.0.*max_weight, 5"):
         loss.setup(statistics([990, 10, 500]))
     assert loss.class_weights.tolist() == pytest.approx([500 / 990, 5.0, 1.0])
 

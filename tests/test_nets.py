@@ -8,7 +8,6 @@ from segmentation.data import ShapesData
 from segmentation.errors import InputError
 from segmentation.nets import Heads, SmpNet, UNet, UNet3Plus, UNetPlusPlus
 from segmentation.nets.base import CLOSED, gate
-from segmentation.nets.blocks import statistics_kept
 from segmentation.training.trainer import SyncBatchNorm
 
 WIDTHS = (4, 6, 8, 8, 8)
@@ -99,7 +98,7 @@ def test_inference_rules(name):
         (lambda: UNet(widths=WIDTHS, inference=5, deep_supervision=True), "1 to 4"),
         (lambda: UNet(widths=WIDTHS, encoder_weights="imagenet"), "need an encoder"),
         (lambda: UNet(widths=WIDTHS, freeze_encoder=True), "need an encoder"),
-        (lambda: UNet(widths=WIDTHS)(torch.zeros(1, 4, 8, 8)), "4 bands.*in_channels: 3"),
+        (lambda: UNet(widths=WIDTHS)(torch.zeros(1, 4, 8, 8)), "in_channels: 3"),
         (lambda: UNet(widths=WIDTHS)(torch.zeros(1, 3, 8, 8), level=2), "1 to 1"),
         (lambda: UNet(widths=WIDTHS).prune(1), "UNetPlusPlus"),
         (lambda: UNetPlusPlus(widths=WIDTHS).prune(1), "deep_supervision: true"),
@@ -126,22 +125,6 @@ def test_gate_for_binary():
     gated = gate(torch.full((2, 1, 2, 2), 7.0), torch.tensor([[0.1], [-0.1]]))
     assert (gated[0].sigmoid() > 0.5).all()
     assert (gated[1].sigmoid() == 0).all()
-
-
-def test_checkpointing_changes_no_gradient_and_no_statistic():
-    """A checkpointed step has the plain step's gradients and batch-norm statistics; SyncBatchNorm's, too, on a GPU."""
-    for name in ("unet++", "unet3+"):
-        nets = []
-        for checkpointing in (False, True):
-            torch.manual_seed(0)
-            nets.append(NETS[name](deep_supervision=True, checkpointing=checkpointing).double().train())
-        image = torch.randn(2, 3, 32, 32, dtype=torch.double)
-        for net in nets:
-            sum(logits.square().mean() for logits in net(image).logits).backward()
-        for (key, plain), kept in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
-            torch.testing.assert_close(kept.grad, plain.grad, msg=key)
-        for (key, plain), kept in zip(nets[0].named_buffers(), nets[1].buffers(), strict=True):
-            torch.testing.assert_close(kept, plain, msg=key)
 
 
 @pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "deep"])
@@ -175,15 +158,6 @@ def test_syncbatchnorm_is_the_same_function_in_eval():
             converted = SyncBatchNorm().apply(net).eval()
             assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
             assert torch.equal(converted(image).logits[0], before)
-
-
-def test_statistics_kept_of_syncbatchnorm():
-    """What gradient checkpointing does to a norm leaves SyncBatchNorm, which insists on its counter, a counter."""
-    net = SyncBatchNorm().apply(NETS["unet++"](deep_supervision=True))
-    with statistics_kept(net):
-        norms = [module for module in net.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
-        assert all(norm.momentum == 0 and norm.num_batches_tracked is not None for norm in norms)
-    assert all(norm.momentum == 0.1 and norm.num_batches_tracked == 0 for norm in norms)
 
 
 def test_an_encoder_whose_unused_parts_take_part_in_sums():

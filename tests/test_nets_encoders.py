@@ -7,20 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from segmentation_models_pytorch.encoders import encoders
 
 from conftest import ROOT
 from segmentation.errors import InputError
 from segmentation.nets import SmpNet, UNet, UNetPlusPlus
-from segmentation.nets.pretrained import library_encoder, place
+from segmentation.nets.pretrained import library_encoder
 
 WIDTHS = (4, 6, 8, 8, 8)
 
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path, monkeypatch):
-    """An empty torch hub folder, and no network."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    """An empty cache of the Hugging Face hub, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
 
 
 def saved(encoder, file):
@@ -29,10 +31,11 @@ def saved(encoder, file):
     return file
 
 
-def test_weights_from_a_file_and_from_the_folder(tmp_path):
+def test_weights_from_a_file_and_from_the_hubs_cache(tmp_path, hub):
     source = library_encoder("resnet18", 3, 5, None)
     file = saved(source, tmp_path / "resnet18.safetensors")
-    saved(source, place("resnet18", "imagenet"))
+    revision = encoders["resnet18"]["pretrained_settings"]["imagenet"]["revision"]
+    saved(source, hub / f"models--smp-hub--resnet18.imagenet/snapshots/{revision}/model.safetensors")
     for weights in (str(file), "imagenet"):
         for net in (
             UNet(widths=WIDTHS, encoder="resnet18", encoder_weights=weights),
@@ -61,11 +64,9 @@ def test_bands_of_pretrained_weights(tmp_path):
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-convnext_atto"])
-def test_no_network_says_which_file_to_put_where(encoder):
-    with pytest.raises(InputError) as error:
+def test_no_network_says_how_to_prefetch(encoder):
+    with pytest.raises(InputError, match="--prefetch"):
         UNet(widths=WIDTHS, encoder=encoder, encoder_weights="imagenet")
-    assert "https://huggingface.co/" in str(error.value)
-    assert str(place(encoder, "imagenet")) in str(error.value)
 
 
 @pytest.mark.parametrize(

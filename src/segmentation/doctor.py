@@ -277,21 +277,13 @@ def _examine_encoder(config: Namespace, problems: list[Problem]) -> str:
         if config.prefetch:
             problems.append(Problem("--prefetch needs model.net.encoder and model.net.encoder_weights"))
         return "not pretrained"
-    from segmentation.nets.pretrained import cached, library_encoder, place
+    from segmentation.nets.pretrained import library_encoder, weights_file
 
-    if config.prefetch:
-        try:
-            library_encoder(
-                name,
-                3,
-                5,
-                weights,
-            )
-        except InputError as error:
-            problems.append(Problem(str(error), stops=True))
-    file = cached(name, weights)
-    if file is None:
-        fix = "where there is internet, --prefetch fetches them once; else put the file here as"
-        text = f"weights {weights} of {name} are not on this machine: {fix} {place(name, weights)}"
-        problems.append(Problem(text))
-    return f"{name}, {weights}: {file or 'not here'}"
+    try:
+        if config.prefetch:
+            library_encoder(name, 3, 5, weights)
+        file = weights_file(name, weights, download=False)
+    except InputError as error:
+        problems.append(Problem(str(error), stops=config.prefetch))
+        return f"{name}, {weights}: not here"
+    return f"{name}, {weights}: {file}"

@@ -242,7 +242,7 @@ class SegmentationModule(LightningModule):
             one: dict[str, Any] = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
             losses.append(self.compute_loss(Heads(logits), one)[0])
-            weight_sums.append(self.loss.mass(logits[-1], one["mask"]))
+            weight_sums.append(self.loss.weight_sum(logits[-1], one["mask"]))
         return self.update_metrics(split, heads, batch, torch.stack(losses), torch.stack(weight_sums))
 
     def compute_loss(
@@ -266,8 +266,8 @@ class SegmentationModule(LightningModule):
             parts |= {"loss": each[-1]} if head else {}
             terms |= {f"{head}{name}": term for name, term in parts.items()}
         total = torch.stack([factor * loss for factor, loss in zip(self.head_weights, each, strict=True)]).sum()
-        if heads.presence is not None:
-            terms["presence/loss"] = presence_loss(heads.presence.float(), mask)
+        if heads.class_logits is not None:
+            terms["presence/loss"] = presence_loss(heads.class_logits.float(), mask)
             total = total + terms["presence/loss"]
         return total, terms
 
@@ -295,7 +295,7 @@ class SegmentationModule(LightningModule):
         metrics = getattr(self, f"{split}_metrics")
         logits = self.net.combine(heads)
         if weight_sum is None:
-            weight_sum = self.loss.mass(heads.logits[-1], batch["mask"])
+            weight_sum = self.loss.weight_sum(heads.logits[-1], batch["mask"])
         metrics.update(
             preds=self.classify(logits),
             target=batch["mask"],

@@ -29,10 +29,14 @@ class SegmentationLoss(nn.Module, ABC):
     def __init__(self, class_weights: Weights = None, max_weight: float = 10.0) -> None:
         super().__init__()
         self.max_weight = max_weight
-        self.rule: str | None = class_weights if isinstance(class_weights, str) else None
-        self.class_weights: Tensor | None  # an empty one is what no statistics has filled yet
-        numbers = [] if isinstance(class_weights, str) else class_weights
-        self.register_buffer("class_weights", None if numbers is None else torch.tensor(numbers, dtype=torch.float32))
+        self.rule: str | None = None
+        self.class_weights: Tensor | None
+        if isinstance(class_weights, str):
+            self.rule = class_weights
+            class_weights = []  # until `setup`
+        buffer = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", buffer)
+        self.register_load_state_dict_pre_hook(resize_class_weights)
 
     @abstractmethod
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
@@ -52,9 +56,12 @@ class SegmentationLoss(nn.Module, ABC):
                 number, so that the mean of the batches' losses is the loss of one large batch.
         """
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            precise = logits if logits.dtype == torch.float64 else logits.float()
-            loss = self.compute(precise, mask, weight)
-            return loss if step_pixels is None else loss * self.share(precise, mask, step_pixels)
+            if logits.dtype != torch.float64:
+                logits = logits.float()
+            loss = self.compute(logits, mask, weight)
+            if step_pixels is not None:
+                loss = loss * self.share(logits, mask, step_pixels)
+            return loss
 
     def terms(
         self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
@@ -62,12 +69,12 @@ class SegmentationLoss(nn.Module, ABC):
         """What `forward` is the sum of, by name; nothing for a loss of one term."""
         return {}
 
-    def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def weight_sum(self, logits: Tensor, mask: Tensor) -> Tensor:
         """What the sum over pixels was divided by: losses of batches add up to the split's when weighted by it."""
         return (mask != IGNORE_INDEX).sum()
 
     def step_weight_sum(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
-        """The mean of `mass` over the batches of a step."""
+        """The mean of `weight_sum` over the batches of a step."""
         return step_pixels.sum()
 
     def share(self, logits: Tensor, mask: Tensor, step_pixels: Tensor) -> Tensor | float:
@@ -78,17 +85,18 @@ class SegmentationLoss(nn.Module, ABC):
         """Fill in what the config leaves to the data, from the statistics of the training split."""
         if self.rule is None:
             return
-        two = len(statistics.pixels) == 2
-        if two and not statistics.pixels[1]:
-            raise InputError("auto weights of two classes need foreground pixels, but the training split has none")
-        weights, cap = class_weights(statistics, self.rule), float("inf") if two else self.max_weight
-        for name, value in zip(statistics.names, weights.tolist(), strict=True):
-            if value > cap:
-                rank_zero_warn(
-                    f"class {name!r} is so rare that its weight would be {value:.1f}: capped at the loss's "
-                    f"max_weight, {cap:g}"
-                )
-        self.class_weights = weights.clamp(max=cap).float()
+        weights = class_weights(statistics, self.rule)
+        if len(weights) == 2:
+            if not statistics.pixels[1]:
+                raise InputError("auto weights of two classes need foreground pixels, but the training split has none")
+        else:
+            for name, value in zip(statistics.names, weights.tolist(), strict=True):
+                if value > self.max_weight:
+                    rank_zero_warn(
+                        f"class {name!r} would have weight {value:.1f}: capped at max_weight, {self.max_weight:g}"
+                    )
+            weights = weights.clamp(max=self.max_weight)
+        self.class_weights = weights.float()
 
     def weights_of_classes(self, count: int, like: Tensor) -> Tensor | None:
         """The class weights, (count,), in the type of `like`.
@@ -108,12 +116,12 @@ class SegmentationLoss(nn.Module, ABC):
             )
         return weights.to(like.dtype)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take weights that a statistics filled, whose number only the checkpoint knows."""
-        saved = state_dict.get(f"{prefix}class_weights")
-        if saved is not None and self.class_weights is not None:
-            self.class_weights = torch.empty_like(saved, device=self.class_weights.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def resize_class_weights(loss: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Make room for weights of the training split, whose number only the checkpoint knows."""
+    saved = state.get(f"{prefix}class_weights")
+    if saved is not None and loss.class_weights is not None:
+        loss.class_weights = torch.empty_like(saved, device=loss.class_weights.device)
 
 
 def class_weights(statistics: SplitStatistics, rule: str) -> Tensor:
@@ -128,15 +136,15 @@ def class_weights(statistics: SplitStatistics, rule: str) -> Tensor:
       and equal far above it.
     """
     n = torch.tensor(statistics.pixels, dtype=torch.float64)
-    there = n > 0
+    present = n > 0
     if rule == "auto":
         weights = 1 / n
     elif rule == "sqrt_inverse":
         weights = n.rsqrt()
     elif rule == "median":
         frequency = n / torch.tensor(statistics.pixels_where, dtype=torch.float64)
-        weights = frequency[there].quantile(0.5) / frequency
+        weights = frequency[present].quantile(0.5) / frequency
     else:
         weights = (1 - BETA) / (1 - BETA**n)
-    weights = torch.where(there, weights, 0.0)
+    weights = torch.where(present, weights, 0.0)
     return weights * n.sum() / (weights * n).sum()

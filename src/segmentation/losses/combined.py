@@ -26,7 +26,8 @@ class WeightedSum(SegmentationLoss):
 
     def __init__(self, losses: list[SegmentationLoss], weights: list[float] | None = None) -> None:
         super().__init__()
-        weights = [1.0] * len(losses) if weights is None else weights
+        if weights is None:
+            weights = [1.0] * len(losses)
         if not losses or len(weights) != len(losses):
             raise InputError(f"WeightedSum: {len(weights)} weights for {len(losses)} losses; give one a loss")
         self.losses: Iterable[SegmentationLoss] = nn.ModuleList(losses)  # type: ignore[assignment]  # of one class
@@ -52,7 +53,8 @@ class WeightedSum(SegmentationLoss):
     def forward(
         self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
     ) -> Tensor:
-        return torch.stack([*self.terms(logits, mask, weight, step_pixels).values()]).sum()
+        terms = self.terms(logits, mask, weight, step_pixels)
+        return torch.stack(list(terms.values())).sum()
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         return self(logits, mask, weight)

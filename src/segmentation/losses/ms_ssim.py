@@ -16,6 +16,9 @@ BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SIDES = (11, 22, 44, 99, 176)
 #: Of the window, in pixels.
 RADIUS = 5
+#: (0.01 L)^2 and (0.03 L)^2 keep a quotient finite where all is even (Wang et al. 2003); values go up to L = 1.
+C1 = 0.01**2
+C2 = 0.03**2
 
 
 class MsSsim(SegmentationLoss):
@@ -55,18 +58,25 @@ def ms_ssim(p: Tensor, y: Tensor, scales: int) -> Tensor:
     with its gradient, not the 1,167 of torchmetrics' convolution with 11x11 weights, for 8x1x128x128.
     """
     betas = torch.tensor(BETAS[:scales])
+    betas = betas / betas.sum()
     total = p.new_ones(len(p))
-    for scale, beta in enumerate((betas / betas.sum()).tolist(), start=1):
-        down, across = gaussian(p.shape[-2], p).T, gaussian(p.shape[-1], p)
-        mean_p, mean_y, pp, yy, py = (down @ x @ across for x in (p, y, p * p, y * y, p * y))
-        variances = (pp - mean_p**2).clamp(min=0) + (yy - mean_y**2).clamp(min=0)
-        similarity = (2 * (py - mean_p * mean_y) + 0.03**2) / (variances + 0.03**2)
-        if scale == scales:
-            similarity = similarity * (2 * mean_p * mean_y + 0.01**2) / (mean_p**2 + mean_y**2 + 0.01**2)
+    for scale in range(scales):
+        down = gaussian(p.shape[-2], p).T
+        across = gaussian(p.shape[-1], p)
+        mean_p = down @ p @ across
+        mean_y = down @ y @ across
+        var_p = (down @ (p * p) @ across - mean_p**2).clamp(min=0)
+        var_y = (down @ (y * y) @ across - mean_y**2).clamp(min=0)
+        covariance = down @ (p * y) @ across - mean_p * mean_y
+        similarity = (2 * covariance + C2) / (var_p + var_y + C2)
+        if scale == scales - 1:
+            similarity = similarity * (2 * mean_p * mean_y + C1) / (mean_p**2 + mean_y**2 + C1)
         else:
             similarity = similarity[..., RADIUS:-RADIUS, RADIUS:-RADIUS]
-            p, y = F.avg_pool2d(p, 2), F.avg_pool2d(y, 2)
-        total = total * ((1 + similarity.flatten(1).mean(dim=1)) / 2) ** beta
+            p = F.avg_pool2d(p, 2)
+            y = F.avg_pool2d(y, 2)
+        mean_similarity = similarity.flatten(1).mean(dim=1)
+        total = total * ((1 + mean_similarity) / 2) ** betas[scale].item()
     return total.mean()
 
 

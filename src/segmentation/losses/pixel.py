@@ -26,7 +26,7 @@ class PixelLoss(SegmentationLoss):
         """w: of background and foreground, (2,), for one logit; of each class, (K,), for K; None for 1 throughout."""
         return self.weights_of_classes(max(2, logits.shape[1]), logits)
 
-    def mass(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def weight_sum(self, logits: Tensor, mask: Tensor) -> Tensor:
         valid = mask != IGNORE_INDEX
         if logits.shape[1] == 1 or self.class_weights is None:
             return valid.sum()
@@ -39,7 +39,7 @@ class PixelLoss(SegmentationLoss):
 
     def share(self, logits: Tensor, mask: Tensor, step_pixels: Tensor) -> Tensor:
         tiny = torch.finfo(step_pixels.dtype).tiny
-        return self.mass(logits, mask) / self.step_weight_sum(logits, step_pixels).clamp(min=tiny)
+        return self.weight_sum(logits, mask) / self.step_weight_sum(logits, step_pixels).clamp(min=tiny)
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         valid = mask != IGNORE_INDEX
@@ -49,10 +49,12 @@ class PixelLoss(SegmentationLoss):
         else:
             log_p = -F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
         loss = torch.where(valid, self.of_pixel(log_p), 0.0)
-        loss = loss if weights is None else loss * weights[mask * valid]
-        loss = loss if weight is None else loss * weight
-        mass = self.mass(logits, mask).to(loss.dtype)
-        return loss.sum() / mass.clamp(min=torch.finfo(loss.dtype).tiny)
+        if weights is not None:
+            loss = loss * weights[mask * valid]
+        if weight is not None:
+            loss = loss * weight
+        weight_sum = self.weight_sum(logits, mask).to(loss.dtype)
+        return loss.sum() / weight_sum.clamp(min=torch.finfo(loss.dtype).tiny)
 
 
 class CrossEntropy(PixelLoss):
@@ -78,10 +80,12 @@ class CrossEntropy(PixelLoss):
     ) -> None:
         if class_weights is not None and pos_weight is not None:
             raise InputError("the loss has class_weights and pos_weight: give one of them")
-        super().__init__([1.0, pos_weight] if isinstance(pos_weight, int | float) else class_weights, max_weight)
+        if pos_weight == "auto":
+            class_weights = "auto"
+        elif pos_weight is not None:
+            class_weights = [1.0, pos_weight]
+        super().__init__(class_weights, max_weight)
         self.auto_pos_weight = pos_weight == "auto"
-        if self.auto_pos_weight:
-            self.rule, self.class_weights = "auto", torch.empty(0)
 
     def setup(self, statistics: SplitStatistics) -> None:
         super().setup(statistics)
@@ -122,8 +126,11 @@ class Focal(PixelLoss):
             return -log_p
         # expm1: 1 - p without cancellation. The floor keeps the power's gradient finite at p = 1.
         floor = torch.finfo(log_p.dtype).eps
-        return -log_p * (-torch.expm1(log_p)).clamp(min=floor) ** self.gamma
+        wrong = -torch.expm1(log_p)
+        return -log_p * wrong.clamp(min=floor) ** self.gamma
 
     def pixel_weights(self, logits: Tensor) -> Tensor | None:
         weights = super().pixel_weights(logits)
-        return weights if weights is None or logits.shape[1] > 1 else weights / weights.sum()
+        if weights is not None and logits.shape[1] == 1:
+            weights = weights / weights.sum()
+        return weights

@@ -31,7 +31,9 @@ class ClassLoss(SegmentationLoss):
     def mean_over_classes(self, losses: Tensor, present: Tensor, logits: Tensor) -> Tensor:
         """(..., K) losses and whether each counts -> scalar."""
         weights = self.weights_of_classes(logits.shape[1], logits)
-        share = present.to(losses.dtype) if weights is None else present * weights
+        share = present.to(losses.dtype)
+        if weights is not None:
+            share = share * weights
         return (losses * share).sum() / share.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
 
@@ -45,12 +47,17 @@ class SoftOverlap(ClassLoss):
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         valid = (mask != IGNORE_INDEX).unsqueeze(1)
-        w = valid.to(logits.dtype) if weight is None else valid * weight.unsqueeze(1)
-        p, y = probabilities(logits), one_hot(mask, logits.shape[1], logits)
-        tp, predicted, true = ((w * x).sum(dim=(0, 2, 3)) for x in (p * y, p, y))
-        whole = tp + self.alpha * (predicted - tp) + self.beta * (true - tp)
-        present = true > 0
-        return self.mean_over_classes(1 - tp / torch.where(present, whole, 1.0), present, logits)
+        w = valid.to(logits.dtype)
+        if weight is not None:
+            w = w * weight.unsqueeze(1)
+        p = probabilities(logits)
+        y = one_hot(mask, logits.shape[1], logits)
+        tp = (w * p * y).sum(dim=(0, 2, 3))
+        fp = (w * p * (1 - y)).sum(dim=(0, 2, 3))
+        fn = (w * (1 - p) * y).sum(dim=(0, 2, 3))
+        present = tp + fn > 0
+        overlap = tp / torch.where(present, tp + self.alpha * fp + self.beta * fn, 1.0)
+        return self.mean_over_classes(1 - overlap, present, logits)
 
 
 class Dice(SoftOverlap):
@@ -91,17 +98,23 @@ class Lovasz(ClassLoss):
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         valid = mask != IGNORE_INDEX
-        w = (torch.ones_like(mask) if weight is None else weight).to(logits.dtype)[valid]
-        y = one_hot(mask, logits.shape[1], logits).movedim(1, 0)[:, valid]  # (K, pixels)
-        scores = (logits if logits.shape[1] == 1 else logits.softmax(dim=1)).movedim(1, 0)[:, valid]
-        errors = F.relu(1 - scores * (2 * y - 1)) if logits.shape[1] == 1 else (y - scores).abs()
+        w = torch.ones_like(mask) if weight is None else weight
+        w = w[valid].to(logits.dtype)
+        x = logits.movedim(1, 0)[:, valid]  # (K, pixels)
+        y = one_hot(mask, len(x), logits).movedim(1, 0)[:, valid]
+        errors = F.relu(1 - x * (2 * y - 1)) if len(x) == 1 else (y - x.softmax(dim=0)).abs()
         present = (w * y).sum(dim=1) > 0
-        kept = present.nonzero().flatten()
-        errors, order = errors[kept].sort(dim=1, descending=True)
-        y, w = y[kept].gather(1, order), w[order]
-        # Algorithm 1: what the Jaccard loss gains with each pixel that becomes wrong, the worst one first.
-        true = (w * y).sum(dim=1, keepdim=True)
-        index = (true - (w * y).cumsum(dim=1)) / (true + (w * (1 - y)).cumsum(dim=1))
-        gain = -index.diff(dim=1, prepend=index.new_ones(len(kept), 1))
-        losses = logits.new_zeros(len(present)).index_copy(0, kept, (errors * gain).sum(dim=1))
+        losses = errors[:, :0].sum(dim=1)  # zeros that have a gradient
+        for c in present.nonzero().flatten().tolist():
+            worst_first = errors[c].argsort(descending=True)
+            losses[c] = errors[c][worst_first] @ jaccard_gains(y[c][worst_first], w[worst_first])
         return self.mean_over_classes(losses, present, logits)
+
+
+def jaccard_gains(y: Tensor, w: Tensor) -> Tensor:
+    """What the Jaccard loss gains with each pixel, (pixels,), that becomes wrong, in their order (algorithm 1)."""
+    true = (w * y).sum()
+    intersection = true - (w * y).cumsum(dim=0)
+    union = true + (w * (1 - y)).cumsum(dim=0)
+    loss = 1 - intersection / union
+    return loss.diff(prepend=loss.new_zeros(1))

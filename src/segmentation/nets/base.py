@@ -23,21 +23,23 @@ class Heads(NamedTuple):
     #: Raw, ungated logits, each (N, K, H, W) at the input's size, ordered so that the last predicts.
     logits: tuple[Tensor, ...]
     #: (N, K) logits of UNet3+'s classification-guided module: is class k (of one channel, the foreground) in the image?
-    presence: Tensor | None = None
+    class_logits: Tensor | None = None
 
 
 def joined(parts: Sequence[Heads]) -> Heads:
     """The heads of a batch, from those of its parts."""
-    logits = tuple(torch.cat(each) for each in zip(*(part.logits for part in parts), strict=True))
-    presence = [part.presence for part in parts if part.presence is not None]
-    return Heads(logits, torch.cat(presence) if presence else None)
+    logits = []
+    for head in range(len(parts[0].logits)):
+        logits.append(torch.cat([part.logits[head] for part in parts]))
+    class_logits = [part.class_logits for part in parts if part.class_logits is not None]
+    return Heads(tuple(logits), torch.cat(class_logits) if class_logits else None)
 
 
 class SegmentationNet(nn.Module, ABC):
     """Base class of the nets. A subclass sets `stride` and writes `compute`; padding is done here.
 
     Args:
-        in_channels: bands of the image.
+        in_channels: channels of the image.
         num_classes: channels of the output: 1 for a binary task, K for K classes.
         inference: which head predicts: `last`, the `mean` of the logits, or a level (1 is the first head).
         num_heads: logits in `Heads`.
@@ -52,10 +54,16 @@ class SegmentationNet(nn.Module, ABC):
     stride: int = 1
 
     def __init__(
-        self, in_channels: int = 3, num_classes: int = 1, inference: Inference = "last", num_heads: int = 1
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1,
+        inference: Inference = "last",
+        num_heads: int = 1,
     ) -> None:
         super().__init__()
-        self.in_channels, self.num_classes, self.num_heads = in_channels, num_classes, num_heads
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.num_heads = num_heads
         self.inference: Inference = inference
         if inference != "last" and num_heads == 1:
             raise InputError(f"inference: {inference!r} needs deep_supervision: true; the net has one head")
@@ -75,10 +83,10 @@ class SegmentationNet(nn.Module, ABC):
             level: 1..num_heads, or None for all.
 
         Raises:
-            InputError: the image has other bands than the net was built for, or there is no such level.
+            InputError: the image has other channels than the net was built for, or there is no such level.
         """
         if image.shape[1] != self.in_channels:
-            raise InputError(f"the image has {image.shape[1]} bands, the net takes in_channels: {self.in_channels}")
+            raise InputError(f"the image has {image.shape[1]} channels, the net takes in_channels: {self.in_channels}")
         if level is not None and not 1 <= level <= self.num_heads:
             raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
         height, width = image.shape[-2:]
@@ -87,7 +95,8 @@ class SegmentationNet(nn.Module, ABC):
         right = (width + self.stride - 1) // self.stride * self.stride - width
         # Zeros below and to the right, cut off again by negative padding: slicing would break a dynamic export.
         heads = self.compute(F.pad(image, (0, right, 0, bottom)), level)
-        return Heads(tuple(F.pad(logits, (0, -right, 0, -bottom)) for logits in heads.logits), heads.presence)
+        cropped = [F.pad(logits, (0, -right, 0, -bottom)) for logits in heads.logits]
+        return Heads(tuple(cropped), heads.class_logits)
 
     def combine(self, heads: Heads) -> Tensor:
         """Logits that predict, (N, K, H, W), from the heads of one forward pass: the inference rule, then the gate."""
@@ -97,19 +106,23 @@ class SegmentationNet(nn.Module, ABC):
             logits = heads.logits[-1]
         else:
             logits = heads.logits[self.inference - 1]
-        return logits if heads.presence is None else gate(logits, heads.presence)
+        return logits if heads.class_logits is None else gate(logits, heads.class_logits)
 
     def predict(self, image: Tensor) -> Tensor:
         """Logits that predict, (N, K, H, W): a forward pass of what the inference rule needs, then `combine`."""
-        rule = self.inference
-        level = rule if isinstance(rule, int) else self.num_heads if rule == "last" else None
+        level = None
+        if self.inference == "last":
+            level = self.num_heads
+        elif self.inference != "mean":
+            level = self.inference
         return self.combine(self(image, level=level))  # not `self.forward`, which `net.compile()` leaves as it is
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but not for a frozen backbone, whose batch norms use, not gather, statistics."""
         super().train(mode)
-        if self.backbone is not None and not any(p.requires_grad for p in self.backbone.parameters()):
-            self.backbone.eval()
+        backbone = self.backbone
+        if backbone is not None and not any(p.requires_grad for p in backbone.parameters()):
+            backbone.eval()
         return self
 
     def prune(self, level: int) -> "SegmentationNet":
@@ -127,14 +140,14 @@ class SegmentationNet(nn.Module, ABC):
         return getattr(self.backbone, "statistics", None)
 
 
-def gate(logits: Tensor, presence: Tensor) -> Tensor:
+def gate(logits: Tensor, class_logits: Tensor) -> Tensor:
     """Logits in which a class that is absent from the image gets no pixel (UNet3+, section 2.3, for K classes).
 
     The paper multiplies its probabilities by 0 or 1. On logits (N, K, H, W) the same is `CLOSED` for 0: a factor of 0
-    would say "half sure". Presence, (N, K) logits, is above 0. Where every one of several classes is called absent,
-    that is no answer, and the image stays ungated.
+    would say "half sure". A class is present where its class logit, (N, K), is above 0. Where every one of several
+    classes is called absent, that is no answer, and the image stays ungated.
     """
-    absent = presence <= 0
+    absent = class_logits <= 0
     if logits.shape[1] > 1:
         absent = absent & ~absent.all(dim=1, keepdim=True)
     return logits.masked_fill(absent[:, :, None, None], CLOSED)

@@ -1,100 +1,102 @@
-"""What feeds the skips: the papers' own encoder, or one of segmentation-models-pytorch's with a stem at full size."""
+"""Encoders: the papers' own, or one of segmentation-models-pytorch's with a stem at full size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmentation.errors import InputError
-from segmentation.nets.blocks import DoubleConv, Norm, init_he, run
+from segmentation.nets.blocks import DoubleConv, Norm, init_he
 
 
 class ConvEncoder(nn.Module):
-    """The encoder of all three papers: two 3x3 convolutions a level, max-pooling between the levels.
+    """The encoder of all three papers: two 3x3 convolutions a level, max-pooling between the levels."""
 
-    `channels` are those of the maps, the finest first; sides of the image are multiples of `stride`.
-    """
-
-    def __init__(self, in_channels: int, widths: Sequence[int], norm: Norm, checkpointing: bool = False) -> None:
+    def __init__(self, in_channels: int, widths: Sequence[int], norm: Norm) -> None:
         super().__init__()
         self.channels = list(widths)
         self.stride = 2 ** (len(widths) - 1)
-        self.checkpointing = checkpointing
-        before = [in_channels, *widths]
-        self.levels = nn.ModuleList(DoubleConv(b, w, norm) for b, w in zip(before, widths, strict=False))
+        self.levels = nn.ModuleList()
+        for width in widths:
+            self.levels.append(DoubleConv(in_channels, width, norm))
+            in_channels = width
         init_he(self)
 
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
         """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
-        maps: list[Tensor] = []
-        for block in list(self.levels)[:levels]:
-            maps.append(run(block, F.max_pool2d(maps[-1], 2) if maps else image, checkpointing=self.checkpointing))
+        first, *others = list(self.levels)[:levels]
+        maps = [first(image)]
+        for block in others:
+            maps.append(block(F.max_pool2d(maps[-1], 2)))
         return maps
 
 
 class LibraryEncoder(nn.Module):
     """An encoder of segmentation-models-pytorch, and two convolutions for each level that it lacks.
 
-    Most lack the one at full size: here a small stem sees the image itself, where segmentation-models-pytorch's nets
-    up-sample from half the size. Those that start at stride 4 (convnext, mit) lack the one at stride 2 as well. What no
-    map needs of the encoder is not kept.
+    Most encoders lack the level at full size: here a small stem sees the image itself, where the library's nets
+    up-sample from half the size. Encoders that start at stride 4 (convnext, mit) lack the level at stride 2 as well.
 
     Args:
-        in_channels: bands of the image.
+        in_channels: channels of the image.
         widths: one for each map; they count where the encoder lacks a level.
-        norm: of the levels by hand.
+        norm: of the stem.
         name: as segmentation-models-pytorch has it, `resnet34`, or `tu-` and a name of timm's, `tu-convnext_tiny`.
         weights: see `library_encoder`.
         freeze: no gradients for the encoder; `SegmentationNet.train` then keeps its statistics too.
 
     Raises:
-        InputError: more than 6 widths, or an encoder that gives no such maps, or not of images of any size.
+        InputError: more than 6 widths, or an encoder without a map at each stride.
     """
 
-    body: nn.Module | None  # the library's encoder, all that can be pretrained; None if nothing of it is needed
+    body: nn.Module | None  # the library's encoder; None if the stem makes every level
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], norm: Norm, name: str, weights: str | None, freeze: bool
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        norm: Norm,
+        name: str,
+        weights: str | None,
+        freeze: bool,
     ) -> None:
-        from segmentation.nets.pretrained import library_encoder
+        from segmentation.nets.pretrained import library_encoder  # takes seconds to import
 
         super().__init__()
-        levels = len(widths)
-        if levels > 6:
-            raise InputError(f"encoder: {name} goes down to stride 32, which 6 widths need; got {levels}")
-        body = library_encoder(name, in_channels, depth=max(levels - 1, 3), weights=weights)
-        sides = [2**i for i in range(levels - 1, 7)]
-        image, maps = drop_unused(body, lambda image: body(image)[:levels], in_channels, sides, name)
-
-        self.stride = image.shape[-1]
+        if len(widths) > 6:
+            raise InputError(f"encoder: {name} goes down to stride 32, which 6 widths need; got {len(widths)}")
+        deepest = len(widths) - 1
+        body = library_encoder(name, in_channels, depth=max(deepest, 3), weights=weights)
+        maps = probe(body, f"encoder: {name}", in_channels, 2**deepest, count=len(widths))
+        self.stride = maps[0].shape[-1]
         self.channels: list[int] = []
-        self.stem = nn.ModuleDict()  # the levels by hand, by their number
-        for i, (x, width) in enumerate(zip(maps, widths, strict=True)):
-            if x is image or x.shape[1] == 0:
-                self.stem[str(i)] = DoubleConv(self.channels[-1] if i else in_channels, width, norm)
-            elif x.shape[-1] != self.stride >> i:
-                raise InputError(f"encoder: {name} has no map at stride {1 << i}; choose resnet34 or another pyramid")
-            self.channels.append(width if str(i) in self.stem else x.shape[1])
+        self.stem = nn.ModuleDict()  # by level
+        for level, width in enumerate(widths):
+            channels = maps[level].shape[1]
+            if channels == 0 or maps[level].grad_fn is None:  # a placeholder, or the image itself
+                before = self.channels[-1] if level else in_channels
+                self.stem[str(level)] = DoubleConv(before, width, norm)
+                channels = width
+            elif maps[level].shape[-1] * 2**level != self.stride:
+                raise InputError(f"encoder: {name} has no map at stride {2**level}; choose resnet34 or another pyramid")
+            self.channels.append(channels)
         init_he(self.stem)
-        self.body = body if len(self.stem) < levels else None
+        self.body = body if len(self.stem) < len(widths) else None
         if freeze and self.body is not None:
-            self.body.requires_grad_(False).eval()
+            self.body.requires_grad_(False)
 
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
-        """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i).
-
-        The library's own encoders stop after the last map asked for; timm's (`tu-`) run whole, until a net is pruned.
-        """
-        count = len(self.channels) if levels is None else levels
-        given: list[Tensor] = []
-        if self.body is not None:
-            self.body._depth = count - 1  # type: ignore[assignment]  # read by the library's encoders as they run
-            given = self.body(image)
+        """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
+        given = [] if self.body is None else self.body(image)
         maps: list[Tensor] = []
-        for i in range(count):
-            by_hand = str(i) in self.stem
-            maps.append(self.stem[str(i)](F.max_pool2d(maps[-1], 2) if maps else image) if by_hand else given[i])
+        for level in range(levels or len(self.channels)):
+            if str(level) not in self.stem:
+                maps.append(given[level])
+                continue
+            finer = F.max_pool2d(maps[-1], 2) if maps else image
+            maps.append(self.stem[str(level)](finer))
         return maps
 
 
@@ -105,7 +107,6 @@ def build_encoder(
     name: str | None,
     weights: str | None,
     freeze: bool,
-    checkpointing: bool = False,
 ) -> ConvEncoder | LibraryEncoder:
     """The paper's encoder, or the one that has `name`. Both give one map for each of the `widths`.
 
@@ -118,67 +119,56 @@ def build_encoder(
         return LibraryEncoder(in_channels, widths, norm, name, weights, freeze)
     if weights is not None or freeze:
         raise InputError("encoder_weights and freeze_encoder need an encoder by name, e.g. encoder: resnet34")
-    return ConvEncoder(in_channels, widths, norm, checkpointing)
+    return ConvEncoder(in_channels, widths, norm)
 
 
-class Dropped(nn.Module):
+class Unused(nn.Module):
     """In the place of a part that no output depends on."""
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x
 
 
-def drop_unused(
-    module: nn.Module, outputs: Callable[[Tensor], list[Tensor]], in_channels: int, sides: Sequence[int], name: str
-) -> tuple[Tensor, list[Tensor]]:
-    """Drop the parts of `module` that no output depends on: DDP fails on parameters without a gradient.
+def remove_unused(module: nn.Module, used: set[nn.Parameter]) -> None:
+    """Remove the parts without a parameter in `used`: DDP fails on parameters that get no gradient."""
+    for name, child in module.named_children():
+        parameters = list(child.parameters())
+        is_container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        if parameters and used.isdisjoint(parameters) and not is_container:
+            setattr(module, name, Unused())
+        else:
+            remove_unused(child, used)
 
-    Encoders at less than full depth keep the stages that they skip. Which those are is asked of autograd, not of each
-    encoder's code: by `outputs`, which runs it on an image (1, in_channels, side, side), of the first of the `sides`
-    that it takes. Returns that image and the outputs.
+
+def probe(module: nn.Module, name: str, in_channels: int, stride: int, count: int | None = None) -> list[Tensor]:
+    """Run a library's module on a small image, and remove what its first `count` outputs do not depend on.
+
+    The side of the image is the first of `stride`, 2 * `stride`, ... that the module takes; returns these outputs.
 
     Raises:
-        InputError: it runs on none of them.
+        InputError: the module takes no image of up to 128 pixels a side.
     """
     was_training = module.training
-    module.eval()  # batch norms count nothing
-    parameters = list(module.parameters())
-    reason: Exception | None = None
-    for side in sides:
-        image = torch.ones(1, in_channels, side, side)
-        try:
-            with torch.enable_grad():
-                maps = outputs(image)
-                total = torch.stack([x.sum() for x in maps]).sum()
-            break
-        except (AssertionError, RuntimeError, ValueError) as error:
-            reason = error
-    else:
-        raise InputError(f"{name} does not run on images of any size ({reason}); choose another encoder") from reason
-    gradients = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else ()
-    used = {id(p) for p, gradient in zip(parameters, gradients, strict=False) if gradient is not None}
-    dropped = _drop(module, used)
+    module.eval()  # batch norms gather no statistics
     try:
-        outputs(image)
-    except (AssertionError, RuntimeError, TypeError, ValueError):  # HRNet adds what it then throws away
-        for parent, child_name, child in dropped:
-            setattr(parent, child_name, child)
-            child.requires_grad_(False)
-    module.train(was_training)
-    return image, maps
-
-
-def _drop(module: nn.Module, used: set[int]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Drop what holds no parameter in `used`; returns what was dropped: its parent, its name, itself."""
-    dropped = []
-    for name, child in module.named_children():
-        ids = {id(parameter) for parameter in child.parameters()}
-        container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)  # some code loops over these
-        if ids and not ids & used and not container:
-            setattr(module, name, Dropped())
-            dropped.append((module, name, child))
-        else:
-            dropped += _drop(child, used)
-    for parameter in module.parameters(recurse=False):
-        parameter.requires_grad_(id(parameter) in used)
-    return dropped
+        with torch.enable_grad():
+            outputs = module(torch.ones(1, in_channels, stride, stride))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if stride >= 128:
+            raise InputError(f"{name} does not run on images of any size ({error}); choose another encoder") from error
+        return probe(module, name, in_channels, 2 * stride, count)
+    finally:
+        module.train(was_training)
+    maps = [outputs] if isinstance(outputs, Tensor) else list(outputs[:count])
+    computed = [x for x in maps if x.requires_grad]
+    parameters = list(module.parameters())
+    used = set()
+    if computed:
+        ones = [torch.ones_like(x) for x in computed]
+        gradients = torch.autograd.grad(computed, parameters, ones, allow_unused=True)
+        used = {p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    if "hrnet" not in name:  # it adds up maps that nobody asked for
+        remove_unused(module, used)
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter in used)
+    return maps

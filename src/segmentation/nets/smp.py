@@ -1,19 +1,17 @@
 """Models of segmentation-models-pytorch behind our contract, so that a run is compared by changing one line."""
 
-from inspect import signature
-
 from torch import Tensor, nn
 
 from segmentation.errors import InputError
 from segmentation.nets.base import Heads, SegmentationNet
-from segmentation.nets.encoders import drop_unused
+from segmentation.nets.encoders import probe
 
 
 class SmpNet(SegmentationNet):
     """Any architecture of segmentation-models-pytorch, with one head.
 
     Args:
-        in_channels: bands of the image.
+        in_channels: channels of the image.
         num_classes: channels of the output: 1 for a binary task, K for K classes.
         architecture: `Unet`, `UnetPlusPlus`, `DeepLabV3Plus`, `FPN`, `Segformer`, ... as the library spells it.
         encoder: a name that the library knows: resnet34, tu-convnext_tiny.
@@ -33,32 +31,33 @@ class SmpNet(SegmentationNet):
         encoder_weights: str | None = None,
         freeze_encoder: bool = False,
     ) -> None:
-        import segmentation_models_pytorch as smp
+        import segmentation_models_pytorch as smp  # takes seconds
 
-        from segmentation.nets.pretrained import check_name, library_encoder
+        from segmentation.nets.pretrained import check_encoder_name, library_encoder
 
         super().__init__(in_channels, num_classes)
         models = {model.__name__: model for model in smp.MODEL_ARCHITECTURES_MAPPING.values()}
         if architecture not in models:
             raise InputError(f"architecture: there is no {architecture}; choose one of {', '.join(sorted(models))}")
-        check_name(encoder)
+        check_encoder_name(encoder)
         try:
             self.model = models[architecture](
-                encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes
+                encoder,
+                encoder_weights=None,
+                in_channels=in_channels,
+                classes=num_classes,
             )
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{architecture} cannot be built with encoder {encoder}: {error}") from error
         if encoder_weights is not None:
-            depth = signature(models[architecture]).parameters["encoder_depth"].default
-            pretrained = library_encoder(encoder, in_channels, depth, encoder_weights)
-            self.model.encoder.load_state_dict(pretrained.state_dict())
+            pretrained = library_encoder(encoder, in_channels, 5, encoder_weights)
+            state = pretrained.state_dict()
+            self.model.encoder.load_state_dict({key: state[key] for key in self.model.encoder.state_dict()})
             self.model.encoder.statistics = pretrained.statistics
-
-        name = f"{architecture} with encoder {encoder}"
-        image, _ = drop_unused(self.model, lambda image: [self.model(image)], in_channels, (32, 64, 128), name)
-        self.stride = image.shape[-1]
+        logits = probe(self.model, f"{architecture} with encoder {encoder}", in_channels, stride=32)
+        self.stride = logits[0].shape[-1]
         if freeze_encoder:
-            self.backbone.requires_grad_(False).eval()
+            self.backbone.requires_grad_(False)
 
     @property
     def backbone(self) -> nn.Module:

@@ -25,7 +25,7 @@ class UNet(SegmentationNet):
     net, 1 band and 2 classes, has 31,030,658: biases in place of norms, and unpadded, so that 572 pixels give 388.
 
     Args:
-        in_channels: bands of the image.
+        in_channels: channels of the image.
         num_classes: channels of the output: 1 for a binary task, K for K classes.
         widths: channels of each level, the finest first; their number is the depth: 5 go down to a stride of 16, 6 to
             32. With an `encoder` they are the stem's and the decoder's, and the last only counts as a level.
@@ -52,28 +52,27 @@ class UNet(SegmentationNet):
         inference: Inference = "last",
     ) -> None:
         depth = len(widths) - 1
-        heads = depth if deep_supervision else 1
-        super().__init__(in_channels, num_classes, inference, num_heads=heads)
+        super().__init__(in_channels, num_classes, inference, num_heads=depth if deep_supervision else 1)
+        self.depth = depth
         self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
         self.stride = self.encoder.stride
-
-        skips = self.encoder.channels[:-1]
-        below = [*widths[1:-1], self.encoder.channels[-1]]  # what comes up to each level
-        ups = [Up(b, w, upsample) for b, w in zip(below, widths, strict=False)]
-        sizes = zip(skips, ups, widths, strict=False)
-        self.up = nn.ModuleList(ups)
-        self.fuse = nn.ModuleList(DoubleConv(skip + up.out_channels, width, norm) for skip, up, width in sizes)
-        self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, kernel_size=1) for width in widths[:heads])
+        self.up = nn.ModuleList()
+        self.fuse = nn.ModuleList()
+        self.heads = nn.ModuleList()
+        below = [*widths[1:-1], self.encoder.channels[-1]]
+        for level in range(self.depth):
+            up = Up(below[level], widths[level], upsample)
+            self.up.append(up)
+            self.fuse.append(DoubleConv(self.encoder.channels[level] + up.out_channels, widths[level], norm))
+        for level in range(self.num_heads):
+            self.heads.append(nn.Conv2d(widths[level], num_classes, kernel_size=1))
         init_he(self.up, self.fuse, self.heads)
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
-        *skips, y = self.encoder(image)  # x0 .. x3, x4
-        logits = []
-        for i in reversed(range(len(skips))):
-            y = self.fuse[i](torch.cat([skips[i], self.up[i](y)], dim=1))
-            this = self.num_heads - i  # the finest decoder level, i = 0, is the last head
-            if i < self.num_heads and level in (None, this):
-                logits.append(upsample(self.heads[i](y), 2**i))
-            if level == this:
-                break
-        return Heads(tuple(logits))
+        x = self.encoder(image)  # x0 .. x4
+        y = {self.depth: x[-1]}
+        finest = 0 if level is None else self.num_heads - level
+        for i in reversed(range(finest, self.depth)):  # y3 .. y0
+            y[i] = self.fuse[i](torch.cat([x[i], self.up[i](y[i + 1])], dim=1))
+        levels = [finest] if level else reversed(range(self.num_heads))
+        return Heads(tuple(upsample(self.heads[i](y[i]), 2**i) for i in levels))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmentation.nets.base import Heads, Inference, SegmentationNet
-from segmentation.nets.blocks import ConvNormReLU, Norm, init_he, norm_layer, run, upsample
+from segmentation.nets.blocks import ConvNormReLU, Norm, init_he, norm_layer, upsample
 from segmentation.nets.encoders import build_encoder
 
 
@@ -28,18 +28,24 @@ class FullScaleNode(nn.Module):
     def __init__(self, channels: Sequence[int], scale: int, width: int, norm: Norm) -> None:
         super().__init__()
         self.scale = scale
-        self.branches = nn.ModuleList(nn.Conv2d(c, width, kernel_size=3, padding=1, bias=False) for c in channels)
-        self.norm = norm_layer(norm, width * len(channels))
-        self.fuse = ConvNormReLU(width * len(channels), width * len(channels), norm)
+        self.branches = nn.ModuleList()
+        for branch_channels in channels:
+            self.branches.append(nn.Conv2d(branch_channels, width, kernel_size=3, padding=1, bias=False))
+        total = width * len(channels)
+        self.norm = norm_layer(norm, total)
+        self.fuse = ConvNormReLU(total, total, norm)
 
-    def forward(self, *maps: Tensor) -> Tensor:
+    def forward(self, maps: list[Tensor]) -> Tensor:
         parts = []
-        for k, (conv, x) in enumerate(zip(self.branches, maps, strict=True)):
-            if k <= self.scale:
-                parts.append(conv(F.max_pool2d(x, kernel_size=2 ** (self.scale - k)) if k < self.scale else x))
+        for k, conv in enumerate(self.branches):
+            if k < self.scale:
+                parts.append(conv(F.max_pool2d(maps[k], kernel_size=2 ** (self.scale - k))))
+            elif k == self.scale:
+                parts.append(conv(maps[k]))
             else:
-                parts.append(conv3x3_after_upsample(x, conv.get_parameter("weight"), 2 ** (k - self.scale)))
-        return self.fuse(F.relu(self.norm(torch.cat(parts, dim=1)), inplace=True))
+                parts.append(conv3x3_after_upsample(maps[k], conv.get_parameter("weight"), 2 ** (k - self.scale)))
+        y = self.norm(torch.cat(parts, dim=1))
+        return self.fuse(F.relu(y, inplace=True))
 
 
 class UNet3Plus(SegmentationNet):
@@ -64,7 +70,7 @@ class UNet3Plus(SegmentationNet):
     |                        |            |            | "absent", which one logit with a sigmoid says as well   |
 
     Args:
-        in_channels: bands of the image.
+        in_channels: channels of the image.
         num_classes: channels of the output: 1 for a binary task, K for K classes.
         widths: channels of each encoder level, the finest first; their number is the depth: 5 go down to a stride of
             16, 6 to 32. With an `encoder` only the number counts, and what the stem at full size takes of them.
@@ -77,8 +83,6 @@ class UNet3Plus(SegmentationNet):
         freeze_encoder: keep the encoder's weights as they are.
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, `mean`, or a level.
-        checkpointing: keep only each node's output in training and compute the rest again: a tenth less memory
-            in float32, hardly any less in bf16, a third more time.
     """
 
     def __init__(
@@ -94,43 +98,38 @@ class UNet3Plus(SegmentationNet):
         freeze_encoder: bool = False,
         norm: Norm = "batch",
         inference: Inference = "last",
-        checkpointing: bool = False,
     ) -> None:
         scales = len(widths)
-        heads = scales if deep_supervision else 1
-        super().__init__(in_channels, num_classes, inference, num_heads=heads)
-        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, checkpointing)
+        super().__init__(in_channels, num_classes, inference, num_heads=scales if deep_supervision else 1)
+        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
         self.stride = self.encoder.stride
-        self.checkpointing = checkpointing
-
-        channels = list(self.encoder.channels)
+        encoder_channels = self.encoder.channels
+        deepest = encoder_channels[-1]
+        decoder_channels = [skip_channels * scales] * (scales - 1) + [deepest]
         self.presence: nn.Module | None = None
         if classification_guided:
-            self.presence = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(channels[-1], num_classes, kernel_size=1))
-        nodes = []
-        for i in reversed(range(scales - 1)):
-            nodes.append(FullScaleNode(channels, i, skip_channels, norm))
-            channels[i] = skip_channels * scales  # from here on the decoder's map stands for the encoder's
-        self.nodes = nn.ModuleList(reversed(nodes))
-        self.heads = nn.ModuleList(nn.Conv2d(c, num_classes, kernel_size=3, padding=1) for c in channels[:heads])
-        init_he(self.nodes, self.heads)
-        if self.presence is not None:
+            self.presence = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(deepest, num_classes, kernel_size=1))
             init_he(self.presence)
+        self.nodes = nn.ModuleList()
+        for i in range(scales - 1):
+            channels = encoder_channels[: i + 1] + decoder_channels[i + 1 :]
+            self.nodes.append(FullScaleNode(channels, i, skip_channels, norm))
+        self.heads = nn.ModuleList()
+        for width in decoder_channels[: self.num_heads]:
+            self.heads.append(nn.Conv2d(width, num_classes, kernel_size=3, padding=1))
+        init_he(self.nodes, self.heads)
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         maps = self.encoder(image)  # En1 .. En5
-        presence = None if self.presence is None else self.presence(maps[-1]).amax(dim=(2, 3))  # (N, K)
-        logits = []
-        for i in reversed(range(len(maps))):
-            if i < len(self.nodes):  # the deepest map has no node: De5 is En5
-                # `maps` holds En_k for the finer k and this one, and already De_k for the coarser ones
-                maps[i] = run(self.nodes[i], *maps, checkpointing=self.checkpointing)
-            this = self.num_heads - i  # De1 is the last head
-            if i < self.num_heads and level in (None, this):
-                logits.append(upsample(self.heads[i](maps[i]), 2**i))
-            if level == this:
-                break
-        return Heads(tuple(logits), presence)
+        class_logits = None
+        if self.presence is not None:
+            class_logits = self.presence(maps[-1]).amax(dim=(2, 3))  # (N, K)
+        finest = 0 if level is None else self.num_heads - level
+        for i in reversed(range(finest, len(self.nodes))):  # De4 .. De1; De5 is En5
+            maps[i] = self.nodes[i](maps)  # of En_k for k <= i, which become De_k one by one
+        scales = [finest] if level else reversed(range(self.num_heads))
+        logits = [upsample(self.heads[i](maps[i]), 2**i) for i in scales]
+        return Heads(tuple(logits), class_logits)
 
 
 def conv3x3_after_upsample(x: Tensor, weight: Tensor, factor: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segmentation.errors import InputError
 from segmentation.nets.base import Heads, Inference, SegmentationNet
-from segmentation.nets.blocks import DoubleConv, Norm, Up, Upsample, init_he, run
+from segmentation.nets.blocks import DoubleConv, Norm, Up, Upsample, init_he
 from segmentation.nets.encoders import build_encoder
 
 
@@ -20,8 +20,7 @@ class Node(nn.Module):
         self.up = Up(below, width, upsample)
         self.conv = DoubleConv(left + self.up.out_channels, width, norm)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        *left, below = inputs
+    def forward(self, left: list[Tensor], below: Tensor) -> Tensor:
         return self.conv(torch.cat([*left, self.up(below)], dim=1))
 
 
@@ -49,7 +48,7 @@ class UNetPlusPlus(SegmentationNet):
     has 9,041,601: one band, one head, 2x2 transposed convolutions (`upsample: transposed`), biases in place of norms.
 
     Args:
-        in_channels: bands of the image.
+        in_channels: channels of the image.
         num_classes: channels of the output: 1 for a binary task, K for K classes.
         widths: channels of each row, the finest first; their number is the size of the triangle: 5 go down to a stride
             of 16, 6 to 32. With an `encoder` they are those of the nodes it does not give, and the last only counts.
@@ -60,8 +59,6 @@ class UNetPlusPlus(SegmentationNet):
         upsample: `bilinear` (the usual PyTorch form) or `transposed` (the authors' 2x2).
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, the `mean` (the paper's accurate mode), or a level (its fast mode).
-        checkpointing: keep only each node's output in training and compute the rest again: a third less memory, a third
-            more time.
         pad_to: sides are padded to a multiple of it; null for the smallest that fits. A pruned net has its parent's.
     """
 
@@ -77,38 +74,41 @@ class UNetPlusPlus(SegmentationNet):
         upsample: Upsample = "bilinear",
         norm: Norm = "batch",
         inference: Inference = "last",
-        checkpointing: bool = False,
         pad_to: int | None = None,
     ) -> None:
         depth = len(widths) - 1
         super().__init__(in_channels, num_classes, inference, num_heads=depth if deep_supervision else 1)
-        self.depth, self.checkpointing = depth, checkpointing
-        self.widths = tuple(widths)
-        self.arguments = {"in_channels": in_channels, "num_classes": num_classes, "encoder": encoder}
-        self.arguments |= {"freeze_encoder": freeze_encoder, "upsample": upsample, "norm": norm}
-        self.arguments |= {"checkpointing": checkpointing}
-        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, checkpointing)
+        self.depth = depth
+        self.widths = list(widths)
+        self.arguments = {
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "encoder": encoder,
+            "freeze_encoder": freeze_encoder,
+            "upsample": upsample,
+            "norm": norm,
+        }
+        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
         self.stride = pad_to or self.encoder.stride
         if self.stride % self.encoder.stride:
             raise InputError(f"pad_to: {pad_to} is no multiple of {self.encoder.stride}, which this net needs")
-
         channels = [[first] for first in self.encoder.channels]  # channels[i][j] of X(i, j)
         self.nodes = nn.ModuleDict()
         for i, j in triangle(depth):
-            left, below = sum(channels[i]), channels[i + 1][j - 1]
-            self.nodes[f"{i}_{j}"] = Node(left, below, widths[i], upsample, norm)
+            self.nodes[f"{i}_{j}"] = Node(sum(channels[i]), channels[i + 1][j - 1], widths[i], upsample, norm)
             channels[i].append(widths[i])
-        first = 1 if deep_supervision else depth
-        self.heads = nn.ModuleDict({str(j): nn.Conv2d(widths[0], num_classes, 1) for j in range(first, depth + 1)})
+        self.heads = nn.ModuleDict()
+        for j in range(1 if deep_supervision else depth, depth + 1):
+            self.heads[str(j)] = nn.Conv2d(widths[0], num_classes, kernel_size=1)
         init_he(self.nodes, self.heads)
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
-        depth = self.depth if level is None or self.num_heads == 1 else level
+        depth = level if level and self.num_heads > 1 else self.depth
         x = [[first] for first in self.encoder(image, depth + 1)]  # x[i][j] is X(i, j), at H / 2^i x W / 2^i
         for i, j in triangle(depth):
-            x[i].append(run(self.nodes[f"{i}_{j}"], *x[i], x[i + 1][j - 1], checkpointing=self.checkpointing))
-        wanted = self.heads if level is None else [str(depth)]
-        return Heads(tuple(self.heads[j](x[0][int(j)]) for j in wanted))
+            x[i].append(self.nodes[f"{i}_{j}"](left=x[i], below=x[i + 1][j - 1]))
+        heads = [str(depth)] if level else list(self.heads)
+        return Heads(tuple(self.heads[j](x[0][int(j)]) for j in heads))
 
     def prune(self, level: int) -> "UNetPlusPlus":
         """The net that head `level` needs, with its own copy of the weights: its output equals that head's.
@@ -119,15 +119,14 @@ class UNetPlusPlus(SegmentationNet):
             InputError: there is no such head, for instance because the net was trained without deep supervision.
         """
         with torch.inference_mode(False):  # so that it can be trained on, wherever it was made
-            small = type(self)(**self.pruned_arguments(level))
+            pruned = type(self)(**self.pruned_arguments(level))
         state = self.state_dict()
-        small.load_state_dict({key: state[key] for key in small.state_dict()})
-        like = next(self.heads.parameters())
-        small.to(like.device, like.dtype)
-        convs = [p for p in self.parameters() if p.ndim == 4 and min(p.shape) > 1]
-        if all(p.is_contiguous(memory_format=torch.channels_last) for p in convs):
-            small.to(memory_format=torch.channels_last)
-        return small.train(self.training)
+        pruned.load_state_dict({key: state[key] for key in pruned.state_dict()})
+        weight = next(self.heads.parameters())
+        pruned.to(weight.device, weight.dtype)
+        if next(self.nodes.parameters()).is_contiguous(memory_format=torch.channels_last):
+            pruned.to(memory_format=torch.channels_last)
+        return pruned.train(self.training)
 
     def pruned_arguments(self, level: int) -> dict:
         """What the pruned net is built with, for a checkpoint or a YAML file. Raises as `prune` does."""
@@ -140,4 +139,7 @@ class UNetPlusPlus(SegmentationNet):
 
 def triangle(depth: int) -> list[tuple[int, int]]:
     """(i, j) of the nodes right of the encoder, column by column, so that each comes after those that it sees."""
-    return [(i, j) for j in range(1, depth + 1) for i in range(depth - j + 1)]
+    nodes = []
+    for j in range(1, depth + 1):
+        nodes += [(i, j) for i in range(depth - j + 1)]
+    return nodes
