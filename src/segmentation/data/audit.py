@@ -40,7 +40,8 @@ def audit(module: SegmentationDataModule) -> Audit:
                 found.values.update(error.counts)
             else:
                 unusable.append(str(error))
-    found.usable = without(data, {split: statistics.bad for split, statistics in found.statistics_of_splits.items()})
+    for split, statistics in found.statistics_of_splits.items():
+        found.usable = without(found.usable, split, statistics.bad)
     found.problems = _problems(module, found, unusable)
     return found
 

@@ -117,8 +117,10 @@ class SegmentationDataModule(LightningDataModule):
 
     def _leave_out(self) -> None:
         """The data set without the samples that cannot be used."""
-        bad = {split: statistics.bad for split, statistics in self._statistics.items() if statistics.bad}
-        self.dataset = without(self.whole, bad) if bad else self.whole
+        self.dataset = self.whole
+        for split, statistics in self._statistics.items():
+            if statistics.bad:
+                self.dataset = without(self.dataset, split, statistics.bad)
 
     def skipped(self) -> list[str]:
         """What is wrong with the files that were left out (`on_bad_file: skip`), a message each."""
