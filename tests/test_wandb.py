@@ -11,7 +11,7 @@ from wandb.proto import wandb_internal_pb2
 
 from conftest import TINY, train
 from segmentation.errors import InputError
-from segmentation.training.loggers import WandbOptions
+from segmentation.training.wandb_run import WandbOptions
 from wandb_server import KEY, serve
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from conftest import ROOT, TINY, script
 from segmentation.errors import InputError
-from segmentation.training.loggers import WandbOptions
+from segmentation.training.wandb_run import WandbOptions
 from wandb_server import KEY, Run, Server, serve
 
 ROWS = [*TINY, "--trainer.log_every_n_steps", "1"]

@@ -23,10 +23,10 @@ from segmentation.data.statistics import SplitStatistics, available_cores
 from segmentation.data.writing import write_text
 from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, Problem
 from segmentation.training.cli import SegmentationCLI
-from segmentation.training.loggers import WandbOptions
 from segmentation.training.parser import Parser
 from segmentation.training.run_folder import RUNS
 from segmentation.training.trainer import has_bf16
+from segmentation.training.wandb_run import WandbOptions
 from segmentation.visualize import evenly, sample_grid, save_png
 
 GIB = 2**30

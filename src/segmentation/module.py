@@ -32,16 +32,16 @@ class SegmentationModule(LightningModule):
     """Trains, validates and tests a segmentation net.
 
     Args:
-        net: the network, by class name; its bands and classes follow from the data.
+        net: the network, by class name; its channels and classes follow from the data.
         labels: `Labels.as_dict()` of the data set; the command line fills it in.
-        loss: the compute_loss, applied to every head.
+        loss: the loss, applied to every head.
         head_weights: factor on each head's loss, the first head first; null means 1 each, `halving` 1 for the last head
             and half as much for each one before it.
         optimizer: any torch optimizer.
         encoder_lr: factor on the learning rate of a net's pretrained encoder.
         schedule: any torch learning-rate scheduler; WarmupDecay learns the number of steps by itself.
         schedule_interval: whether the scheduler steps with every `step` or every `epoch`.
-        mean: of each band, scaled to 0..1 (integer images); null means that of the training split, or the one that a
+        mean: of each channel, scaled to 0..1 (integer images); null means that of the training split, or the one that a
             pretrained encoder wants.
         std: standard deviation, likewise.
         threshold: binary tasks: probability from which a pixel is foreground.
@@ -104,8 +104,9 @@ class SegmentationModule(LightningModule):
         # Normalisation travels with the weights: prediction cannot drift from training.
         self.auto_normalize = mean is None or std is None
         self.warned = False  # of a collapse
-        self.register_buffer("mean", _per_band(mean, self.labels.channels, 0.0))
-        self.register_buffer("std", _per_band(std, self.labels.channels, 1.0))
+        self.logged_step = 0  # index of the step under way, or just done
+        self.register_buffer("mean", _per_channel(mean, self.labels.channels, 0.0))
+        self.register_buffer("std", _per_channel(std, self.labels.channels, 1.0))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's has options that every job must do without
@@ -124,19 +125,19 @@ class SegmentationModule(LightningModule):
         """The net's pretrained encoder, as Lightning's BackboneFinetuning asks for it."""
         return self.net.backbone
 
-    def fill(self) -> None:
+    def configure_from_data(self) -> None:
         """Fill in what the config leaves to the training split: weights of the classes, normalisation."""
         statistics = self.data.statistics("train")
         self.loss.setup(statistics)
         if self.auto_normalize:
             mean, std = self.net.statistics or (statistics.mean, statistics.std)
-            self.mean.copy_(_per_band(mean, len(self.mean), 0.0))
-            self.std.copy_(_per_band([value or 1.0 for value in std], len(self.std), 1.0))  # 0: an empty band
+            self.mean.copy_(_per_channel(mean, len(self.mean), 0.0))
+            self.std.copy_(_per_channel([value or 1.0 for value in std], len(self.std), 1.0))  # 0: an empty channel
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.validate_every = self.trainer.check_val_every_n_epoch
-            self.fill()
+            self.configure_from_data()
             if self.init_from:
                 warm_start(self.net, self.init_from)
         if self.channels_last:
@@ -150,7 +151,7 @@ class SegmentationModule(LightningModule):
         self.test_metrics = SegmentationMetrics(self.labels, images=images, boundary=boundary)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Scale integers to 0..1 and standardise each band: (N, C, H, W) as the file has it -> float32."""
+        """Scale integers to 0..1 and standardise each channel: (N, C, H, W) as the file has it -> float32."""
         x = image.float() / scale_of(image.dtype, self.labels)
         x = (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
@@ -194,9 +195,9 @@ class SegmentationModule(LightningModule):
         heads = self.net(self.normalize(batch["image"]))
         step_pixels = self.step_pixels(batch)
         loss, terms = self.compute_loss(heads, batch, step_pixels)
-        self.losses = {"loss_step": loss.detach(), **{key: term.detach() for key, term in terms.items()}}
-        mass = None if step_pixels is None else self.loss.step_weight_sum(heads.logits[-1], step_pixels)
-        self.count("train", heads, batch, loss - terms.get("presence/loss", 0.0), mass)
+        weight_sum = None if step_pixels is None else self.loss.step_weight_sum(heads.logits[-1], step_pixels)
+        self.update_metrics("train", heads, batch, loss - terms.get("presence/loss", 0.0), weight_sum)
+        self.log_step({"loss_step": loss, **terms}, batch_idx)
         return loss
 
     def configure_gradient_clipping(
@@ -217,18 +218,6 @@ class SegmentationModule(LightningModule):
             return None
         return self.trainer.strategy.reduce(batch["step_pixels"].to(self.device), reduce_op="mean")
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step; and every so many the losses, for the loggers. (`self.log` would give the same rows, take its time
-        at every step, `python benchmarks/training.py`, and give them after a checkpoint of this step.)"""
-        super().optimizer_step(*args, **kwargs)
-        step, every = self.trainer.global_step, getattr(self.trainer, "log_every_n_steps", 0)
-        if every and (step + 1) % every == 0:
-            found = {f"train/{key}": value.item() for key, value in self.losses.items()}
-            for logger in self.loggers:
-                logger.log_metrics({**found, "epoch": self.current_epoch}, step)
-                logger.save()
-            self.log("loss", found["train/loss_step"], prog_bar=True, logger=False)
-
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.evaluate("val", batch)
 
@@ -248,13 +237,13 @@ class SegmentationModule(LightningModule):
         # One by one on a CPU, whose float32 is rounded otherwise for another batch size.
         heads = joined([self.net(part) for part in image.split(1 if image.device.type == "cpu" else len(image))])
         losses: list[Tensor] = []
-        masses: list[Tensor] = []
+        weight_sums: list[Tensor] = []
         for i in range(len(image)):
             one: dict[str, Any] = {key: batch[key][i : i + 1] for key in ("mask", "weight") if key in batch}
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
             losses.append(self.compute_loss(Heads(logits), one)[0])
-            masses.append(self.loss.mass(logits[-1], one["mask"]))
-        return self.count(split, heads, batch, torch.stack(losses), torch.stack(masses))
+            weight_sums.append(self.loss.mass(logits[-1], one["mask"]))
+        return self.update_metrics(split, heads, batch, torch.stack(losses), torch.stack(weight_sums))
 
     def compute_loss(
         self, heads: Heads, batch: dict[str, Any], step_pixels: Tensor | None = None
@@ -283,31 +272,57 @@ class SegmentationModule(LightningModule):
         return total, terms
 
     @torch.no_grad()
-    def count(
-        self, split: str, heads: Heads, batch: dict[str, Any], loss: Tensor, mass: Tensor | None = None
+    def update_metrics(
+        self,
+        split: str,
+        heads: Heads,
+        batch: dict[str, Any],
+        loss: Tensor,
+        weight_sum: Tensor | None = None,
     ) -> Tensor:
-        """Add a batch to the split's figures, and return the logits that predict. `mass` is what `loss` was divided by:
-        None for the batch's own; where `loss` is of each image, so is `mass`."""
+        """Count a batch.
+
+        Args:
+            split: `train`, `val` or `test`.
+            heads: what the net gave.
+            batch: what the datamodule gave.
+            loss: of the batch, or of each image, (N,).
+            weight_sum: what `loss` was divided by, of the same shape; None for the sum over the batch.
+
+        Returns:
+            Logits that predict, (N, K, H, W).
+        """
         metrics = getattr(self, f"{split}_metrics")
-        each = [self.classify(logits) for logits in heads.logits] if "heads" in metrics else []
-        combined = self.net.combine(heads)
-        predicted = self.classify(combined)
-        mass = self.loss.mass(heads.logits[-1], batch["mask"]) if mass is None else mass
+        logits = self.net.combine(heads)
+        if weight_sum is None:
+            weight_sum = self.loss.mass(heads.logits[-1], batch["mask"])
         metrics.update(
-            preds=predicted,
+            preds=self.classify(logits),
             target=batch["mask"],
             loss=loss.detach(),
-            weight_sum=mass,
+            weight_sum=weight_sum,
             index=batch["index"],
-            heads=each,
+            heads=[self.classify(head) for head in heads.logits] if "heads" in metrics else [],
         )
-        return combined
+        return logits
 
-    def report(self, split: str) -> None:
-        """Log a finished epoch's figures, which are those of all processes."""
+    def log_step(self, losses: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the losses of every `log_every_n_steps`-th step, of its last batch."""
+        self.logged_step = self.trainer.global_step
+        ends_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning does not declare it
+        if every and ends_step and (self.logged_step + 1) % every == 0:
+            self.write_metrics({f"train/{key}": loss.item() for key, loss in losses.items()})
+            self.log("loss", losses["loss_step"].detach(), prog_bar=True, logger=False)
+
+    def log_epoch_metrics(self, split: str) -> None:
+        """Log a finished epoch's metrics, which are those of all processes, and what callbacks have logged so far."""
         metrics = getattr(self, f"{split}_metrics")
         found = {f"{split}/{key}": value for key, value in metrics.compute().items()}
-        self.log_dict(found)
+        self.log_dict(found, logger=False)
+        if not self.trainer.sanity_checking:
+            logged = self.trainer.callback_metrics.items()
+            self.write_metrics({key: value.item() for key, value in logged if key.startswith(f"{split}/")})
         if self.trainer.training or self.trainer.validating:
             self.step_on_plateau(split, found)
         if metrics["classes"].collapsed and not (self.warned or self.trainer.sanity_checking):
@@ -318,6 +333,13 @@ class SegmentationModule(LightningModule):
                 "masks of other images. configs/trainer/debug.yaml tells whether one batch can be learnt"
             )
         metrics.reset()
+
+    def write_metrics(self, metrics: dict[str, float]) -> None:
+        """Give metrics to the loggers now. Those of `self.log` come after the checkpoint of the same step, and would be
+        missing from metrics.csv if the run ended between the two."""
+        step = self.trainer.global_step if self.trainer.testing else self.logged_step
+        for logger in self.loggers:
+            logger.log_metrics({**metrics, "epoch": self.current_epoch}, step)
 
     def step_on_plateau(self, split: str, found: dict[str, Tensor]) -> None:
         """Tell a ReduceLROnPlateau the figure that it monitors, as soon as it is known. (Lightning would tell it after
@@ -334,16 +356,16 @@ class SegmentationModule(LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_train_epoch_end(self) -> None:
-        self.report("train")
+        self.log_epoch_metrics("train")
 
     def on_validation_epoch_end(self) -> None:
-        self.report("val")
+        self.log_epoch_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         # Kept, on every process, for the confusion matrix and the table of images that the run's report shows.
         counts = self.test_metrics.state()["classes"]
         self.test_counts = counts["confmat"], counts["table"]
-        self.report("test")
+        self.log_epoch_metrics("test")
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -380,14 +402,15 @@ class SegmentationModule(LightningModule):
         checkpoint["train_counts"] = self.train_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.training and self.trainer.is_global_zero:
+        if not self.trainer.training:
+            return
+        if self.trainer.is_global_zero:
             self.train_metrics.load(checkpoint["train_counts"])
-        if self._trainer is not None and self.trainer.training:
-            self.trainer.should_stop = checkpoint.get("should_stop", False)
+        self.trainer.should_stop = checkpoint.get("should_stop", False)
 
 
-def _per_band(values: Sequence[float] | None, channels: int, default: float) -> Tensor:
+def _per_channel(values: Sequence[float] | None, channels: int, default: float) -> Tensor:
     tensor = torch.tensor(values if values is not None else [default] * channels, dtype=torch.float32)
     if len(tensor) != channels:
-        raise InputError(f"model.mean and model.std need one number a band: {channels}, not {len(tensor)}")
+        raise InputError(f"model.mean and model.std need one number a channel: {channels}, not {len(tensor)}")
     return tensor

@@ -32,7 +32,10 @@ class WarmupDecay(LRScheduler):
         decay: Literal["poly", "cosine", "constant"] = "poly",
         power: float = 0.9,
     ) -> None:
-        self.warmup, self.decay, self.power, self.total_steps = warmup, decay, power, 1
+        self.warmup = warmup
+        self.decay = decay
+        self.power = power
+        self.total_steps = 1
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:

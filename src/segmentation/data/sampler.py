@@ -61,8 +61,13 @@ class TrainBatches(Sampler[list[Index]]):
         limit: int | float = 1.0,
         accumulate: int = 1,
     ) -> None:
-        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
-        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.accumulate = accumulate
         self.epoch_length = min(len(self), limit) if isinstance(limit, int) else max(1, int(len(self) * limit))
         self.place = 0, 0
 
@@ -71,9 +76,11 @@ class TrainBatches(Sampler[list[Index]]):
         return steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[Index]]:
-        start, step = self.place[1], self.batch_size * self.world_size
-        for epoch in count(self.place[0]):
-            number, order = epoch if self.shuffle else 0, list(range(self.length))
+        first_epoch, start = self.place
+        step = self.batch_size * self.world_size
+        for epoch in count(first_epoch):
+            number = epoch if self.shuffle else 0
+            order = list(range(self.length))
             if self.shuffle:
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
                 order = torch.randperm(self.length, generator=generator).tolist()

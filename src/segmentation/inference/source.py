@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -140,9 +141,9 @@ def configure(
         with blame(options.checkpoint):
             own = find_class(saved["dataset"]["class_path"], SegmentationData)
         # None is required, as the checkpoint has them all.
-        for name, annotation in get_type_hints(own.__init__).items():
-            if name != "return":
-                parser.add_argument(f"--data.dataset.{name}", type=annotation)
+        types = get_type_hints(own.__init__)
+        for name in signature(own).parameters:
+            parser.add_argument(f"--data.dataset.{name}", type=types.get(name, Any))
     kept = {key: saved[key] for key in KEPT if saved.get(key) is not None}
     config = {
         "data": {**kept, **section},

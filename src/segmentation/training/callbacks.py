@@ -22,7 +22,6 @@ from segmentation.data.base import SPLITS
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.metrics import confusion_counts, mean_iou
 from segmentation.nets import SegmentationNet
-from segmentation.training.loggers import log_to_wandb, wandb_runs
 from segmentation.training.run_folder import RunFolder
 from segmentation.visualize import evenly, sample_grid, save_png, to_rgb
 
@@ -59,7 +58,7 @@ class RunSummary(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":  # before a callback of the user's copies the module, to average its weights
-            pl_module.fill()
+            pl_module.configure_from_data()
             pl_module.to(trainer.strategy.root_device)  # the copy stays where the module is now: not on the CPU
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -75,19 +74,20 @@ class RunSummary(Callback):
             flops = f"{count_flops(net, shape) / 1e9:.1f}"
         except (RuntimeError, NotImplementedError):  # a net that looks at its data cannot run on the meta device
             flops = "?"
-        step = f"{data.batch_size} images x {trainer.world_size} processes x {trainer.accumulate_grad_batches} batches"
+        step = f"{data.batch_size} images"
+        if trainer.world_size > 1:
+            step += f" x {trainer.world_size} processes"
+        if trainer.accumulate_grad_batches > 1:
+            step += f" x {trainer.accumulate_grad_batches} batches"
         rates = ", ".join(f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups)
         origin = "as LearningRateFinder found it" if pl_module.lr else "as given"
         print(f"run       {self.run.path}")
         print(f"data      {type(data.source).__name__}: {images} images; {labels.task}, {labels.num_classes} classes")
         print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {shape}")
-        print(f"training  {trainer.max_epochs} epochs, {trainer.estimated_stepping_batches:,} steps of {step}")
+        length = f"{trainer.max_epochs} epochs" if trainer.max_epochs > 0 else "no limit of epochs"
+        print(f"training  {length}, {trainer.estimated_stepping_batches:,} steps of {step}")
         device = f"{pl_module.device.type} in {trainer.precision}"
         print(f"          on {device}, learning rate {rates}, {origin}", flush=True)
-        for logged in wandb_runs(trainer):
-            step_images = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-            logged.config.update({"images_per_step": step_images, "processes": trainer.world_size})
-            print(f"W&B       {logged.url or f'offline; upload by: slurm/sync.sh {self.run.path}'}")
 
 
 def in_millions(parameters: int) -> str:
@@ -157,8 +157,9 @@ class Throughput(Callback):
         self.seconds += self.epoch_seconds
         seconds = self.epoch_seconds or math.inf
         wait = self.waited / seconds
-        pl_module.log("train/images_per_second", self.epoch_images / seconds, rank_zero_only=True)
-        pl_module.log("train/data_wait", wait, rank_zero_only=True)
+        # The module gives them to the loggers, with the epoch's other metrics.
+        pl_module.log("train/images_per_second", self.epoch_images / seconds, logger=False, rank_zero_only=True)
+        pl_module.log("train/data_wait", wait, logger=False, rank_zero_only=True)
         if wait > 0.1 and self.waited > PATIENCE and not self.warned:
             self.warned = True
             rank_zero_warn(
@@ -280,18 +281,21 @@ def prediction_grid(
 
 
 def log_images(trainer: Any, key: str, samples: list[dict[str, Any]], names: list[str]) -> None:
-    """Log images to W&B, with truth and prediction as masks that can be switched on and off."""
-    if not wandb_runs(trainer):
-        return
-    import wandb
-
+    """Give images to loggers that take them, with truth and prediction as masks that can be switched on and off."""
     labels = {**dict(enumerate(names)), 255: "ignored"}
     images = []
+    captions = []
+    masks = []
     for sample in samples:
         truth = np.where(sample["mask"] == IGNORE_INDEX, 255, sample["mask"])
-        masks = {
-            "truth": {"mask_data": truth, "class_labels": labels},
-            "prediction": {"mask_data": sample["prediction"].numpy(), "class_labels": labels},
-        }
-        images.append(wandb.Image(to_rgb(sample["image"]), caption=sample["name"], masks=masks))
-    log_to_wandb(trainer, {key: images, "trainer/global_step": trainer.global_step})
+        images.append(to_rgb(sample["image"]))
+        captions.append(sample["name"])
+        masks.append(
+            {
+                "truth": {"mask_data": truth, "class_labels": labels},
+                "prediction": {"mask_data": sample["prediction"].numpy(), "class_labels": labels},
+            }
+        )
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):  # W&B's
+            logger.log_image(key, images, trainer.global_step, caption=captions, masks=masks)

@@ -22,7 +22,7 @@ from segmentation.nets import SegmentationNet
 from segmentation.training.callbacks import EpochPrinter, PictureOptions, Pictures, RunSummary, Throughput
 from segmentation.training.entry import outcome, start_job
 from segmentation.training.finite import StopAtNonFinite
-from segmentation.training.loggers import WandbOptions, close_wandb, describe_run, make_loggers
+from segmentation.training.loggers import MetricsFile
 from segmentation.training.parser import Parser
 from segmentation.training.preemption import PreemptionCheckpoint, check_launch, check_meeting_place
 from segmentation.training.report import report
@@ -43,6 +43,7 @@ from segmentation.training.trainer import (
     refused,
     without_finders,
 )
+from segmentation.training.wandb_run import WandbOptions, WandbSummary, close_wandb, make_wandb
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -223,7 +224,12 @@ class SegmentationCLI(LightningCLI):
             *callbacks,
         ]
         options["plugins"] = plugins
-        options["logger"] = make_loggers(run, config.wandb, step)
+        options["logger"] = [MetricsFile(run, step)]
+        self.wandb = make_wandb(run, config.wandb)
+        if self.wandb:
+            self.wandb_summary = WandbSummary(self.wandb, config.wandb.log_checkpoint)
+            options["logger"].append(self.wandb)
+            options["callbacks"].append(self.wandb_summary)
         return make_trainer(
             **options,
             enable_model_summary=False,  # RunSummary prints it
@@ -234,7 +240,7 @@ class SegmentationCLI(LightningCLI):
     def run(self) -> None:
         """The whole run. Afterwards signals mean what they meant before, and other processes may write the folder."""
         try:
-            with self.preemption.listening(self.trainer):
+            with self.preemption.listening():
                 self.train_and_test()
             close_wandb(0)
         except MisconfigurationException as error:  # of a callback, say
@@ -271,7 +277,9 @@ class SegmentationCLI(LightningCLI):
         trainer.callbacks = without_finders(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
-            report(trainer, self.model, run, tested, self.throughput, self.config_init.wandb.log_checkpoint)
+            report(trainer, self.model, run, tested, self.throughput)
+            if self.wandb:
+                self.wandb_summary.finish(tested)
 
     def prepare(self) -> None:
         """In rank 0, check data and classes before anything is written; then make the run folder."""
@@ -293,7 +301,8 @@ class SegmentationCLI(LightningCLI):
         if skipped:
             write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
             print(f"skipped   {len(skipped)} bad files, listed in {run.skipped}", flush=True)
-        describe_run(self.trainer, run, {**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names})
+        if self.wandb:
+            self.wandb.describe({**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names})
 
 
 def train() -> None:

@@ -7,17 +7,16 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from segmentation.errors import InputError
 from segmentation.training.entry import Preempted
-from segmentation.training.loggers import metrics_file
+from segmentation.training.loggers import write_metrics_file
 from segmentation.training.run_folder import RunFolder
 
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
@@ -31,22 +30,14 @@ GRACE = 45.0
 
 
 def watch_processes() -> None:
-    """No process of a run goes without a word. (`entry.die_with_launcher`: and none outlives rank 0.)
-
-    Lightning's rank 0 looks after those that it has started, every few seconds, and ends all when one has died; what it
-    says of that is not shown by default.
-    """
-    observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
-    observer.setLevel(logging.INFO)
-    observer.addFilter(_death)
-
-
-def _death(record: logging.LogRecord) -> bool:
-    what = record.getMessage().partition(". ")[0]  # [rank: 1] Child process with PID 123 terminated with code -9
-    record.msg, record.args = f"error: {what}; the others are ended. Start again with --resume", ()
-    if what.endswith("-9"):
-        record.msg += ". (-9 is a kill; by the system, where memory has run out.)"
-    return True
+    """Print what Lightning's launcher says, by default to nobody, when one of its processes dies and it ends all."""
+    launchers = logging.getLogger("lightning.fabric.strategies.launchers")
+    if not launchers.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("error: %(message)s. Start again with --resume"))
+        launchers.addHandler(handler)
+        launchers.setLevel(logging.INFO)
+        launchers.propagate = False
 
 
 def check_meeting_place() -> None:
@@ -102,14 +93,15 @@ def check_launch(devices: Any, num_nodes: int) -> None:
 
 
 class PreemptionCheckpoint(Checkpoint):
-    """last.ckpt within an epoch: by the clock; and on SIGUSR1 or SIGTERM, whereupon the run stops, and after SLURM's
-    warning is requeued.
+    """Saves last.ckpt within an epoch: every few minutes, and on SIGUSR1 or SIGTERM, after which it stops the run.
 
-    A handler only sets a flag, and the step is finished. Lightning's own save within the signal, perhaps in the middle
-    of a step of the optimizer, and speak to the other processes, who may be elsewhere. An epoch's last step leaves the
-    saving to the epoch's end, since Lightning cannot go on from between the two, nor from between accumulated batches;
-    a step before a validation leaves it to the next, since Lightning would go on behind that validation.
-    (A Checkpoint, as Lightning calls these after all others: a moving average has then taken the step in.)
+    A signal's handler only notes the signal: the step is finished first, and all processes agree. Lightning's own
+    handlers would save in the middle of a step. After SLURM's warning (SIGUSR1) the job is requeued.
+
+    Lightning cannot go on from between an epoch's last step and its end, nor from between accumulated batches, and goes
+    on behind a validation that follows a step: there the saving is left to the epoch's end or to the next step.
+
+    It is a Checkpoint, as Lightning calls these last: a moving average of the weights has then counted the step.
 
     Args:
         run: the run folder.
@@ -117,64 +109,86 @@ class PreemptionCheckpoint(Checkpoint):
     """
 
     def __init__(self, run: RunFolder, every_minutes: float) -> None:
-        self.run, self.every_seconds = run, 60 * every_minutes
-        self.received, self.since = 0, 0.0  # the signal, and when it came
+        self.run = run
+        self.every_seconds = 60 * every_minutes
         self.saved = time.monotonic()
+        self.received = 0  # the first signal
+        self.since = 0.0  # when it came
 
     @contextmanager
-    def listening(self, trainer: Trainer) -> Iterator[None]:
-        """While a run lasts: what a signal did before, in a notebook, it does again when the run is finished. (One that
-        is stopped has a W&B run to close and a job to requeue yet, and a second signal must not end it there.)"""
-        trainer._signal_connector.register_signal_handlers = nullcontext  # type: ignore  # none of Lightning's
-        before = {number: signal.signal(number, self.note) for number in SIGNALS}
+    def listening(self) -> Iterator[None]:
+        """Listen for signals while a run lasts.
+
+        The handlers of before come back when the run is finished. A run that was stopped keeps ours, since it has a W&B
+        run to close and a job to requeue, and a second signal must not end that.
+        """
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.listen()
         yield
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    def listen(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self.note)
+
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler. A warning that was followed by the end stays a warning."""
+        """Keep the first signal: SIGTERM after SIGUSR1 still means requeue."""
         if not self.received:
-            self.received, self.since = number, time.monotonic()
+            self.received = number
+            self.since = time.monotonic()
+
+    # Lightning sets its own handlers before each of these three, and takes them away by itself.
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved = time.monotonic()  # last.ckpt, at the end of the epoch before
-        if trainer.current_epoch and self.agreed(trainer, 0, stop=bool(self.received))[1]:
+        self.saved = time.monotonic()  # at the end of the epoch before
+        if trainer.current_epoch and self.any_process(trainer, bool(self.received)):
             self.stop(trainer, f"stopped by a signal at step {trainer.global_step}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
-        ends = trainer.is_last_batch or loop._is_training_done  # by max_steps
-        validates = loop._should_check_val_fx(fit._data_fetcher)  # type: ignore[arg-type]  # an epoch has one
-        if ends or fit._should_accumulate() or validates:
+        if not can_resume_from(trainer, batch_idx) or not self.is_time_to_agree(trainer, trainer.global_step):
             return
         due = time.monotonic() - self.saved >= self.every_seconds
-        save, stop = self.agreed(trainer, trainer.global_step, save=due, stop=bool(self.received))
-        if save or stop:
-            metrics_file(trainer).write()
+        stop = self.any_process(trainer, bool(self.received))
+        if stop or self.any_process(trainer, due):
+            write_metrics_file(trainer)
             trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
             self.saved = time.monotonic()
         if stop:
             self.stop(trainer, f"stopped by a signal at step {trainer.global_step}")
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *others: int
+    ) -> None:
+        if trainer.sanity_checking or not self.is_time_to_agree(trainer, batch_idx):
+            return
         late = bool(self.received) and time.monotonic() - self.since > GRACE
-        if not trainer.sanity_checking and self.agreed(trainer, batch[2], stop=late)[1]:
+        if self.any_process(trainer, late):
             self.stop(trainer, "stopped by a signal in a validation that would not end in time")
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        if self.agreed(trainer, batch[2], stop=bool(self.received))[1]:
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *others: int
+    ) -> None:
+        if self.is_time_to_agree(trainer, batch_idx) and self.any_process(trainer, bool(self.received)):
             self.stop(trainer, "stopped by a signal in the test")
 
-    def agreed(self, trainer: Trainer, number: int, save: bool = False, stop: bool = False) -> tuple[bool, bool]:
-        """Whether to save, and to stop: what any process wants, asked of all after the same batch or step."""
-        if trainer.world_size > 1:
-            if number % BATCHES:
-                return False, False
-            wishes = torch.tensor([save, stop], dtype=torch.float32, device=trainer.strategy.root_device)
-            save, stop = trainer.strategy.reduce(wishes, reduce_op="max").tolist()
-        return bool(save), bool(stop)
+    def is_time_to_agree(self, trainer: Trainer, number: int) -> bool:
+        """Whether the processes ask one another after this batch or step: each time they wait."""
+        return trainer.world_size == 1 or number % BATCHES == 0
+
+    def any_process(self, trainer: Trainer, wish: bool) -> bool:
+        """Whether any process has the wish. All must ask."""
+        return trainer.strategy.reduce_boolean_decision(wish, all=False)
 
     def stop(self, trainer: Trainer, why: str) -> None:
         """Raises Preempted, on every process."""
@@ -182,6 +196,18 @@ class PreemptionCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             last = str if self.received == signal.SIGTERM else requeue
         raise Preempted(f"{why}, saved in {self.run.checkpoints}", last)
+
+
+def can_resume_from(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning goes on exactly from a checkpoint that is saved after this training batch."""
+    batches = batch_idx + 1
+    ends_run = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+    if trainer.is_last_batch or ends_run or batches % trainer.accumulate_grad_batches:
+        return False
+    if trainer.check_val_every_n_epoch is None:  # validations are counted over all epochs
+        batches = trainer.fit_loop.total_batch_idx + 1
+    every = trainer.val_check_batch
+    return every is None or batches % every != 0
 
 
 def requeue() -> str:

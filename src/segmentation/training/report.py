@@ -1,7 +1,6 @@
-"""What a run says at its end: the table on the terminal, the files in the run folder, the plot in W&B."""
+"""What a run says at its end: the table on the terminal, the files in the run folder."""
 
 import csv
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from segmentation.data.writing import write_csv, write_json
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
-from segmentation.training.loggers import wandb_runs
 from segmentation.training.run_folder import RunFolder
 from segmentation.visualize import confusion_figure, iou_table, save_png
 
@@ -25,7 +23,6 @@ def report(
     run: RunFolder,
     tested: Path,
     throughput: Throughput,
-    log_checkpoint: bool,
 ) -> None:
     """Write summary.json, per_image.csv and the plot of the confusion matrix, and print the table of IoU per class.
     Called in rank 0, after the test of the checkpoint `tested`."""
@@ -57,14 +54,6 @@ def report(
             matrix,
         )
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
-    for logged in wandb_runs(trainer):
-        import wandb
-
-        if picture.is_file():
-            logged.log({"test/confusion": wandb.Image(str(picture))})
-        if log_checkpoint:
-            name = re.sub(r"[^A-Za-z0-9_.-]", "-", run.name)  # what W&B allows
-            logged.log_artifact(str(tested), name=name, type="model")
 
 
 def _logged_metrics(run: RunFolder, epoch: int, step: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from segmentation.training.loggers import metrics_file
+from segmentation.training.loggers import write_metrics_file
 from segmentation.training.run_folder import RunFolder
 
 
@@ -38,11 +38,10 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """last.ckpt at every epoch's end. (Within an epoch: `cluster.PreemptionCheckpoint`.)"""
+    """last.ckpt at every epoch's end. (Within an epoch: `preemption.PreemptionCheckpoint`.)"""
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
-        metrics_file(trainer).log_ahead(trainer)
-        metrics_file(trainer).write()
+        write_metrics_file(trainer)
         super().on_train_epoch_end(trainer, *args)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

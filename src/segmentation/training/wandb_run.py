@@ -1,0 +1,224 @@
+"""Weights & Biases: its options, its logger, and what a run tells it. Nothing else in the project imports wandb."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+from segmentation.data.writing import write_text
+from segmentation.errors import InputError
+from segmentation.training.run_folder import RunFolder, is_rank_zero
+
+#: W&B's settings where the environment does not say: no chatter, and at most a minute's wait for the server at the end.
+WANDB = {"WANDB_SILENT": "true", "WANDB_FINISH_TIMEOUT": "60", "WANDB_FINISH_TIMEOUT_RAISES": "true"}
+
+
+@dataclass
+class WandbOptions:
+    """Weights & Biases. One run a job, however many processes; never a prompt, never a need for a network.
+
+    Args:
+        mode: `auto`: WANDB_MODE where it is set, else online when you are logged in (`wandb login`) and the server
+            answers, else offline; or `online`, `offline`, `disabled`.
+        project: project's name; null means WANDB_PROJECT, else unet-family.
+        entity: user or team; null means WANDB_ENTITY, else your default.
+        group: runs of one group are shown together; null means WANDB_RUN_GROUP.
+        tags: tags of the run; none means WANDB_TAGS.
+        log_checkpoint: whether to upload the best checkpoint as an artifact.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    log_checkpoint: bool = False
+
+    def resolved_mode(self) -> str:
+        """`online`, `offline` or `disabled`. Rank 0, which alone logs, asks the server before it says online.
+
+        Raises:
+            InputError: it is to be online and cannot be, or a variable of W&B's is unusable.
+        """
+        told = os.environ.get("WANDB_MODE") or os.environ.pop("WANDB_MODE", None)  # W&B stumbles over an empty one
+        if told not in (None, "", "online", "offline", "disabled"):
+            raise InputError(f"WANDB_MODE={told} is not for one run a job: set it to online, offline or disabled")
+        asked = told if self.mode == "auto" else self.mode
+        if asked in ("offline", "disabled") or not is_rank_zero():
+            return asked or "online"
+        import wandb
+
+        settings = _wandb_settings()
+        if not asked and settings.mode == "offline":
+            return "offline"  # by `wandb offline`
+        server, refusal = settings.base_url, ""
+        try:
+            if not wandb.login(prompt=False):
+                refusal = f"no key for {server} is at hand (wandb login)"
+        except wandb.errors.AuthenticationError as error:
+            refused = any(f"error {code}" in str(error) for code in (401, 403))
+            refusal = f"{server} {'refuses the key (wandb login --relogin)' if refused else 'does not answer'}"
+        if refusal and asked == "online":
+            raise InputError(f"W&B is to be online, but {refusal}. To go on without: --wandb.mode offline")
+        if refusal.startswith(server):
+            print(f"W&B       {refusal}: this run is offline, and slurm/sync.sh uploads it later", flush=True)
+        return "offline" if refusal else "online"
+
+
+class Wandb(WandbLogger):
+    """Lightning's logger, which stops logging when W&B fails. A scheduler's SIGTERM, for one, ends W&B's own process at
+    once, while the run still saves.
+
+    Args:
+        run: the run folder.
+        options: options of `wandb.init`.
+    """
+
+    def __init__(self, run: RunFolder, **options: Any) -> None:
+        super().__init__(id=options["id"], project=options["project"], save_dir=options["dir"])
+        self.run = run
+        self.options = options
+        self.failed = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run. Lightning's own passes the option `anonymous`, of which W&B warns."""
+        import wandb
+
+        if wandb.run is None:
+            started = wandb.init(resume="allow", **self.options)
+            started.define_metric("trainer/global_step")
+            started.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return wandb.run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if self.failed:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # each layer of W&B has errors of its own
+            self.failed = True
+            print(f"W&B       its process has ended ({type(error).__name__}): the run goes on without", flush=True)
+
+    def describe(self, config: dict[str, Any]) -> None:
+        """Start the W&B run, in rank 0: give it the config and its most important metric, and keep its id."""
+        import wandb
+
+        try:
+            self.log_hyperparams({**config, "git_commit": git_commit()})
+        except wandb.Error as error:  # no such entity, say
+            reason = " ".join(str(error).split())
+            raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
+        self.experiment.define_metric("val/miou", summary="max")
+        write_text(self.run.path / "wandb" / "run_id", f"{self.options['id']}\n")
+
+
+class WandbSummary(Callback):
+    """What only W&B is told: the size of a step, the plot of the confusion matrix, by option the tested checkpoint."""
+
+    def __init__(self, logger: Wandb, log_checkpoint: bool) -> None:
+        self.logger = logger
+        self.log_checkpoint = log_checkpoint
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            run = self.logger.experiment
+            images = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+            run.config.update({"images_per_step": images, "processes": trainer.world_size})
+            upload = f"offline; upload by: slurm/sync.sh {self.logger.run.path}"
+            print(f"W&B       {run.url or upload}", flush=True)
+
+    def finish(self, tested: Path) -> None:
+        """Log what a run's end has written. Called in rank 0, after the test of the checkpoint `tested`."""
+        folder = self.logger.run
+        confusion = folder.pictures / "confusion.png"
+        if confusion.is_file():
+            self.logger.log_image("test/confusion", [str(confusion)])
+        if self.log_checkpoint and not self.logger.failed:
+            name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name)  # what W&B allows
+            self.logger.experiment.log_artifact(str(tested), name=name, type="model")
+
+
+def make_wandb(run: RunFolder, options: WandbOptions) -> Wandb | None:
+    """The logger, or None if W&B is disabled."""
+    mode = options.resolved_mode()
+    if mode == "disabled":
+        return None
+    _wandb_settings()
+    environment = os.environ
+    name = run.name
+    folder = str(run.path.resolve())
+    if name == environment.get("SEGMENTATION_RUN"):  # not given by --name
+        name = environment.get("WANDB_NAME", name)
+    if "WANDB_SWEEP_ID" not in environment:
+        folder = environment.get("WANDB_DIR") or folder
+    return Wandb(
+        run,
+        id=run_id(run),
+        name=name,
+        dir=folder,
+        project=options.project or environment.get("WANDB_PROJECT", "unet-family"),
+        entity=options.entity,
+        group=options.group,
+        tags=options.tags or None,
+        mode=mode,
+    )
+
+
+def _wandb_settings() -> Any:
+    """W&B's settings, from its files and the environment, which it reads once a process."""
+    import wandb
+
+    for key, value in WANDB.items():
+        os.environ.setdefault(key, value)
+    try:
+        return wandb.setup().settings
+    except ValueError as error:
+        raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
+
+
+def run_id(run: RunFolder) -> str:
+    """The id of the W&B run: a resumed run is the same one."""
+    file = run.path / "wandb" / "run_id"
+    if file.is_file():
+        return file.read_text().strip()
+    return os.environ.get("WANDB_RUN_ID") or os.urandom(4).hex()  # a sweep's agent gives one
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with "+" if files differ from it; None outside git."""
+    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
+    try:
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def close_wandb(status: int) -> None:
+    """End the W&B run, if there is one. What its server does not take in time is left to slurm/sync.sh, which finds a
+    run that was online by the file `.unsent` beside its record."""
+    sys.stdout.flush()
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    unsent = Path(f"{wandb.run.settings.sync_file}.unsent")
+    if not wandb.run.offline:
+        unsent.touch()
+    try:
+        wandb.finish(exit_code=status)
+        unsent.unlink(missing_ok=True)
+    except TimeoutError:
+        print("W&B       the server has not taken all of the run: slurm/sync.sh uploads the rest", flush=True)
+    except Exception as error:  # its own process may have been killed with the job; the record is on the disk
+        print(f"W&B       was not closed ({type(error).__name__}): slurm/sync.sh uploads what there is", flush=True)
