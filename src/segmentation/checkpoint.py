@@ -63,6 +63,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, cut off, of another project, or holds more than weights and plain values.
     """
+    if Path(path).is_dir():
+        inside = [*Path(path).rglob("best.ckpt")]
+        hint = f" Did you mean {inside[0]}?" if inside else ""
+        raise InputError(f"{path}: is a folder, no checkpoint.{hint}")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint. Give a file, e.g. runs/NAME/checkpoints/best.ckpt")
     if not is_zipfile(path):

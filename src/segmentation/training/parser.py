@@ -65,7 +65,9 @@ class Parser(LightningArgumentParser):
             word = word.strip("-'\"[]{},:;").partition("=")[0]
             close = difflib.get_close_matches(word, names, n=1, cutoff=0.85)
             if close and word not in names:
-                return f" ({HINT} {close[0]}?)"
+                # YAML has last parts alone; the error may name the group that they are in.
+                full = [name for name in names if name.endswith(f".{close[0]}") and name.rpartition(".")[0] in line]
+                return f" ({HINT} {[*full, close[0]][0]}?)"
         return f" (choices: {', '.join(names)})" if of_option and not self.exit_on_error else ""
 
     def option_names(self) -> list[str]:

@@ -41,7 +41,7 @@ def report(
     }
     name = "none, as trainer.limit_test_batches is 0"
     if trainer.limit_test_batches:
-        name = tested.name
+        name = str(tested)
         matrix, counts = module.test_counts
         write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
         save_png(confusion_figure(matrix, labels), picture)
