@@ -80,7 +80,9 @@ class SegmentationDataModule(LightningDataModule):
         if not 0 <= rare_crops <= 1 or (rare_crops and not sides):
             raise InputError(f"data.rare_crops {rare_crops} must be a share of the crops (data.crop {crop})")
         #: What the data set is, in words.
-        self.description = f"{type(dataset).__name__} in {getattr(dataset, 'root', 'memory')}"
+        self.description = type(dataset).__name__
+        if hasattr(dataset, "root"):
+            self.description += f" in {dataset.root}"
         #: The data set to train on; without the samples that cannot be used, as soon as their split is read.
         self.dataset = cross_validation(dataset, folds, fold, seed) if folds else dataset
         self.labels = dataset.labels
