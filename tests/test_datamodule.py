@@ -259,8 +259,8 @@ def test_train_size(place: Path) -> None:
     folder(place, [(30, 40), (90, 20), (50, 50)])
     folder(place, [(30, 40)], "val")
     data = FolderData(str(place), CLASSES)
-    assert SegmentationDataModule(data).train_size == (50, 50)
-    assert SegmentationDataModule(data, crop=[8, 16]).train_size == (8, 16)
+    assert SegmentationDataModule(data).train_size() == (50, 50)
+    assert SegmentationDataModule(data, crop=[8, 16]).train_size() == (8, 16)
 
 
 def test_a_plain_index_is_epoch_zero() -> None:
@@ -270,6 +270,11 @@ def test_a_plain_index_is_epoch_zero() -> None:
     assert all(torch.equal(split[key]["image"], split[key.index]["image"]) for key in asked)
     later = [split[Index(2, epoch)]["image"].numpy().tobytes() for epoch in range(12)]
     assert len(set(later)) > 3
+
+
+def training_split(data: SegmentationData, **options: Any) -> SplitDataset:
+    """The split that training reads."""
+    return attach(SegmentationDataModule(data, num_workers=0, **options)).train_dataloader().dataset
 
 
 class Spotted(ShapesData):
@@ -284,8 +289,7 @@ class Spotted(ShapesData):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_of_the_crops_holds_a_rare_class(share: float) -> None:
-    module = SegmentationDataModule(Spotted(train=200, val=2), crop=32, rare_crops=share)
-    split = module._split("train", module.augment, module._rare())
+    split = training_split(Spotted(train=200, val=2), crop=32, rare_crops=share)
     items = [split[Index(index, epoch)] for epoch in range(3) for index in range(200)]
     held = sum(bool((item["mask"] == 4).any()) for item in items) / len(items)
     assert held == pytest.approx(share, abs=0.05)
@@ -297,11 +301,17 @@ def test_a_share_of_the_crops_holds_a_rare_class(share: float) -> None:
 
 
 def test_rare_classes_are_those_below_half_of_an_equal_share() -> None:
-    module = SegmentationDataModule(Spotted(train=16, val=2), crop=32, rare_crops=0.5)
-    assert module._rare().classes == [1, 2, 3, 4]  # of five, of which four never or hardly occur
-    assert module._rare().samples == [0, 8]
+    split = training_split(Spotted(train=16, val=2), crop=32, rare_crops=1.0)
+    shown = [split[Index(3, epoch)]["index"] for epoch in range(20)]
+    assert set(shown) == {0, 8}  # only these have one; which of them is drawn anew in each epoch
     with pytest.raises(InputError, match=r"data\.rare_crops 0\.5: no training image has a rare class"):
-        SegmentationDataModule(Weighted(), crop=8, rare_crops=0.5)._rare()
+        training_split(Weighted(), crop=8, rare_crops=0.5)
+
+
+def test_instance_ids_above_16_bits_travel_unchanged() -> None:
+    split = SplitDataset(Weighted(), "train")
+    item = split[0] | {"instance": torch.tensor([[0, 70_000], [2**31 - 1, 5]])}
+    assert torch.equal(unpack(collate([item, item]))["instance"], torch.stack([item["instance"]] * 2))
 
 
 def test_a_cache_changes_nothing_but_where_samples_come_from() -> None:

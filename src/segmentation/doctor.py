@@ -141,8 +141,7 @@ def build_data(config: Namespace) -> tuple[SegmentationDataModule, list[Problem]
 def _print_data(console: Console, module: SegmentationDataModule, found: Audit) -> None:
     labels = module.labels
     splits = found.statistics_of_splits
-    folder = getattr(module.source, "root", "memory")
-    title = f"{type(module.source).__name__} in {folder}: {labels.task}, {labels.num_classes} classes"
+    title = f"{module.description}: {labels.task}, {labels.num_classes} classes"
     console.print(Text(title, "bold"))
     console.print(f"{labels.channels} channels of {labels.dtype or 'any type'}")
     for split, statistics in splits.items():

@@ -33,7 +33,7 @@ class SegmentationDataModule(LightningDataModule):
         dataset: the images and masks: `ShapesData` (generated), `FolderData` (your own), or a class of yours.
         batch_size: samples of a training batch, in each process.
         eval_batch_size: images of a validation or test batch; null means batch_size. Images of unequal sizes are
-            never put into one batch. No figure depends on it.
+            never put into one batch. No metric depends on it.
         crop: side of the random square crop to train on, or [height, width]; null for whole images.
         zoom: [smallest, largest] random enlargement of a crop; null: none.
         rare_crops: share of the training crops that hold a rare class at least, which is one with less than half of an
@@ -68,30 +68,35 @@ class SegmentationDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.source = dataset
-        #: All samples, those of bad files too; `dataset` is without these.
-        self.whole = cross_validation(dataset, folds, fold, seed) if folds else dataset
-        self.dataset = self.whole
-        self.labels = dataset.labels
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        sizes = [batch_size] if eval_batch_size is None else [batch_size, eval_batch_size]
         sides = [crop, crop] if isinstance(crop, int) else crop or []
-        if min([*sizes, *sides]) < 1 or len(sides) not in (0, 2):
+        numbers = [batch_size, *sides] if eval_batch_size is None else [batch_size, eval_batch_size, *sides]
+        if min(numbers) < 1 or len(sides) not in (0, 2):
             raise InputError(
                 f"data.batch_size {batch_size}, data.eval_batch_size {eval_batch_size} and data.crop {crop} must be "
                 "positive; crop one or two sides"
             )
         if seed < 0 or (num_workers or 0) < 0:
             raise InputError(f"data.seed {seed} and data.num_workers {num_workers} must be 0 or more")
-        self.augment = Augment((sides[0], sides[1]) if sides else None, augment or [], zoom)
         if not 0 <= rare_crops <= 1 or (rare_crops and not sides):
             raise InputError(f"data.rare_crops {rare_crops} must be a share of the crops (data.crop {crop})")
+        #: What the data set is, in words.
+        self.description = type(dataset).__name__
+        if hasattr(dataset, "root"):
+            self.description += f" in {dataset.root}"
+        #: The data set to train on; without the samples that cannot be used, as soon as their split is read.
+        self.dataset = cross_validation(dataset, folds, fold, seed) if folds else dataset
+        self.labels = dataset.labels
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.augment = Augment((sides[0], sides[1]) if sides else None, augment or [], zoom)
         self.rare_crops = rare_crops
-        self.num_workers, self.cache, self.skip = num_workers, cache, on_bad_file == "skip"
+        self.num_workers = num_workers
+        self.cache = cache
+        self.skip = on_bad_file == "skip"
         self.seed = seed
         self._statistics: dict[str, SplitStatistics] = {}
         #: The split that is tested: the validation split where a data set has no test split.
-        self.test_split = "test" if self.dataset.names("test") else "val"
+        self.test_split = "test" if dataset.names("test") else "val"
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # it never returns
@@ -103,27 +108,43 @@ class SegmentationDataModule(LightningDataModule):
             "Fix: SegmentationDataModule(dataset, ...) with a data set of yours"
         )
 
-    @property
-    def train_size(self) -> tuple[int, int]:
-        """(H, W) of a training sample: the crop's, or that of the largest image."""
-        return self.augment.crop or max(self.statistics("train").sizes, key=lambda size: size[0] * size[1])
-
-    def statistics(self, split: str) -> SplitStatistics:
-        """Counts over a split; cached, and kept here too, should the user's cache not be writable."""
+    def examine(self, split: str) -> SplitStatistics:
+        """Read every sample of a split, unless it is known already; `dataset` loses those that cannot be used."""
         if split not in self._statistics:
-            self._statistics[split] = compute_statistics(self.whole, split, self.skip)
-            self._leave_out()
+            self._keep(split, compute_statistics(self.dataset, split))
         return self._statistics[split]
 
-    def _leave_out(self) -> None:
-        """The data set without the samples that cannot be used."""
-        bad = {split: statistics.bad for split, statistics in self._statistics.items() if statistics.bad}
-        self.dataset = without(self.whole, bad) if bad else self.whole
+    def _keep(self, split: str, statistics: SplitStatistics) -> None:
+        self._statistics[split] = statistics
+        if statistics.bad:
+            self.dataset = without(self.dataset, split, statistics.bad)
+
+    def statistics(self, split: str) -> SplitStatistics:
+        """Counts over a split.
+
+        Raises:
+            InputError: some samples cannot be used (unless `on_bad_file: skip`), or none can.
+        """
+        statistics = self.examine(split)
+        errors = list(statistics.bad.values())
+        samples = len(errors) + len(statistics.records)
+        if errors and not self.skip:
+            more = f" ({len(errors) - 1} more of {samples} {split} samples have problems too)" if errors[1:] else ""
+            raise InputError(f"{errors[0]}{more}")
+        if errors and not statistics.records:
+            raise InputError(f"none of the {samples} {split} samples can be used. {errors[0]}")
+        return statistics
+
+    def train_size(self) -> tuple[int, int]:
+        """(H, W) of a training sample: the crop's, or that of the largest image."""
+        return self.augment.crop or max(self.statistics("train").sizes, key=math.prod)
 
     def skipped(self) -> list[str]:
-        """What is wrong with the files that were left out (`on_bad_file: skip`), a message each."""
-        bad = (error for statistics in self._statistics.values() for error in statistics.bad.values())
-        return [*self.whole.problems, *map(str, bad)]
+        """What is wrong with the files that were left out, a message each."""
+        messages = list(self.dataset.problems)
+        for statistics in self._statistics.values():
+            messages += map(str, statistics.bad.values())
+        return messages
 
     def check(self, splits: Sequence[str] = SPLITS) -> None:
         """Read every sample of `splits` once and say, before the first step, what would stop a run or spoil it.
@@ -131,94 +152,64 @@ class SegmentationDataModule(LightningDataModule):
         Raises:
             InputError: with the file and the fix.
         """
-        problems = self.whole.problems
+        problems = self.dataset.problems
         if problems and not self.skip:
-            more = f" ({len(problems) - 1} more files have such problems)" if len(problems) > 1 else ""
+            more = f" ({len(problems) - 1} more files have such problems)" if problems[1:] else ""
             raise InputError(f"{problems[0]}{more}")
         lacking: dict[str, list[str]] = {}
         for split in splits:
-            if self.whole.names(split):
+            if self.dataset.names(split):
                 for name in self.statistics(split).absent:
                     lacking.setdefault(name, []).append(split)
             elif split != "test":
-                raise InputError(f"the {split} split is empty: {type(self.source).__name__}.names({split!r}) is []")
+                raise InputError(f"the {split} split is empty: {self.description}")
         for name, where in lacking.items():
             consequence = "the net cannot learn it" if "train" in where else "its IoU there is NaN, or 0 if predicted"
             rank_zero_warn(f"class {name!r} never occurs in the {' and the '.join(where)} split: {consequence}")
         for leak in find_leaks(self.dataset, self._statistics):
             rank_zero_warn(leak)
         if "train" in splits:
-            self._check_shapes(self.statistics("train"))
+            self._check_shapes()
 
-    def _check_shapes(self, statistics: SplitStatistics) -> None:
+    def _check_shapes(self) -> None:
         """Training images must have one shape when batched: tries the extreme ones, and a few for the transforms."""
-        train = self._split("train", self.augment)
-        extremes = {int(at) for find in (np.argmin, np.argmax) for at in find(statistics.sizes, axis=0)}
-        some = sorted(extremes | set(range(min(4, len(train)))))
-        shapes = {tuple(train[index]["image"].shape[1:]): train.names[index] for index in some}
+        sizes = self.statistics("train").sizes
+        train = SplitDataset(self.dataset, "train", self.augment, self.seed)
+        some = {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}
+        shapes = {}
+        for index in sorted(some):
+            height, width = train[int(index)]["mask"].shape
+            shapes[f"{width}x{height}"] = train.names[index]
         if len(shapes) > 1 and self.batch_size > 1:
-            ((h, w), name), ((h2, w2), other), *_ = shapes.items()
-            crop = max(32, min(map(min, statistics.sizes)) // 32 * 32)
+            crop = max(32, np.min(sizes) // 32 * 32)
             fix = "transforms in data.augment that keep the size" if self.augment.crop else f"data.crop: {crop}"
             raise InputError(
-                f"training images have unequal sizes ({name} {w}x{h}, {other} {w2}x{h2}) and cannot be batched. "
-                f"Fix: {fix}, or data.batch_size: 1"
+                f"training images have unequal sizes {shapes} and cannot be batched. Fix: {fix}, or data.batch_size: 1"
             )
 
     def setup(self, stage: str) -> None:
-        """The statistics that rank 0 has counted goes to every process: nodes need not share a cache."""
-        self._statistics = self.trainer.strategy.broadcast(self._statistics)
-        self._leave_out()
-
-    @property
-    def overfit(self) -> bool:
-        """Whether the same crops are trained on for ever, without augmentation, and validated too."""
-        return self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Trainer sets it without declaring it
+        """Give every process the statistics that rank 0 has counted: nodes need not share a cache."""
+        for split, statistics in self.trainer.strategy.broadcast(self._statistics).items():
+            if split not in self._statistics:
+                self._keep(split, statistics)
 
     def train_dataloader(self) -> DataLoader:
         split = self._training_split()
         batches = self._train_batches(len(split))
         if batches.epoch_length % batches.accumulate:
-            option = "trainer.overfit_batches" if self.overfit else "trainer.limit_train_batches"
+            option = "trainer.overfit_batches" if self._overfits() else "trainer.limit_train_batches"
             whole = math.ceil(batches.epoch_length / batches.accumulate) * batches.accumulate
             raise InputError(
                 f"{option} makes an epoch of {batches.epoch_length} batches, which is no whole number of steps of "
                 f"{batches.accumulate} batches. Fix: --{option} {whole}"
             )
-        self.train_loader = TrainLoader(split, batch_sampler=batches, progress=self._progress, **self._workers())
-        return self.train_loader
-
-    def _training_split(self) -> SplitDataset:
-        if self.overfit:
-            return self._split("train", Augment(self.augment.crop, []))
-        return self._split("train", self.augment, self._rare())
-
-    def _train_batches(self, length: int) -> TrainBatches:
-        trainer = self.trainer
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        schedulers = [each for each in callbacks if isinstance(each, GradientAccumulationScheduler)]
-        factors = [factor for each in schedulers for factor in each.scheduling.values()]
-        return TrainBatches(
-            length,
-            self.batch_size,
-            self.seed,
-            trainer.global_rank,
-            trainer.world_size,
-            shuffle=not self.overfit,
-            limit=trainer.limit_train_batches,
-            accumulate=math.lcm(trainer.accumulate_grad_batches, *factors),
-        )
-
-    def _progress(self) -> Progress:
-        """What the trainer has done, which a checkpoint gives back to it."""
-        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return Progress(self.trainer.current_epoch, batch, self.trainer.accumulate_grad_batches)
+        return TrainLoader(split, batch_sampler=batches, progress=self._progress, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader:
-        if self.overfit:  # does the net know by heart what it was trained on?
-            split = self._training_split()
-            return DataLoader(split, batch_sampler=self._train_batches(len(split)), **self._workers())
-        return self._eval_loader("val")
+        if not self._overfits():
+            return self._eval_loader("val")
+        split = self._training_split()  # does the net know by heart what it was trained on?
+        return DataLoader(split, batch_sampler=self._train_batches(len(split)), **self._loader_options())
 
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)
@@ -226,32 +217,65 @@ class SegmentationDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         return unpack(batch)
 
-    def _eval_loader(self, split: str) -> DataLoader:
-        sizes = self.statistics(split).sizes
-        batch_size = self.eval_batch_size or self.batch_size  # not before: Lightning's BatchSizeFinder changes it
-        batches = EvalBatches(sizes, batch_size, self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(self._split(split), batch_sampler=batches, **self._workers())
+    def _overfits(self) -> bool:
+        """Whether the same crops are trained on for ever, without augmentation, and validated too."""
+        return self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Trainer sets it without declaring it
 
-    def _split(self, split: str, augment: Augment | None = None, rare: RareCrops | None = None) -> SplitDataset:
-        return SplitDataset(self.dataset, split, augment, self.seed, rare, self.cache and self.trainer is not None)
+    def _training_split(self) -> SplitDataset:
+        augment = Augment(self.augment.crop, []) if self._overfits() else self.augment
+        rare = self._rare_crops() if self.rare_crops and not self._overfits() else None
+        return SplitDataset(self.dataset, "train", augment, self.seed, rare, self.cache)
 
-    def _rare(self) -> RareCrops | None:
+    def _rare_crops(self) -> RareCrops:
         """Which crops of the training split are to hold which classes."""
-        if not self.rare_crops:
-            return None
         statistics = self.statistics("train")
-        classes = np.flatnonzero(statistics.shares < 0.5 / len(statistics.names)).tolist()
-        samples = np.flatnonzero(statistics.counts[:, classes].sum(axis=1)).tolist()
-        if not samples:
+        classes = np.flatnonzero(statistics.shares < 0.5 / len(statistics.names))
+        samples = np.flatnonzero(statistics.counts[:, classes].any(axis=1))
+        if not len(samples):
             raise InputError(f"data.rare_crops {self.rare_crops}: no training image has a rare class. Set it to 0")
-        return RareCrops(self.rare_crops, classes, samples)
+        return RareCrops(self.rare_crops, classes.tolist(), samples.tolist())
 
-    def _workers(self) -> dict[str, Any]:
+    def _train_batches(self, length: int) -> TrainBatches:
+        trainer = self.trainer
+        accumulate = trainer.accumulate_grad_batches
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                accumulate = math.lcm(accumulate, *callback.scheduling.values())
+        return TrainBatches(
+            length,
+            self.batch_size,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            shuffle=not self._overfits(),
+            limit=trainer.limit_train_batches,
+            accumulate=accumulate,
+        )
+
+    def _progress(self) -> Progress:
+        """What the trainer has done, which a checkpoint gives back to it."""
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return Progress(self.trainer.current_epoch, batch, self.trainer.accumulate_grad_batches)
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        batches = EvalBatches(
+            self.statistics(split).sizes,
+            self.eval_batch_size or self.batch_size,  # not before: Lightning's BatchSizeFinder changes it
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        dataset = SplitDataset(self.dataset, split, cache=self.cache)
+        return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""
-        # The cores of a task of SLURM are its own, but where torchrun starts several processes in it; others share.
-        own = os.environ.get("SLURM_CPUS_PER_TASK") if "TORCHELASTIC_RUN_ID" not in os.environ else None
-        shared = min(8, max(1, int(own) if own else available_cores() // max(1, self.trainer.num_devices)))
-        workers = shared if self.num_workers is None else self.num_workers
+        workers = self.num_workers
+        if workers is None:
+            # The cores of a task of SLURM are its own, but where torchrun starts several processes in it; others share.
+            cores = available_cores() // max(1, self.trainer.num_devices)
+            if "TORCHELASTIC_RUN_ID" not in os.environ:
+                cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
+            workers = min(8, max(1, cores))
         return {
             "collate_fn": collate,
             "worker_init_fn": ignore_preemption,

@@ -168,7 +168,7 @@ class FolderData(SegmentationData):
         if not 0 < val < 1 or not 0 <= test < 1 or val + test >= 1:
             raise InputError(f"val_fraction {val} and test_fraction {test} must be shares that leave some to train on")
         pool = list(self.files["train"].items())
-        parts = divide([name for name, _ in pool], [val, test], self.group, seed)
+        parts = divide([self.group(name) for name, _ in pool], [val, test], seed)
         for split, part in zip(("val", "test", "train"), parts, strict=True):
             if part or split == "train":
                 self.files[split] = dict(pool[index] for index in part)

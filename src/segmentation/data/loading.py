@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from segmentation.data.base import Sample, SegmentationData, count_pixels
+from segmentation.data.base import SegmentationData, count_pixels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.sampler import Index, derive_seed
 from segmentation.data.transforms import Augment
@@ -19,6 +18,8 @@ from segmentation.errors import InputError
 
 #: What of a sample is so small that it travels without a tensor.
 TINY = ("size", "index", "pixels")
+#: Types that travel in less.
+COMPACT = {"mask": torch.int16, "instance": torch.int32}
 
 
 class RareCrops(NamedTuple):
@@ -50,14 +51,16 @@ class SplitDataset(Dataset):
         rare: RareCrops | None = None,
         cache: bool = False,
     ) -> None:
-        self.data, self.split, self.augment, self.seed, self.rare = data, split, augment, seed, rare
+        self.data = data
+        self.split = split
+        self.augment = augment
+        self.seed = seed
+        self.rare = rare
         self.names = data.names(split)
-        self.kept: list[Sample] = []
+        self.cached: list[dict[str, Any]] = []
         if cache:
             with ThreadPoolExecutor() as pool:
-                self.kept = list(pool.map(self._load, range(len(self.names))))
-            for sample in self.kept:
-                sample["mask"] = sample["mask"].short()  # class indices in two bytes
+                self.cached = list(pool.map(self._read, range(len(self))))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,28 +68,34 @@ class SplitDataset(Dataset):
     def __getitem__(self, key: Index | int) -> dict[str, Any]:
         index, epoch, filler = key if isinstance(key, Index) else Index(key)
         focus: list[int] = []
-        if self.rare is not None:
+        if self.rare:
             rng = np.random.default_rng([self.seed, epoch, index])
             if rng.random() < self.rare.share:
                 focus = self.rare.classes
-                index = index if index in self.rare.samples else int(rng.choice(self.rare.samples))
-        sample = self._load(index)
+                if index not in self.rare.samples:
+                    index = int(rng.choice(self.rare.samples))
+        sample = self.cached[index] if self.cached else self._read(index)
+        sample = {**sample, "mask": sample["mask"].long()}
         size = tuple(sample["mask"].shape)
-        if self.augment is not None:
+        if self.augment:
             sample = self.augment(sample, derive_seed(self.seed, epoch, index), focus)
-        item: dict[str, Any] = {**sample, "name": self.names[index], "size": size, "index": index}
         if filler:
-            item |= {"mask": torch.full_like(item["mask"], IGNORE_INDEX), "index": -1}
-        item["pixels"] = count_pixels(item["mask"], self.data.labels.num_classes)[:-1].numpy()
-        return item
+            sample["mask"] = torch.full_like(sample["mask"], IGNORE_INDEX)
+        pixels = count_pixels(sample["mask"], self.data.labels.num_classes)[:-1].numpy()
+        return {
+            **sample,
+            "name": self.names[index],
+            "size": size,
+            "index": -1 if filler else index,
+            "pixels": pixels,
+        }
 
-    def _load(self, index: int) -> Sample:
+    def _read(self, index: int) -> dict[str, Any]:
         try:
-            sample = (self.kept[index] if self.kept else self.data.load(self.split, index)).copy()
+            sample = self.data.load(self.split, index)
         except InputError as error:  # without its class, which torch cannot build again outside a worker
             raise InputError(str(error)) from error
-        sample["mask"] = sample["mask"].long()
-        return sample
+        return {**sample, "mask": sample["mask"].short()}
 
 
 def ignore_preemption(worker: int) -> None:
@@ -94,33 +103,36 @@ def ignore_preemption(worker: int) -> None:
     a worker ends by SIGTERM only when its own parent, who is done with it, has sent it."""
     if not hasattr(signal, "sigwaitinfo"):  # Linux has it
         return
-    numbers = {signal.SIGTERM, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def listen() -> None:
-        while signal.sigwaitinfo(numbers).si_pid != os.getppid():
+        while signal.sigwaitinfo(signals).si_pid != os.getppid():
             pass
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
 
 
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch as it travels from a worker to the device: class indices in two bytes, ids in four, and no tensor for
     what is tiny, as each one costs a connection between the processes (`python benchmarks/loading.py`)."""
-    batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
-    tiny = {key: np.array(batch[key]) for key in TINY}
-    compact = {"mask": torch.int16, "instance": torch.int32}
-    shapes = [tuple(mask.shape) for mask in batch["mask"]]
-    if len(set(shapes)) > 1:
-        found = ", ".join(f"{name} {w}x{h}" for name, (h, w) in zip(batch["name"], shapes, strict=True))
+    sizes = {item["name"]: tuple(item["mask"].shape) for item in items}
+    if len(set(sizes.values())) > 1:
         raise InputError(
-            f"images of one batch have unequal sizes: {found}. If the files have changed since the run began, start it "
+            f"images of one batch have unequal sizes: {sizes}. If the files have changed since the run began, start it "
             "again with --resume; else take the transform away from data.augment that changes sizes"
         )
-    for key in batch.keys() - {"name", *TINY}:
-        batch[key] = default_collate([x.to(compact.get(key, x.dtype)) for x in batch[key]])
-    return batch | tiny
+    batch: dict[str, Any] = {}
+    for key in items[0]:
+        values = [item[key] for item in items]
+        if key in TINY:
+            batch[key] = np.array(values)
+        elif key == "name":
+            batch[key] = values
+        else:
+            batch[key] = default_collate([value.to(COMPACT.get(key, value.dtype)) for value in values])
+    return batch
 
 
 def unpack(batch: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +144,9 @@ def unpack(batch: dict[str, Any]) -> dict[str, Any]:
         `TrainLoader` says; and "instance" and "weight", (N, H, W), where the data set has them. All on the device, but
         size, index and pixels: what is not pinned holds up a step on its way there.
     """
-    whole = {key: batch[key].long() for key in batch.keys() & {"mask", "instance"}}
-    tiny = {key: torch.as_tensor(batch[key]) for key in TINY}
-    return {**batch, **whole, **tiny}
+    unpacked = dict(batch)
+    for key in TINY:
+        unpacked[key] = torch.as_tensor(batch[key])
+    for key in batch.keys() & COMPACT.keys():
+        unpacked[key] = batch[key].long()
+    return unpacked

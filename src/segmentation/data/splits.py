@@ -1,6 +1,6 @@
-"""Dividing samples: by fractions, into folds, by hand. Groups (a patient, a video, a slide) are never torn apart."""
+"""Splits of a data set: random shares, folds, subsets. Groups (a patient, a video) stay in one split."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -8,94 +8,89 @@ from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.errors import InputError
 
 
-def divide(names: Sequence[str], shares: Sequence[float], group: Callable[[str], str], seed: int) -> list[list[int]]:
-    """Divide samples into parts: a function of (sorted) names, shares and seed.
+def divide(groups: list[str], shares: list[float], seed: int) -> list[list[int]]:
+    """Divide samples at random, given the group of each.
 
     Returns:
-        indices of the samples of a part for each of `shares`, and of the rest. A part of a share above 0 is never
-        empty, but the rest may be.
+        indices of the samples of each share, then of the rest. Only the part of a share above 0 is never empty.
     """
-    groups = _shuffled_groups(names, group, seed)
-    parts: list[list[int]] = []
+    left = _shuffle(groups, seed)
+    parts = []
     for share in shares:
-        wanted = max(1, round(share * len(names))) if share else 0
+        size = max(1, round(share * len(groups))) if share else 0
         part: list[int] = []
-        while groups and len(part) < wanted:
-            part += groups.pop(0)
+        while left and len(part) < size:
+            part += left.pop(0)
         parts.append(sorted(part))
-    return [*parts, sorted(index for members in groups for index in members)]
+    return [*parts, sorted(chain(*left))]
 
 
-def fold(names: Sequence[str], count: int, group: Callable[[str], str], seed: int) -> list[list[int]]:
-    """Divide samples into `count` folds of about one size. Returns the indices of each fold, in their order.
-
-    Raises:
-        InputError: fewer groups than folds.
-    """
-    groups = _shuffled_groups(names, group, seed)
-    if len(groups) < count:
-        raise InputError(f"data.folds {count}: there are only {len(groups)} groups of samples to divide")
+def fold(groups: list[str], count: int, seed: int) -> list[list[int]]:
+    """Divide samples, given the group of each, into `count` folds of about one size. Returns the indices of each."""
+    shuffled = _shuffle(groups, seed)
+    if len(shuffled) < count:
+        raise InputError(f"data.folds {count}: there are only {len(shuffled)} groups of samples to divide")
     folds: list[list[int]] = [[] for _ in range(count)]
-    for members in sorted(groups, key=len, reverse=True):  # the largest first, each where there is most room
+    for members in sorted(shuffled, key=len, reverse=True):  # the largest first, each where there is most room
         min(folds, key=len).extend(members)
     return [sorted(members) for members in folds]
 
 
-def _shuffled_groups(names: Sequence[str], group: Callable[[str], str], seed: int) -> list[list[int]]:
+def _shuffle(groups: list[str], seed: int) -> list[list[int]]:
+    """The indices of the samples of each group, in random order."""
     members: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        members.setdefault(group(name), []).append(index)
-    groups = list(members.values())
-    return [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    found = list(members.values())
+    order = np.random.default_rng(seed).permutation(len(found))
+    return [found[position] for position in order]
 
 
-class _Selection(SegmentationData):
-    """Some samples of another data set, in other splits: split -> (split, index) of each sample in `data`."""
+class Subset(SegmentationData):
+    """Chosen samples of another data set, as (split, index, name) for each split of this one."""
 
-    def __init__(self, data: SegmentationData, picks: dict[str, list[tuple[str, int]]]) -> None:
+    def __init__(self, data: SegmentationData, samples: dict[str, list[tuple[str, int, str]]]) -> None:
         super().__init__(data.labels)
-        self.data, self.picks, self.problems = data, picks, data.problems
-        self._names = {}
-        for split, chosen in picks.items():
-            names = [data.names(source)[index] for source, index in chosen]
-            if len(set(names)) < len(names):  # samples of two splits may have one name: 01 of train/ and 01 of val/
-                names = [f"{source}/{name}" for (source, _), name in zip(chosen, names, strict=True)]
-            self._names[split] = names
+        self.data = data
+        self.samples = samples
+        self.problems = data.problems
 
     def names(self, split: str) -> list[str]:
-        return self._names[split]
+        return [name for _, _, name in self.samples[split]]
 
     def load(self, split: str, index: int) -> Sample:
-        return self.data.load(*self.picks[split][index])
+        source, position, _ = self.samples[split][index]
+        return self.data.load(source, position)
 
     def group(self, name: str) -> str:
         return self.data.group(name)
 
     def fingerprint(self, split: str) -> str:
-        picks = self.picks[split]
-        return repr((picks, [self.data.fingerprint(source) for source in sorted({source for source, _ in picks})]))
+        sources = [self.data.fingerprint(source) for source in SPLITS if self.data.names(source)]
+        return f"{self.samples[split]} {sources}"
 
 
-def cross_validation(data: SegmentationData, folds: int, number: int, seed: int) -> SegmentationData:
-    """Fold `number` of `folds` to validate on, the others to train on: of what the data set has to train and validate.
-    Its test split stays."""
-    if folds < 2 or not 0 <= number < folds:
-        raise InputError(
-            f"data.fold {number} of data.folds {folds}: give two folds or more, and a fold of 0..folds - 1"
-        )
-    pool = [*_all(data, "train"), *_all(data, "val")]
-    val = set(fold([data.names(split)[index] for split, index in pool], folds, data.group, seed)[number])
-    parts = {
-        "train": [sample for index, sample in enumerate(pool) if index not in val],
-        "val": [sample for index, sample in enumerate(pool) if index in val],
-    }
-    return _Selection(data, parts | {"test": _all(data, "test")})
+def cross_validation(data: SegmentationData, folds: int, number: int, seed: int) -> Subset:
+    """Fold what there is to train and validate on: fold `number` is to validate, the others to train. Test stays."""
+    if not 0 <= number < folds or folds < 2:
+        raise InputError(f"data.fold {number} of data.folds {folds}: give two folds or more, and a fold below folds")
+    pool = _samples(data, "train") + _samples(data, "val")
+    groups = [data.group(name) for _, _, name in pool]
+    if len({name for _, _, name in pool}) < len(pool):  # 01 of train/ and 01 of val/
+        pool = [(split, index, f"{split}/{name}") for split, index, name in pool]
+    chosen = fold(groups, folds, seed)
+    val = chosen.pop(number)
+    train = sorted(chain(*chosen))
+    samples = {"train": [pool[i] for i in train], "val": [pool[i] for i in val], "test": _samples(data, "test")}
+    return Subset(data, samples)
 
 
-def without(data: SegmentationData, bad: Mapping[str, Collection[int]]) -> SegmentationData:
-    """A data set without its bad samples: split -> indices."""
-    return _Selection(data, {s: [(s, i) for s, i in _all(data, s) if i not in bad.get(s, ())] for s in SPLITS})
+def without(data: SegmentationData, split: str, bad: dict[int, InputError]) -> Subset:
+    """Leave out the samples of a split that cannot be used."""
+    samples = {each: _samples(data, each) for each in SPLITS}
+    samples[split] = [sample for sample in samples[split] if sample[1] not in bad]
+    return Subset(data, samples)
 
 
-def _all(data: SegmentationData, split: str) -> list[tuple[str, int]]:
-    return [(split, index) for index in range(len(data.names(split)))]
+def _samples(data: SegmentationData, split: str) -> list[tuple[str, int, str]]:
+    return [(split, index, name) for index, name in enumerate(data.names(split))]

@@ -1,7 +1,6 @@
-"""Data set statistics: every sample of a split is read once, before the first step. This finds what is wrong with the
-files, and counts what losses, normalisation and sampling need, for each sample.
-
-It is kept in the user's cache, keyed by the file list (names, sizes, times) and the classes, and so counted once.
+"""Statistics of a split: every sample is read once, before the first step. This finds what is wrong with the files, and
+counts what losses, normalisation and sampling need. They are kept in the user's cache, by names, sizes and times of the
+files, and so counted once.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +18,13 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import track
 
-from segmentation.data.base import SPLITS, Sample, SegmentationData, count_pixels
+from segmentation.data.base import Sample, SegmentationData, count_pixels
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.writing import write_text
 from segmentation.errors import InputError
 
-#: Raised when what a statistics holds changes, so that old cache files are not read.
-VERSION = 4
+#: Raised when what a cache file holds changes, so that old ones are not read.
+VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Record:
     size: tuple[int, int]  # (H, W)
     pixels: list[int]  # of each class
     ignored: int  # pixels that count nowhere
-    total: list[float]  # of each band, the sum of its pixels, scaled as `scale_of` says
+    total: list[float]  # of each channel, the sum of its pixels, scaled as `scale_of` says
     squares: list[float]  # the sum of their squares
     low: float  # the smallest number in the image, as the file has it
     high: float
@@ -56,10 +54,16 @@ class SplitStatistics:
         """(H, W) of every sample."""
         return [record.size for record in self.records]
 
+    @property
+    def digests(self) -> list[str]:
+        """The same for samples of the same pixels."""
+        return [record.digest for record in self.records]
+
     @cached_property
     def counts(self) -> np.ndarray:
         """Pixels of each class in each sample: (samples, K) int64."""
-        return np.array([record.pixels for record in self.records], np.int64).reshape(-1, len(self.names))
+        counts = np.array([record.pixels for record in self.records], np.int64)
+        return counts.reshape(-1, len(self.names))
 
     @property
     def pixels(self) -> list[int]:
@@ -74,7 +78,8 @@ class SplitStatistics:
     @property
     def pixels_where(self) -> list[int]:
         """For each class, the valid pixels of the samples where it occurs."""
-        return (self.counts.sum(axis=1, keepdims=True) * (self.counts > 0)).sum(axis=0).tolist()
+        valid = self.counts.sum(axis=1)
+        return (valid @ (self.counts > 0)).tolist()
 
     @property
     def absent(self) -> list[str]:
@@ -88,19 +93,18 @@ class SplitStatistics:
 
     @property
     def mean(self) -> list[float]:
-        """Of each band, the mean of all pixels, scaled as `scale_of` says."""
-        return self._moments()[0].tolist()
+        """Of each channel, the mean of all pixels, scaled as `scale_of` says."""
+        return self._average("total").tolist()
 
     @property
     def std(self) -> list[float]:
-        """Of each band, the standard deviation, likewise."""
-        return self._moments()[1].tolist()
+        """Of each channel, the standard deviation, likewise."""
+        variance = self._average("squares") - self._average("total") ** 2
+        return np.sqrt(variance.clip(min=0)).tolist()
 
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        area = sum(height * width for height, width in self.sizes)
-        mean = np.sum([record.total for record in self.records], axis=0) / area
-        variance = np.sum([record.squares for record in self.records], axis=0) / area - mean**2
-        return mean, np.sqrt(variance.clip(min=0))
+    def _average(self, sums: str) -> np.ndarray:
+        pixels = np.prod(self.sizes, axis=1).sum()
+        return np.sum([getattr(record, sums) for record in self.records], axis=0) / pixels
 
 
 def scale_of(dtype: torch.dtype, labels: Labels | None = None) -> float:
@@ -111,41 +115,34 @@ def scale_of(dtype: torch.dtype, labels: Labels | None = None) -> float:
     return 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max)
 
 
-def compute_statistics(data: SegmentationData, split: str, skip: bool = False) -> SplitStatistics:
-    """The statistics of a split, from the cache or counted. With `skip`, bad samples are left out, and named in `bad`.
-
-    Raises:
-        InputError: some samples cannot be used (unless `skip`); the first one's message, with the number of the others.
-    """
-    key = hashlib.sha256(f"{VERSION}|{split}|{data.fingerprint(split)}".encode()).hexdigest()[:32]
-    path = user_cache_path("unet-family-template") / "statistics" / f"{key}.json"
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # no cache, or a damaged one
-        cached = json.loads(path.read_text())
-        if cached.pop("digest") == _digest(cached):
-            records = [Record(**record | {"size": tuple(record["size"])}) for record in cached["records"]]
-            return SplitStatistics(cached["names"], records)
-    statistics = count(data, split)
-    first, others = next(iter(statistics.bad.values()), ""), len(statistics.bad) - 1
-    if statistics.bad and not skip:
-        more = f" ({others} more of {len(data.names(split))} {split} samples have problems too)" if others else ""
-        raise InputError(f"{first}{more}")
-    if not statistics.records:
-        raise InputError(f"none of the {len(statistics.bad)} {split} samples can be used. {first}")
+def compute_statistics(data: SegmentationData, split: str) -> SplitStatistics:
+    """The statistics of a split, from the cache or counted. Samples that cannot be used are left out, and named."""
+    names = data.labels.names
+    key = hashlib.sha256(f"{VERSION} {split} {names} {data.fingerprint(split)}".encode())
+    path = user_cache_path("unet-family-template") / "statistics" / f"{key.hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError):  # no cache, or a damaged one
+        digest, text = path.read_text().split("\n", maxsplit=1)
+        if digest == _digest(text):
+            records = [Record(**{**fields, "size": tuple(fields["size"])}) for fields in json.loads(text)]
+            return SplitStatistics(names, records)
+    statistics = _count(data, split)
     if not statistics.bad:  # a disk that was away for a moment must not be remembered
+        text = json.dumps([asdict(record) for record in statistics.records])
         with suppress(OSError):  # a cache that cannot be written only costs time
-            found = {"names": statistics.names, "records": [asdict(record) for record in statistics.records]}
-            write_text(path, json.dumps({**found, "digest": _digest(found)}))
+            write_text(path, f"{_digest(text)}\n{text}")
     return statistics
 
 
-def _digest(found: dict[str, Any]) -> str:
-    """By which a cache file that is damaged, though it is JSON, is known."""
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+def _digest(text: str) -> str:
+    """By which a damaged cache file is known."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def count(data: SegmentationData, split: str) -> SplitStatistics:
+def _count(data: SegmentationData, split: str) -> SplitStatistics:
     """Read every sample of a split, in several threads and with a progress bar."""
     names = data.names(split)
+    records = []
+    bad = {}
 
     def read(index: int) -> Record | InputError:
         try:
@@ -154,11 +151,18 @@ def count(data: SegmentationData, split: str) -> SplitStatistics:
             return error
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        found = pool.map(read, range(len(names)))
-        hidden = not Console().is_terminal
-        read_ones = list(track(found, f"Reading {split} once", len(names), transient=True, disable=hidden))
-    records = [each for each in read_ones if isinstance(each, Record)]
-    bad = {index: each for index, each in enumerate(read_ones) if isinstance(each, InputError)}
+        results = track(
+            pool.map(read, range(len(names))),
+            f"Reading {split} once",
+            len(names),
+            transient=True,
+            disable=not Console().is_terminal,
+        )
+        for index, result in enumerate(results):
+            if isinstance(result, Record):
+                records.append(result)
+            else:
+                bad[index] = result
     return SplitStatistics(data.labels.names, records, bad)
 
 
@@ -173,57 +177,55 @@ def examine(sample: Sample, labels: Labels, name: str) -> Record:
     Raises:
         InputError: it does not hold to the contract of a data set (`FolderData` does); or its image is not finite.
     """
-    _check_sample(sample, labels, name)
-    image, mask, classes = sample["image"], sample["mask"], labels.num_classes
-    *pixels, ignored = count_pixels(mask, classes)
-    numbers, scale = image.numpy(), scale_of(image.dtype, labels)
-    bands = numbers.reshape(len(numbers), -1).astype(np.float64)
+    image = sample["image"]
+    mask = sample["mask"]
+    shape = (labels.channels, *mask.shape)
+    if mask.ndim != 2 or image.shape != shape:
+        raise InputError(f"{name}: image {tuple(image.shape)} of mask {tuple(mask.shape)} must be {shape}")
+    known = (mask >= 0) & (mask < labels.num_classes) | (mask == IGNORE_INDEX)
+    if mask.dtype != torch.int64 or not known.all():
+        raise InputError(f"{name}: the mask must be int64 in 0..{labels.num_classes - 1}, or {IGNORE_INDEX} to ignore")
+    if not np.isfinite(image.numpy()).all():
+        raise InputError(f"{name}: the image holds NaN or infinite values. Replace them")
+    *pixels, ignored = count_pixels(mask, labels.num_classes).tolist()
+    array = image.numpy()
+    values = array.reshape(len(array), -1).astype(np.float64)
+    scale = scale_of(image.dtype, labels)
     return Record(
         size=(mask.shape[0], mask.shape[1]),
-        pixels=[int(number) for number in pixels],
-        ignored=int(ignored),
-        total=(bands.sum(axis=1) / scale).tolist(),
-        squares=(np.einsum("ij,ij->i", bands, bands) / scale**2).tolist(),
-        low=float(numbers.min()),
-        high=float(numbers.max()),
-        digest=hashlib.blake2b(numbers.tobytes() + repr(numbers.shape).encode(), digest_size=8).hexdigest(),
+        pixels=pixels,
+        ignored=ignored,
+        total=(values.sum(axis=1) / scale).tolist(),
+        squares=(np.einsum("ij,ij->i", values, values) / scale**2).tolist(),
+        low=float(array.min()),
+        high=float(array.max()),
+        digest=hashlib.blake2b(array.tobytes() + repr(array.shape).encode(), digest_size=8).hexdigest(),
     )
 
 
-def find_leaks(data: SegmentationData, statistics_of_splits: dict[str, SplitStatistics]) -> list[str]:
-    """Images, and groups of images, that are in more than one split, a message each pair of splits: figures of a split
-    flatter when the net has trained on it."""
+def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> list[str]:
+    """Images, and groups of images, that are in more than one split: a metric flatters when the net has trained on it.
+
+    Returns:
+        a message for each.
+    """
     messages = []
-    for first, second in combinations([split for split in SPLITS if split in statistics_of_splits], 2):
-        known = {
-            record.digest: name
-            for record, name in zip(statistics_of_splits[first].records, data.names(first), strict=True)
-        }
-        pairs = zip(statistics_of_splits[second].records, data.names(second), strict=True)
-        same = [(known[record.digest], name) for record, name in pairs if record.digest in known]
+    for first, second in combinations(splits, 2):
+        names = data.names(first)
+        others = data.names(second)
+        known = dict(zip(splits[first].digests, names, strict=True))
+        found = zip(splits[second].digests, others, strict=True)
+        same = [f"{first} {known[digest]} is {second} {name}" for digest, name in found if digest in known]
         if same:
             messages.append(
-                f"{len(same)} of the {second} images are also in {first}, pixel by pixel ({first} {same[0][0]} is "
-                f"{second} {same[0][1]}): figures will flatter. Remove one of each"
+                f"{len(same)} of the {second} images are also in {first}, pixel by pixel ({same[0]}): metrics will "
+                "flatter. Remove one of each"
             )
-        groups = sorted({data.group(n) for n in data.names(first)} & {data.group(n) for n in data.names(second)})
-        if groups and set(groups) - set(data.names(second)):
+        groups = set(map(data.group, names)) & set(map(data.group, others))
+        torn = sorted(groups.difference(others))
+        if torn:
             messages.append(
-                f"{len(groups)} groups are in {first} and in {second} ({', '.join(groups[:3])}): figures will flatter. "
+                f"{len(torn)} groups are in {first} and in {second} ({', '.join(torn[:3])}): metrics will flatter. "
                 "Move each into one split, or let data.folds divide them"
             )
     return messages
-
-
-def _check_sample(sample: Sample, labels: Labels, name: str) -> None:
-    """What a data set of the user's own must hold to; `FolderData` does."""
-    image, mask = sample["image"], sample["mask"]
-    if image.ndim != 3 or image.shape[0] != labels.channels or mask.shape != image.shape[1:]:
-        raise InputError(
-            f"{name}: image {tuple(image.shape)} and mask {tuple(mask.shape)} must be "
-            f"({labels.channels}, H, W) and (H, W)"
-        )
-    if mask.dtype != torch.int64 or not ((mask >= 0) & (mask < labels.num_classes) | (mask == IGNORE_INDEX)).all():
-        raise InputError(f"{name}: the mask must be int64 in 0..{labels.num_classes - 1}, or {IGNORE_INDEX} to ignore")
-    if image.is_floating_point() and not image.isfinite().all():
-        raise InputError(f"{name}: the image holds NaN or infinite values. Replace them")

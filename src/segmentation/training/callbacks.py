@@ -69,7 +69,7 @@ class RunSummary(Callback):
         net = pl_module.net
         images = ", ".join(f"{len(data.dataset.names(split)):,} {split}" for split in SPLITS)
         parameters = sum(parameter.numel() for parameter in net.parameters())
-        shape = (1, labels.channels, *data.train_size)
+        shape = (1, labels.channels, *data.train_size())
         try:
             flops = f"{count_flops(net, shape) / 1e9:.1f}"
         except (RuntimeError, NotImplementedError):  # a net that looks at its data cannot run on the meta device
@@ -82,7 +82,7 @@ class RunSummary(Callback):
         rates = ", ".join(f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups)
         origin = "as LearningRateFinder found it" if pl_module.lr else "as given"
         print(f"run       {self.run.path}")
-        print(f"data      {type(data.source).__name__}: {images} images; {labels.task}, {labels.num_classes} classes")
+        print(f"data      {data.description}: {images} images; {labels.task}, {labels.num_classes} classes")
         print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {shape}")
         length = f"{trainer.max_epochs} epochs" if trainer.max_epochs > 0 else "no limit of epochs"
         print(f"training  {length}, {trainer.estimated_stepping_batches:,} steps of {step}")
