@@ -58,7 +58,7 @@ def open_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.nda
     Raises:
         InputError: the file is missing, not an image, cut off, or has another number of channels.
     """
-    pixels = np.moveaxis(_read(path, channels), -1, 0)
+    pixels = np.moveaxis(_read(path, channels, white=255 if as_rgb else 1), -1, 0)
     if as_rgb:
         pixels = _to_rgb(pixels)
     elif channels in (None, len(pixels) - 1) and len(pixels) in (2, 4) and _is_opaque(pixels[-1]):
@@ -80,7 +80,7 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
     A palette file gives its indices, unless `by_color`. Gray saved as RGB is taken as gray.
     """
-    pixels = _read(path, 1, expand_palette=by_color)
+    pixels = _read(path, 1, expand_palette=by_color, white=255 if by_color else 1)
     rgb = np.moveaxis(_to_rgb(np.moveaxis(pixels, -1, 0)), 0, -1)
     is_gray = (rgb == rgb[..., :1]).all()
     return rgb[..., 0] if is_gray and not by_color else rgb
@@ -116,8 +116,8 @@ def _is_opaque(alpha: np.ndarray) -> bool:
     return alpha.dtype.kind == "u" and bool(alpha.min() == np.iinfo(alpha.dtype).max)
 
 
-def _read(path: Path, channels: int | None, expand_palette: bool = True) -> np.ndarray:
-    """Pixels (H, W, C), in the machine's byte order."""
+def _read(path: Path, channels: int | None, expand_palette: bool = True, white: int = 1) -> np.ndarray:
+    """Pixels (H, W, C), in the machine's byte order; a bit that is set is `white`."""
     check_file(path)
     try:
         pixels = np.atleast_3d(_decode(path, channels, expand_palette))
@@ -131,7 +131,7 @@ def _read(path: Path, channels: int | None, expand_palette: bool = True) -> np.n
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise InputError(f"{path}: cannot be read as an image ({reason}). {fix}") from error
     if pixels.dtype == bool:
-        return pixels.astype(np.uint8)
+        return pixels * np.uint8(white)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 

@@ -85,9 +85,9 @@ def code_of(value: Value) -> int:
 
 
 def codes_of(mask: np.ndarray, source: str) -> np.ndarray:
-    """A mask as integers (H, W); colours (H, W, 3) become 0xRRGGBB."""
+    """A mask as integers (H, W); colours (H, W, 3 or more) become 0xRRGGBB."""
     if mask.ndim == 3:
-        return mask.astype(np.int64) @ (1 << 16, 1 << 8, 1)
+        return mask[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1)
     if mask.dtype.kind == "f":
         if not np.array_equal(mask, np.rint(mask)):
             raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
