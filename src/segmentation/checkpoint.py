@@ -104,9 +104,10 @@ def _check_plain(values: list[Any]) -> None:
 def _check_weights(weights: dict[str, Any], size: int) -> None:
     """Raise unless the weights are dense tensors that fit into `size` bytes: an expanded one would fill the memory."""
     for name, weight in weights.items():
+        named = isinstance(name, str)
         dense = isinstance(weight, Tensor) and weight.layout is torch.strided and not weight.is_quantized
-        if not dense or weight.device.type != "cpu" or weight.nbytes > size:
-            raise ValueError(f"{name.strip()} is no weight")
+        if not named or not dense or weight.device.type != "cpu" or weight.nbytes > size:
+            raise ValueError(f"{name} is no weight")
 
 
 @contextmanager
@@ -252,6 +253,7 @@ def warm_start(net: nn.Module, path: str) -> None:
         raise InputError(f"model.init_from {path}: none of its weights fits {type(net).__name__}")
     net.load_state_dict(fitting, strict=False)
     new = [name for name in own if name not in fitting]
-    rank_zero_only(print)(
-        f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {', '.join(new) or 'none'}"
-    )
+    listed = ", ".join(new[:6]) or "none"
+    if len(new) > 6:
+        listed += f" and {len(new) - 6} more"
+    rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {listed}")

@@ -126,7 +126,7 @@ def read_run(text: str) -> Run:
         InputError: there is no such run, it is not finished, or one of its files is damaged.
     """
     folder = Path(text)
-    if not folder.is_dir():
+    if not (folder / "config.yaml").is_file():
         folder = RUNS / text
     try:
         config = (folder / "config.yaml").read_text(encoding="utf-8")

@@ -90,6 +90,7 @@ def export(args: list[str] | None = None) -> Path:
 def metadata(model: Deployed, checkpoint: str) -> dict[str, Any]:
     """What a user of the file must know to prepare an image and to read the answer."""
     labels = model.module.labels
+    mask_type = str(model.mask_type).removeprefix("torch.")
     classes = []
     for name, values, color in zip(labels.names, labels.values, labels.colors, strict=True):
         one = {
@@ -102,7 +103,7 @@ def metadata(model: Deployed, checkpoint: str) -> dict[str, Any]:
         "task": labels.task,
         "classes": classes,
         "input": f"image: (N, {labels.channels}, H, W) {labels.dtype or 'uint8'}, as a file has it",
-        "outputs": f"logits: (N, {labels.num_outputs}, H, W) float32; mask: (N, H, W) {model.mask_type}, class indices",
+        "outputs": f"logits: (N, {labels.num_outputs}, H, W) float32; mask: (N, H, W) {mask_type}, class indices",
         "threshold": torch.tensor(model.module.logit_threshold).sigmoid().item(),
         "tile": TILE,
         "stride": model.module.net.stride,

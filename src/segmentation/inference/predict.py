@@ -20,6 +20,9 @@ from segmentation.inference.results import Results
 from segmentation.losses.region import probabilities
 from segmentation.training.entry import JobParser, start_job
 
+#: Bytes of a file whose image may take gigabytes.
+LARGE_FILE = 16 * 2**20
+
 
 def predict(args: list[str] | None = None) -> int:
     """Write a mask for each image, under the image's name and at its size; return the number of images predicted now.
@@ -46,7 +49,7 @@ def predict(args: list[str] | None = None) -> int:
     )
     todo = results.begin()
     # Images are read and written by other threads while the net predicts one. Of large files memory holds one.
-    large = any(file.is_file() and file.stat().st_size > LARGE for file in todo.values())
+    large = any(file.is_file() and file.stat().st_size > LARGE_FILE for file in todo.values())
     pool = ThreadPoolExecutor(1 if large else 4)
     try:
         with Progress(transient=True) as bar:

@@ -140,8 +140,8 @@ def configure(
     else:
         with blame(options.checkpoint):
             own = find_class(saved["dataset"]["class_path"], SegmentationData)
+            types = get_type_hints(own.__init__)
         # None is required, as the checkpoint has them all.
-        types = get_type_hints(own.__init__)
         for name in signature(own).parameters:
             parser.add_argument(f"--data.dataset.{name}", type=types.get(name, Any))
     kept = {key: saved[key] for key in KEPT if saved.get(key) is not None}

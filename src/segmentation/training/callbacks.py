@@ -67,7 +67,8 @@ class RunSummary(Callback):
         data = trainer.datamodule
         labels = pl_module.labels
         net = pl_module.net
-        images = ", ".join(f"{len(data.dataset.names(split)):,} {split}" for split in SPLITS)
+        counts = {split: len(data.dataset.names(split)) for split in SPLITS}
+        images = ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
         parameters = sum(parameter.numel() for parameter in net.parameters())
         shape = (1, labels.channels, *data.train_size())
         try:
@@ -84,8 +85,9 @@ class RunSummary(Callback):
         print(f"run       {self.run.path}")
         print(f"data      {data.description}: {images} images; {labels.task}, {labels.num_classes} classes")
         print(f"net       {type(net).__name__}: {in_millions(parameters)} parameters, {flops} GFLOPs for {shape}")
-        length = f"{trainer.max_epochs} epochs" if trainer.max_epochs > 0 else "no limit of epochs"
-        print(f"training  {length}, {trainer.estimated_stepping_batches:,} steps of {step}")
+        steps = trainer.estimated_stepping_batches
+        length = f"{trainer.max_epochs} epochs, {steps:,} steps" if steps < math.inf else "steps without end,"
+        print(f"training  {length} of {step}")
         device = f"{pl_module.device.type} in {trainer.precision}"
         print(f"          on {device}, learning rate {rates}, {origin}", flush=True)
 

@@ -70,10 +70,13 @@ KNOWN = {
     "connection closed by peer": (1, LOST_PEER),  # gloo
     "connection reset by peer": (1, LOST_PEER),
     "ncclremoteerror": (1, LOST_PEER),
+    "nccl communicator was aborted": (1, LOST_PEER),
     "deterministic implementation": (2, NOT_DETERMINISTIC),
     "memoryerror": (2, OUT_OF_MEMORY),
     "out of memory": (2, OUT_OF_MEMORY),
     "allocate memory": (2, OUT_OF_MEMORY),
+    "not enough memory": (2, OUT_OF_MEMORY),
+    "alloc_failed": (2, OUT_OF_MEMORY),  # cuBLAS and cuDNN
 }
 
 #: Errors of a disk or a folder that the user can mend.

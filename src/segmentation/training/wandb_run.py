@@ -1,5 +1,6 @@
 """Weights & Biases: its options, its logger, and what a run tells it. Nothing else in the project imports wandb."""
 
+import logging
 import os
 import re
 import subprocess
@@ -111,16 +112,16 @@ class Wandb(WandbLogger):
             print(f"W&B       its process has ended ({type(error).__name__}): the run goes on without", flush=True)
 
     def describe(self, config: dict[str, Any]) -> None:
-        """Start the W&B run, in rank 0: give it the config and its most important metric, and keep its id."""
+        """Keep the id of the W&B run, in rank 0; start it, and give it the config and its most important metric."""
         import wandb
 
+        write_text(self.run.path / "wandb" / "run_id", f"{self.options['id']}\n")
         try:
             self.log_hyperparams({**config, "git_commit": git_commit()})
         except wandb.Error as error:  # no such entity, say
             reason = " ".join(str(error).split())
             raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
         self.experiment.define_metric("val/miou", summary="max")
-        write_text(self.run.path / "wandb" / "run_id", f"{self.options['id']}\n")
 
 
 class WandbSummary(Callback):
@@ -155,6 +156,7 @@ def make_wandb(run: RunFolder, options: WandbOptions) -> Wandb | None:
     if mode == "disabled":
         return None
     _wandb_settings()
+    logging.getLogger().addFilter(_is_of_use)
     environment = os.environ
     name = run.name
     folder = str(run.path.resolve())
@@ -185,6 +187,11 @@ def _wandb_settings() -> Any:
         return wandb.setup().settings
     except ValueError as error:
         raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """W&B warns in the root logger of images of unequal sizes, which a data set may well have."""
+    return "Images sizes do not match" not in record.getMessage()
 
 
 def run_id(run: RunFolder) -> str:
