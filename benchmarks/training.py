@@ -62,7 +62,7 @@ class Stopwatch(Callback):
         self.durations: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: SegmentationModule) -> None:
-        pl_module.count = profiled(trainer, "counting", pl_module.count)
+        pl_module.update_metrics = profiled(trainer, "counting", pl_module.update_metrics)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: SegmentationModule, batch: Any, i: int) -> None:
         if trainer.global_step == 0:
