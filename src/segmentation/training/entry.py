@@ -144,7 +144,8 @@ def outcome(error: BaseException) -> tuple[int, str]:
         words = f"{type(error).__name__} {error} {error.__cause__}".lower()
         for part, (status, message) in KNOWN.items():
             if part in words:
-                return status, f"error: {message} ({readable(str(error))[:200]})"
+                reason = str(error).strip().rpartition("\n")[2]  # an error in a worker begins with its stack trace
+                return status, f"error: {message} ({readable(reason)[:200]})"
     return BUG, ""
 
 
