@@ -81,7 +81,7 @@ def test_a_port_in_use() -> None:
 
 
 DIES = """
-import os, signal
+import os, signal, time
 from torch.utils.data import get_worker_info
 from segmentation.data import ShapesData
 
@@ -93,6 +93,7 @@ class Dies(ShapesData):
 
     def load(self, split, index):
         if get_worker_info() and split == "train":
+            time.sleep(1)  # torch does not hear of a worker that dies before it knows all of them
             if self.how == "exit":
                 os._exit(3)
             os.kill(os.getpid(), getattr(signal, self.how))
