@@ -128,3 +128,15 @@ def test_a_worker_dies(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert words in last
+
+
+def test_a_worker_dies_in_the_second_run_of_a_process(exit_raises: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook, say. Lightning takes away torch's watch over the workers when a run ends."""
+    Path("my_data.py").write_text(DIES)
+    monkeypatch.syspath_prepend(".")
+    train(*TINY, "--data.num_workers", "1", "--name", "first")
+    options = ["--data.dataset", "my_data.Dies", "--data.dataset.how", "SIGKILL", "--data.num_workers", "1"]
+    begun = time.monotonic()
+    with pytest.raises(SystemExit):
+        run_job(lambda: train(*TINY_RUN, *options, "--name", "second"))
+    assert time.monotonic() - begun < 300  # else it ends when no batch has come for ten minutes

@@ -22,6 +22,8 @@ from segmentation.training.run_folder import RunFolder
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
 
+CHILD = getattr(signal, "SIGCHLD", None)
+
 #: Processes agree on what to do every so many batches, as each time they wait for one another.
 BATCHES = 5
 
@@ -124,13 +126,26 @@ class PreemptionCheckpoint(Checkpoint):
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
-        yield
+        try:
+            yield
+        finally:
+            self.watch_workers()
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self.note)
+        self.of_workers = signal.getsignal(CHILD) if CHILD else None
+
+    def watch_workers(self) -> None:
+        """Put back torch's handler for the death of a loader's worker. torch sets it once, with the first worker; after
+        a fit Lightning puts back all handlers of before that."""
+        if CHILD and self.of_workers:
+            signal.signal(CHILD, self.of_workers)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.watch_workers()
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Keep the first signal: SIGTERM after SIGUSR1 still means requeue."""
