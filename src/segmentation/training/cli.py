@@ -141,8 +141,6 @@ class SegmentationCLI(LightningCLI):
         self.run_folder = RunFolder(name, resume)
         self.config = self.resumed_config(asked, args) if self.run_folder.resuming else asked
         self.config_text = parser.dump(self.config, skip_none=False)
-        if "Unable to serialize" in self.config_text:
-            raise InputError("an option cannot be written to config.yaml: write words, numbers or a list, e.g. [-9, 9]")
         if self.run_folder.resuming:  # last.ckpt has the weights
             self.config.model.init_from = None
             net = self.config.model.net.init_args or Namespace()
@@ -197,6 +195,10 @@ class SegmentationCLI(LightningCLI):
         check_launch(options["devices"], options["num_nodes"])
         callbacks = as_list(options["callbacks"])
         check_callbacks(callbacks)
+        for line in self.config_text.splitlines():
+            if "Unable to serialize" in line:  # by jsonargparse, in place of the value
+                fix = "write it as words, numbers or a list, e.g. [-180, 180]"
+                raise InputError(f"an option cannot be written to config.yaml ({line.strip()}): {fix}")
         plugins = [AtomicCheckpointIO(), *as_list(options["plugins"])]
         if options["sync_batchnorm"]:
             plugins.append(SyncBatchNorm())
