@@ -1,5 +1,6 @@
 """A checkpoint is enough by itself, and cannot run code."""
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -164,3 +165,11 @@ def test_eval_keeps_the_order_of_the_classes(tmp_path: Path) -> None:
         assert [found[f"iou/{name}"] for name in ("wall", "door", "arch")] == pytest.approx(
             [summary[f"test/iou/{name}"] for name in ("wall", "door", "arch")], rel=0, abs=0
         )
+
+
+def test_the_best_is_the_epoch_of_the_highest_miou(trained: SegmentationCLI) -> None:
+    with Path("runs/run/metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/miou"]]
+    best = max(rows, key=lambda row: float(row["val/miou"]))
+    assert len({row["val/miou"] for row in rows}) == len(rows) > 1
+    assert torch.load("runs/run/checkpoints/best.ckpt", weights_only=True)["epoch"] == int(best["epoch"])

@@ -119,3 +119,27 @@ def test_counts_of_processes_add_up() -> None:
     for state in ("predicted", "true", "iou", "matched"):
         setattr(parts[0], state, getattr(parts[0], state) + getattr(parts[1], state))
     assert parts[0].compute() == whole.compute()
+
+
+def test_specks_are_no_individuals_by_components_either() -> None:
+    index = np.zeros((64, 64), np.int64)
+    index[5:7, 5:7] = 1
+    index[20:40, 20:40] = 1
+    assert separate(index, TWO, "components").max() == 1
+
+
+def test_what_lies_in_ignored_pixels_is_neither_missed_nor_found() -> None:
+    truth = discs((15, 15), (45, 45))
+    index = (truth > 0).astype(np.int64)
+    mask = np.where(truth == 2, IGNORE_INDEX, index)
+    found = figures(TWO, (truth, index, truth, mask))
+    assert (found["instances/true"], found["instances/found"]) == (1, 1)
+    assert found["instances/ap"] == 1
+
+
+def test_an_individual_of_another_class_is_not_the_one() -> None:
+    ids = discs((30, 30))
+    true, predicted = (ids > 0) * 1, (ids > 0) * 2
+    found = figures(MANY, (ids, predicted, ids, true))
+    assert (found["instances/true"], found["instances/found"]) == (1, 1)
+    assert found["instances/ap50/cat"] == found["instances/ap50/dog"] == 0

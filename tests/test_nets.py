@@ -193,3 +193,15 @@ def test_an_encoder_whose_unused_parts_take_part_in_sums():
     assert logits.shape == (2, 1, 40, 40)
     logits.sum().backward()
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("make", [UNet, UNetPlusPlus, UNet3Plus])
+def test_weights_begin_as_he_et_al_have_them(make) -> None:
+    """Normal, of variance 2 / fan-in (He et al. 2015, eq. 10), which keeps the signal's size through a deep net."""
+    torch.manual_seed(0)
+    net = make(widths=(16, 32, 64))
+    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(convolutions) > 5
+    for convolution in convolutions:
+        fan_in = convolution.weight[0].numel()
+        assert convolution.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.15)
