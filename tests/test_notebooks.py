@@ -1,6 +1,5 @@
 """The notebooks: committed as executed, and run again from a copy, where each must show what it promises."""
 
-import os
 import re
 from pathlib import Path
 from textwrap import dedent
