@@ -163,6 +163,24 @@ def test_bad_files_are_counted_and_nothing_is_cached(place: Path) -> None:
         take_census(data, "train")
 
 
+def test_a_split_with_bad_files_is_read_anew(place: Path) -> None:
+    """A disk that was away for a moment is not remembered."""
+
+    class Away(FolderData):
+        away = True
+
+        def load(self, split: str, index: int) -> Sample:
+            if index == 1 and self.away:
+                raise InputError("01 is away")
+            return super().load(split, index)
+
+    data = Away(str(make_folder(place / "data", {"train": 3, "val": 1})), CLASSES)
+    assert list(take_census(data, "train", skip=True).bad) == [1]
+    data.away = False
+    assert not take_census(data, "train").bad
+    assert len(take_census(data, "train").records) == 3
+
+
 def test_a_class_that_never_occurs_is_named(place: Path) -> None:
     root = make_folder(place / "data", {"train": 2, "val": 1}, values=(0, 3))
     classes = {"ground": 0, "unicorn": 1, "cell": 3}

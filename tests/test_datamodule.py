@@ -304,6 +304,18 @@ def test_rare_classes_are_those_below_half_of_an_equal_share() -> None:
         SegmentationDataModule(Weighted(), crop=8, rare_crops=0.5)._rare()
 
 
+def test_a_crop_of_a_rare_class_is_drawn_anew_in_each_epoch() -> None:
+    module = attach(SegmentationDataModule(Spotted(train=16, val=2), crop=32, rare_crops=1.0, num_workers=0))
+    split = module.train_dataloader().dataset
+    shown = {split[Index(3, epoch)]["index"] for epoch in range(20)}
+    assert shown == {0, 8}  # only these have one
+
+
+def test_instance_ids_above_16_bits_travel_unchanged() -> None:
+    item = SplitDataset(Weighted(), "train")[0] | {"instance": torch.tensor([[0, 70_000], [2**31 - 1, 5]])}
+    assert torch.equal(unpack(collate([item, item]))["instance"], torch.stack([item["instance"]] * 2))
+
+
 def test_a_cache_changes_nothing_but_where_samples_come_from() -> None:
     data = ShapesData(train=4, val=2, size=48)
     plain, kept = (SplitDataset(data, "train", Augment((32, 32), []), cache=cache) for cache in (False, True))

@@ -126,10 +126,11 @@ def test_gray_mask_saved_as_rgb_is_gray() -> None:
     for bands in (3, 4):
         Image.fromarray(np.dstack([GRAY] * bands)).save("a.png")
         assert (read_mask(Path("a.png")) == GRAY).all()
-    almost = np.dstack([GRAY] * 3)
-    almost[3, 2, 1] ^= 1
-    Image.fromarray(almost).save("a.png")
-    assert read_mask(Path("a.png")).shape == (7, 5, 3)
+    for band in (1, 2):
+        almost = np.dstack([GRAY] * 3)
+        almost[3, 2, band] ^= 1
+        Image.fromarray(almost).save("a.png")
+        assert read_mask(Path("a.png")).shape == (7, 5, 3)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +311,8 @@ def test_an_opaque_alpha_band_is_no_band() -> None:
     for channels in (None, 3):
         assert (read_image(Path("a.png"), channels) == RGB.transpose(2, 0, 1)).all()
     assert read_image(Path("a.png"), 4).shape == (4, 7, 5)
+    Image.fromarray(np.dstack([RGB, np.where(GRAY > 128, 255, GRAY)])).save("a.png")  # opaque in places
+    assert read_image(Path("a.png"), None).shape == (4, 7, 5)
 
 
 def test_as_rgb() -> None:

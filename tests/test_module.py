@@ -173,3 +173,11 @@ def test_a_training_step_asks_the_device_nothing() -> None:
     cli.run()
     assert questions.steps == 6
     assert questions.asked == []
+
+
+def test_images_are_scaled_to_one_and_standardised() -> None:
+    labels = Labels.parse({"background": 0, "thing": 1}, channels=2)
+    subject = SegmentationModule(UNet(2, 1, widths=(4, 8)), labels.as_dict(), mean=[0.5, 0.25], std=[0.5, 2.0])
+    image = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 2, 1, 3)
+    found = subject.normalize(image)
+    assert found[0, :, 0].tolist() == [pytest.approx([-1, -0.6, 1]), pytest.approx([-0.125, -0.025, 0.375])]

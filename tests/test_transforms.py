@@ -257,6 +257,34 @@ def test_intensity_jitter_is_its_formula() -> None:
     torch.testing.assert_close(out.as_subclass(torch.Tensor), m + c * (image - m) + (0.4 * b + 0.2 * each) * s)
 
 
+def test_intensity_jitter_rounds_integers_and_keeps_their_range() -> None:
+    image = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    torch.manual_seed(5)
+    out = IntensityJitter(brightness=0.5, contrast=0.3)({"image": image})["image"]
+    torch.manual_seed(5)
+    exact = IntensityJitter(brightness=0.5, contrast=0.3)({"image": image.float()})["image"]
+    assert out.dtype == torch.uint8
+    assert torch.equal(out.float(), exact.round().clamp(0, 255))
+
+
+def test_a_crop_about_a_pixel_holds_it_wherever_it_may() -> None:
+    mask = torch.zeros(20, 20, dtype=torch.int64)
+    mask[9, 11] = 1
+    sample = Sample(image=torch.zeros(1, 20, 20), mask=mask)
+    found = [Augment((3, 4), [])(sample, seed, focus=[1])["mask"].nonzero().tolist() for seed in range(300)]
+    assert all(len(pixels) == 1 for pixels in found)
+    assert {tuple(pixels[0]) for pixels in found} == {(row, column) for row in range(3) for column in range(4)}
+
+
+def test_zoom_never_mixes_classes() -> None:
+    mask = torch.randint(0, 2, (32, 32), generator=torch.Generator().manual_seed(0)) * 6
+    sample = Sample(image=torch.zeros(1, 32, 32), mask=mask, instance=mask * 5)
+    for seed in range(10):
+        after = Augment((24, 24), [], zoom=(0.9, 1.9))(sample, seed)
+        assert set(after["mask"].unique().tolist()) <= {0, 6, IGNORE_INDEX}
+        assert set(after["instance"].unique().tolist()) <= {0, 30}
+
+
 def test_zoom_scales_image_and_mask_alike() -> None:
     """A disk of known size: after a zoom of exactly 2 (or 1/2) its area is 4 times (or a quarter) what it was."""
     y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
