@@ -164,6 +164,15 @@ def test_a_resumed_loader_goes_on_with_the_very_next_batch(workers: int, limit: 
         assert before + take(loader(workers, stop, limit), 3 * length - stop) == expected
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_where_the_progress_is_set(workers: int) -> None:
+    """As a LearningRateFinder sets it back, after steps that do not count."""
+    source = loader(workers)
+    begun = take(source, 7)
+    source.count["batches"] = 0  # type: ignore[attr-defined]
+    assert take(source, 7) == begun
+
+
 def test_a_step_knows_the_pixels_of_its_accumulated_batches() -> None:
     source = loader(0, accumulate=2)
     assert source.batch_sampler.epoch_length == len(source) == 4
