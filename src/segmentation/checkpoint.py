@@ -253,7 +253,5 @@ def warm_start(net: nn.Module, path: str) -> None:
         raise InputError(f"model.init_from {path}: none of its weights fits {type(net).__name__}")
     net.load_state_dict(fitting, strict=False)
     new = [name for name in own if name not in fitting]
-    listed = ", ".join(new[:6]) or "none"
-    if len(new) > 6:
-        listed += f" and {len(new) - 6} more"
+    listed = ", ".join(new) or "none"
     rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {listed}")

@@ -229,9 +229,14 @@ class Predictor:
         """Logits of an image (C, H, W) in strips (K, h, W), from top to bottom."""
         height, width = image.shape[-2:]
         net = self.tiled if height * width > self.limit else self.whole
-        with torch.inference_mode(), self.fabric.autocast():
-            for logits in net.strips(image, self.prepare):
-                yield logits.float()
+        strips = net.strips(image, self.prepare)
+        while True:
+            # Left before each yield: the caller's own code must not run in inference mode.
+            with torch.inference_mode(), self.fabric.autocast():
+                logits = next(strips, None)
+            if logits is None:
+                return
+            yield logits.float()
 
     def prepare(self, part: np.ndarray | Tensor) -> Tensor:
         """The net's input of a part (N, C, h, w) of an image as its file has it."""

@@ -117,6 +117,8 @@ def run_job(job: str | Callable[[], object]) -> None:
         if isinstance(error, Preempted) and error.last:
             line += error.last()
         print(line, file=sys.stderr, end="\n" if line else "", flush=True)
+        with suppress(OSError):  # a pipe whose reader has gone
+            sys.stdout.flush()
         os._exit(status)
 
 
