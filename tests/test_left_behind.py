@@ -14,6 +14,7 @@ from segmentation.errors import InputError
 from segmentation.inference.evaluate import evaluate
 from segmentation.inference.predict import predict
 from segmentation.training.cli import SegmentationCLI
+from segmentation.training.run_folder import RunFolder
 
 
 def killed_while_it_writes(path: Path) -> None:
@@ -32,6 +33,27 @@ def kill(path: Path) -> None:
 
 def hidden(folder: str) -> list[Path]:
     return list(Path(folder).rglob(".*"))
+
+
+def test_a_killed_writer_leaves_the_file_of_before() -> None:
+    Path("file").write_text("whole")
+    kill(Path("file"))
+    with Path("file").open() as reader:
+        with atomic_write(Path("file")) as aside:
+            aside.write_text("new")
+        assert reader.read() == "whole"  # never a mixture, though the file is new now
+    assert Path("file").read_text() == "new"
+
+
+@pytest.mark.parametrize("lost", ["config.yaml", "checkpoints/last.ckpt"])
+def test_a_run_without_its_config_or_checkpoint_begins_anew(lost: str) -> None:
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        path = Path("runs/run") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert RunFolder("run", resume=True).resuming
+    (Path("runs/run") / lost).unlink()
+    assert not RunFolder("run", resume=True).resuming
 
 
 def test_a_resumed_run_has_no_half_written_files() -> None:

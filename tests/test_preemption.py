@@ -82,6 +82,28 @@ def test_a_signal_in_the_sanity_check() -> None:
         cli.run()
 
 
+def test_a_kill_that_follows_the_warning_still_requeues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM sends SIGUSR1, and SIGTERM when the time is up."""
+
+    class Signals(Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    cli = SegmentationCLI([*TINY, "--name", "run"])
+    cli.trainer.callbacks.insert(0, Signals())
+    with pytest.raises(Preempted, match="at step 1,") as stopped:
+        cli.run()
+    assert stopped.value.last() == "; job 7 is requeued"
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
 def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     check_launch("auto", 1)
     with monkeypatch.context() as env:
