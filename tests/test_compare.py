@@ -10,7 +10,7 @@ import yaml
 from sklearn.metrics import jaccard_score
 
 from segmentation.errors import InputError
-from segmentation.inference.bootstrap import Estimate, bootstrap, iou
+from segmentation.inference.bootstrap import bootstrap, iou
 from segmentation.inference.compare import compare, read_run
 
 RNG = np.random.default_rng(0)
@@ -120,10 +120,3 @@ def test_nothing_is_overwritten_unless_told() -> None:
     with pytest.raises(InputError, match="--overwrite"):
         compare(["one"])
     compare(["one", "--overwrite"])
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "sure"), [(0.0, 0.0, False), (0.0, 0.1, False), (-0.1, 0.0, False), (0.01, 0.1, True)]
-)
-def test_a_difference_whose_interval_touches_zero_is_not_sure(low: float, high: float, sure: bool) -> None:
-    assert Estimate(low, low, high).sure is sure
