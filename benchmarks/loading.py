@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{cores} cores, torch {torch.__version__}; batches of {args.batch}, medians of {args.repeats} rounds")
     for overlays in sets:
         words = [word for overlay in overlays for word in ("--config", overlay)]
-        module, _ = build_data(DoctorCLI(words).config)
+        module = build_data(DoctorCLI(words).config)
         print(f"\n{' + '.join(Path(overlay).stem for overlay in overlays)}, images/s\n")
         stages(module, args)
         loaders(module, args)

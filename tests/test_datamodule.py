@@ -183,7 +183,7 @@ def test_unequal_sizes_without_a_crop_are_refused_with_the_fix(place: Path, size
     with pytest.raises(InputError, match=r"unequal sizes .*Fix: data\.crop: ") as error:
         SegmentationDataModule(data, 2).check()
     crop = int(str(error.value).split("data.crop: ")[1].split(",")[0])
-    assert 32 <= crop <= min(min(size) for size in sizes)
+    assert 32 <= crop <= max(min(size) for size in sizes)
     for fixed in ({"crop": crop}, {"batch_size": 1}):
         module = attach(SegmentationDataModule(data, **{"batch_size": 2, "num_workers": 0} | fixed))
         module.check()

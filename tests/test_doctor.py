@@ -71,7 +71,7 @@ def test_everything_that_is_wrong_is_found_at_once(place: Path, capsys: pytest.C
     assert [problem.stops for problem in problems] == sorted((p.stops for p in problems), reverse=True)
     assert "✗ stops a run" in out
     # and train.py says so too, in one line, before it starts
-    with pytest.raises(InputError, match=r"has no mask.*\(1 more files"):
+    with pytest.raises(InputError, match=r"has no mask.*\(2 files"):
         train(*options(place / "data"), *TINY_RUN, "--name", "broken")
 
 

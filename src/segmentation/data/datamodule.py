@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -15,15 +16,23 @@ from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, SegmentationData
 from segmentation.data.loading import RareCrops, SplitDataset, collate, ignore_preemption, unpack
-from segmentation.data.sampler import EvalBatches, Progress, TrainBatches, TrainLoader
+from segmentation.data.sampler import Progress, TrainBatches, TrainLoader, eval_batches
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics, find_leaks
 from segmentation.data.transforms import Augment
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Problem
 
 #: Seconds to wait for a batch, after which a worker counts as hung and the run ends, to be resumed: before Python 3.12
 #: a fork beside other threads can hang, and so do files on a server that is gone.
 PATIENCE = 600.0
+
+REDIVIDE = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
+
+
+def suggest_crop(sizes: list[tuple[int, int]]) -> int:
+    """Side of a training crop for images of these sizes: a multiple of 32, 512 at most."""
+    side = median(map(min, sizes))
+    return int(min(512, max(32, side // 32 * 32)))
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -68,15 +77,14 @@ class SegmentationDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        least = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
+        for option, smallest in least.items():
+            value = self.hparams[option]
+            if value is not None and value < smallest:
+                raise InputError(f"data.{option} {value} must be {smallest} or more")
         sides = [crop, crop] if isinstance(crop, int) else crop or []
-        numbers = [batch_size, *sides] if eval_batch_size is None else [batch_size, eval_batch_size, *sides]
-        if min(numbers) < 1 or len(sides) not in (0, 2):
-            raise InputError(
-                f"data.batch_size {batch_size}, data.eval_batch_size {eval_batch_size} and data.crop {crop} must be "
-                "positive; crop one or two sides"
-            )
-        if seed < 0 or (num_workers or 0) < 0:
-            raise InputError(f"data.seed {seed} and data.num_workers {num_workers} must be 0 or more")
+        if sides and (len(sides) != 2 or min(sides) < 1):
+            raise InputError(f"data.crop {crop}: give one or two sides, each 1 or more")
         if not 0 <= rare_crops <= 1 or (rare_crops and not sides):
             raise InputError(f"data.rare_crops {rare_crops} must be a share of the crops (data.crop {crop})")
         #: What the data set is, in words.
@@ -126,13 +134,11 @@ class SegmentationDataModule(LightningDataModule):
             InputError: some samples cannot be used (unless `on_bad_file: skip`), or none can.
         """
         statistics = self.examine(split)
+        usable = len(statistics.records)
         errors = list(statistics.bad.values())
-        samples = len(errors) + len(statistics.records)
-        if errors and not self.skip:
-            more = f" ({len(errors) - 1} more of {samples} {split} samples have problems too)" if errors[1:] else ""
-            raise InputError(f"{errors[0]}{more}")
-        if errors and not statistics.records:
-            raise InputError(f"none of the {samples} {split} samples can be used. {errors[0]}")
+        if errors and not (self.skip and usable):
+            samples = usable + len(errors)
+            raise InputError(f"{errors[0]} ({len(errors)} of {samples} {split} samples cannot be used)")
         return statistics
 
     def train_size(self) -> tuple[int, int]:
@@ -147,45 +153,66 @@ class SegmentationDataModule(LightningDataModule):
         return messages
 
     def check(self, splits: Sequence[str] = SPLITS) -> None:
-        """Read every sample of `splits` once and say, before the first step, what would stop a run or spoil it.
+        """Read every sample of `splits` once, before the first step. Warn of what would spoil a run.
 
         Raises:
-            InputError: with the file and the fix.
+            InputError: what would stop a run, with the file and the fix.
         """
         problems = self.dataset.problems
         if problems and not self.skip:
-            more = f" ({len(problems) - 1} more files have such problems)" if problems[1:] else ""
-            raise InputError(f"{problems[0]}{more}")
-        lacking: dict[str, list[str]] = {}
+            raise InputError(f"{problems[0]} ({len(problems)} files have such problems)")
+        found = self.read(splits)
+        for split in found:
+            self.statistics(split)
+        for problem in self.find_problems(found):
+            if problem.stops:
+                raise InputError(problem.text)
+            rank_zero_warn(problem.text)
+
+    def read(self, splits: Sequence[str] = SPLITS) -> dict[str, SplitStatistics]:
+        """Read every sample of `splits`. Raises InputError for an empty split; the test split may be missing."""
+        found = {}
         for split in splits:
             if self.dataset.names(split):
-                for name in self.statistics(split).absent:
-                    lacking.setdefault(name, []).append(split)
+                found[split] = self.examine(split)
             elif split != "test":
                 raise InputError(f"the {split} split is empty: {self.description}")
-        for name, where in lacking.items():
-            consequence = "the net cannot learn it" if "train" in where else "its IoU there is NaN, or 0 if predicted"
-            rank_zero_warn(f"class {name!r} never occurs in the {' and the '.join(where)} split: {consequence}")
-        for leak in find_leaks(self.dataset, self._statistics):
-            rank_zero_warn(leak)
-        if "train" in splits:
-            self._check_shapes()
+        return found
 
-    def _check_shapes(self) -> None:
-        """Training images must have one shape when batched: tries the extreme ones, and a few for the transforms."""
-        sizes = self.statistics("train").sizes
+    def find_problems(self, found: dict[str, SplitStatistics]) -> list[Problem]:
+        """What would stop or spoil a run on what `read` found: leaks, absent classes, unequal sizes.
+
+        Raises:
+            InputError: a transform cannot take these images.
+        """
+        problems = [Problem(leak) for leak in find_leaks(self.dataset, found)]
+        for split, statistics in found.items():
+            if not statistics.records:
+                problems.append(Problem(f"no sample of the {split} split can be used", stops=True))
+            elif statistics.absent:
+                result = "the net cannot learn it" if split == "train" else "its IoU there is NaN, or 0 if predicted"
+                absent = ", ".join(statistics.absent)
+                problems.append(Problem(f"the {split} split has no pixel of {absent}: {result}. Fix: {REDIVIDE}"))
+        if "train" in found and found["train"].records:
+            sizes = found["train"].sizes
+            shapes = self._training_shapes(sizes)
+            if len(shapes) > 1 and self.batch_size > 1:
+                fix = f"data.crop: {suggest_crop(sizes)}"
+                if self.augment.crop:
+                    fix = "transforms in data.augment that keep the size"
+                text = f"training images have unequal sizes {shapes} and cannot be batched. Fix: {fix}"
+                problems.append(Problem(f"{text}, or data.batch_size: 1", stops=True))
+        return problems
+
+    def _training_shapes(self, sizes: list[tuple[int, int]]) -> dict[str, str]:
+        """Shapes of augmented samples, each with a sample's name: of the extreme images, and of a few more."""
         train = SplitDataset(self.dataset, "train", self.augment, self.seed)
-        some = {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}
+        tried = {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}
         shapes = {}
-        for index in sorted(some):
+        for index in sorted(tried):
             height, width = train[int(index)]["mask"].shape
             shapes[f"{width}x{height}"] = train.names[index]
-        if len(shapes) > 1 and self.batch_size > 1:
-            crop = max(32, np.min(sizes) // 32 * 32)
-            fix = "transforms in data.augment that keep the size" if self.augment.crop else f"data.crop: {crop}"
-            raise InputError(
-                f"training images have unequal sizes {shapes} and cannot be batched. Fix: {fix}, or data.batch_size: 1"
-            )
+        return shapes
 
     def setup(self, stage: str) -> None:
         """Give every process the statistics that rank 0 has counted: nodes need not share a cache."""
@@ -196,12 +223,13 @@ class SegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         split = self._training_split()
         batches = self._train_batches(len(split))
-        if batches.epoch_length % batches.accumulate:
-            option = "trainer.overfit_batches" if self._overfits() else "trainer.limit_train_batches"
-            whole = math.ceil(batches.epoch_length / batches.accumulate) * batches.accumulate
+        length = batches.epoch_length
+        accumulate = batches.accumulate
+        if length % accumulate:
+            option = "overfit_batches" if self._overfits() else "limit_train_batches"
             raise InputError(
-                f"{option} makes an epoch of {batches.epoch_length} batches, which is no whole number of steps of "
-                f"{batches.accumulate} batches. Fix: --{option} {whole}"
+                f"an epoch of {length} batches is no whole number of steps of {accumulate} batches. "
+                f"Fix: --trainer.{option} {math.ceil(length / accumulate) * accumulate}"
             )
         return TrainLoader(split, batch_sampler=batches, progress=self._progress, **self._loader_options())
 
@@ -258,7 +286,7 @@ class SegmentationDataModule(LightningDataModule):
         return Progress(self.trainer.current_epoch, batch, self.trainer.accumulate_grad_batches)
 
     def _eval_loader(self, split: str) -> DataLoader:
-        batches = EvalBatches(
+        batches = eval_batches(
             self.statistics(split).sizes,
             self.eval_batch_size or self.batch_size,  # not before: Lightning's BatchSizeFinder changes it
             self.trainer.global_rank,

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,6 @@ from segmentation.data.sampler import Index, derive_seed
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
 
-#: What of a sample is so small that it travels without a tensor.
-TINY = ("size", "index", "pixels")
 #: Types that travel in less.
 COMPACT = {"mask": torch.int16, "instance": torch.int32}
 
@@ -30,35 +29,21 @@ class RareCrops(NamedTuple):
     samples: list[int]
 
 
+@dataclass(eq=False)
 class SplitDataset(Dataset):
-    """One split for a DataLoader: reads, augments and names the samples that a sampler asks for by `Index`.
+    """One split for a DataLoader: reads, augments and names the samples that a sampler asks for by `Index`."""
 
-    Args:
-        data: the data set.
-        split: `train`, `val` or `test`.
-        augment: what happens to each sample, or None.
-        seed: with an index's epoch it decides what the augmentation draws.
-        rare: crops that are to hold a rare class; for them, a sample without one is replaced by another.
-        cache: keep all samples in memory, read now; worker processes share it where they are forked (Linux).
-    """
+    data: SegmentationData
+    split: str
+    augment: Augment | None = None
+    seed: int = 0  # with an index's epoch it decides what the augmentation draws
+    rare: RareCrops | None = None  # where a sample has no rare class but should, another one takes its place
+    cache: bool = False  # keep all samples in memory, read now; forked worker processes share it (Linux)
 
-    def __init__(
-        self,
-        data: SegmentationData,
-        split: str,
-        augment: Augment | None = None,
-        seed: int = 0,
-        rare: RareCrops | None = None,
-        cache: bool = False,
-    ) -> None:
-        self.data = data
-        self.split = split
-        self.augment = augment
-        self.seed = seed
-        self.rare = rare
-        self.names = data.names(split)
+    def __post_init__(self) -> None:
+        self.names = self.data.names(self.split)
         self.cached: list[dict[str, Any]] = []
-        if cache:
+        if self.cache:
             with ThreadPoolExecutor() as pool:
                 self.cached = list(pool.map(self._read, range(len(self))))
 
@@ -75,20 +60,18 @@ class SplitDataset(Dataset):
                 if index not in self.rare.samples:
                     index = int(rng.choice(self.rare.samples))
         sample = self.cached[index] if self.cached else self._read(index)
-        sample = {**sample, "mask": sample["mask"].long()}
-        size = tuple(sample["mask"].shape)
+        mask = sample["mask"].long()
+        size = tuple(mask.shape)
+        if filler:
+            mask = torch.full_like(mask, IGNORE_INDEX)
+        sample = {**sample, "mask": mask}
         if self.augment:
             sample = self.augment(sample, derive_seed(self.seed, epoch, index), focus)
-        if filler:
-            sample["mask"] = torch.full_like(sample["mask"], IGNORE_INDEX)
-        pixels = count_pixels(sample["mask"], self.data.labels.num_classes)[:-1].numpy()
-        return {
-            **sample,
-            "name": self.names[index],
-            "size": size,
-            "index": -1 if filler else index,
-            "pixels": pixels,
-        }
+        sample["name"] = self.names[index]
+        sample["size"] = size
+        sample["index"] = -1 if filler else index
+        sample["pixels"] = count_pixels(sample["mask"], self.data.labels.num_classes)[:-1].numpy()
+        return sample
 
     def _read(self, index: int) -> dict[str, Any]:
         try:
@@ -124,14 +107,13 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
             "again with --resume; else take the transform away from data.augment that changes sizes"
         )
     batch: dict[str, Any] = {}
-    for key in items[0]:
+    for key, first in items[0].items():
         values = [item[key] for item in items]
-        if key in TINY:
-            batch[key] = np.array(values)
-        elif key == "name":
-            batch[key] = values
+        if isinstance(first, torch.Tensor):
+            dtype = COMPACT.get(key, first.dtype)
+            batch[key] = default_collate([value.to(dtype) for value in values])
         else:
-            batch[key] = default_collate([value.to(COMPACT.get(key, value.dtype)) for value in values])
+            batch[key] = values if key == "name" else np.array(values)
     return batch
 
 
@@ -144,9 +126,9 @@ def unpack(batch: dict[str, Any]) -> dict[str, Any]:
         `TrainLoader` says; and "instance" and "weight", (N, H, W), where the data set has them. All on the device, but
         size, index and pixels: what is not pinned holds up a step on its way there.
     """
-    unpacked = dict(batch)
-    for key in TINY:
-        unpacked[key] = torch.as_tensor(batch[key])
-    for key in batch.keys() & COMPACT.keys():
-        unpacked[key] = batch[key].long()
+    unpacked = {}
+    for key, value in batch.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        unpacked[key] = value.long() if key in COMPACT else value
     return unpacked

@@ -6,6 +6,7 @@ changes in the main process), so that what a sample looks like is a function of 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ class Index(NamedTuple):
     filler: bool = False
 
 
+@dataclass(eq=False)
 class TrainBatches(Sampler[list[Index]]):
     """Batches of one process over permutations of the samples, one an epoch; epoch after epoch, without end, so that
     workers read the next epoch's while this one ends.
@@ -34,46 +36,28 @@ class TrainBatches(Sampler[list[Index]]):
     An epoch is a whole number of optimizer steps. Step i of N processes that accumulate M batches holds the samples
     that step i of one process with an N x M times larger batch would hold. Samples that do not fill a step wait for
     another epoch's permutation; a split smaller than a step is repeated to fill it.
-
-    Args:
-        length: number of samples.
-        batch_size: samples of one process's batch.
-        seed: seed of the permutations.
-        rank: this process.
-        world_size: number of processes.
-        shuffle: False keeps the order of the data set, in epoch 0 for ever (to overfit a batch).
-        limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), a number or a share.
-        accumulate: batches of an optimizer step.
-
-    Attributes:
-        epoch_length: batches of an epoch.
-        place: epoch and batch from which the next iteration goes on.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        limit: int | float = 1.0,
-        accumulate: int = 1,
-    ) -> None:
-        self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
-        self.accumulate = accumulate
-        self.epoch_length = min(len(self), limit) if isinstance(limit, int) else max(1, int(len(self) * limit))
-        self.place = 0, 0
+    length: int  # number of samples
+    batch_size: int  # samples of one process's batch
+    seed: int  # of the permutations
+    rank: int = 0  # this process
+    world_size: int = 1
+    shuffle: bool = True  # False: the order of the data set, in epoch 0 for ever (to overfit a batch)
+    limit: int | float = 1.0  # batches that count as a whole epoch (Trainer's limit_train_batches): a number, a share
+    accumulate: int = 1  # batches of an optimizer step
+    place: tuple[int, int] = (0, 0)  # epoch and batch from which the next iteration goes on
 
     def __len__(self) -> int:
         steps = max(1, self.length // (self.batch_size * self.world_size * self.accumulate))
         return steps * self.accumulate
+
+    @property
+    def epoch_length(self) -> int:
+        """Batches of an epoch."""
+        if isinstance(self.limit, int):
+            return min(len(self), self.limit)
+        return max(1, int(len(self) * self.limit))
 
     def __iter__(self) -> Iterator[list[Index]]:
         first_epoch, start = self.place
@@ -90,29 +74,25 @@ class TrainBatches(Sampler[list[Index]]):
             start = 0
 
 
-class EvalBatches(Sampler[list[Index]]):
-    """Batches of images of one size, at most `batch_size` each, each sample exactly once over all processes.
-
-    All processes get the same number of batches, as DDP's collectives demand: fillers make up for what is missing.
+def eval_batches(
+    sizes: Sequence[tuple[int, int]],
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[list[Index]]:
+    """One process's batches of images of one size, at most `batch_size` each. Over all processes each sample comes
+    once, and all have the same number of batches, as DDP's collectives demand: fillers make up for what is missing.
     """
-
-    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, size in enumerate(sizes):
-            groups[size].append(index)
-        batches = [
-            [Index(index) for index in group[first : first + batch_size]]
-            for group in groups.values()
-            for first in range(0, len(group), batch_size)
-        ]
-        batches += [[Index(0, filler=True)]] * (-len(batches) % world_size)
-        self.batches = batches[rank::world_size]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[Index]]:
-        return iter(self.batches)
+    groups: dict[tuple[int, int], list[Index]] = defaultdict(list)
+    for index, size in enumerate(sizes):
+        groups[size].append(Index(index))
+    batches = []
+    for group in groups.values():
+        for first in range(0, len(group), batch_size):
+            batches.append(group[first : first + batch_size])
+    missing = -len(batches) % world_size
+    batches += [[Index(0, filler=True)]] * missing
+    return batches[rank::world_size]
 
 
 class Progress(NamedTuple):
@@ -138,20 +118,19 @@ class TrainLoader(DataLoader):
     def __init__(self, *args: Any, progress: Callable[[], Progress], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.progress = progress
-        self.batches: Iterator[Any] | None = None
-        self.following = 0, 0  # epoch and batch that `batches` gives next
+        self.batches: Iterator[Any] = iter(())
+        self.following = (-1, 0)  # epoch and batch that `batches` gives next
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator over what DataLoader gives
         epoch, batch, accumulate = self.progress()
-        workers_ended = self.batches is not self._iterator
-        if self.batches is None or workers_ended or self.following != (epoch, batch):
-            self.batch_sampler.place = epoch, batch
+        if self.following != (epoch, batch):
+            self.batch_sampler.place = (epoch, batch)
             self.batches = super().__iter__()
-        while batch < self.batch_sampler.epoch_length:
+        length = self.batch_sampler.epoch_length
+        for first in range(batch, length, accumulate):
             step = [next(self.batches) for _ in range(accumulate)]
-            batch += accumulate
-            ends = batch >= self.batch_sampler.epoch_length
-            self.following = (epoch + 1, 0) if ends else (epoch, batch)
-            pixels = np.sum([each["pixels"].sum(axis=0) for each in step], axis=0) / accumulate
+            batch = first + accumulate
+            self.following = (epoch, batch) if batch < length else (epoch + 1, 0)
+            pixels = np.mean([each["pixels"].sum(axis=0) for each in step], axis=0)
             for each in step:
                 yield {**each, "step_pixels": torch.from_numpy(pixels).float()}
