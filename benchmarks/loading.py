@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.data import SegmentationDataModule
 from segmentation.data.loading import SplitDataset, collate
-from segmentation.data.sampler import Progress, TrainBatches, TrainLoader
+from segmentation.data.sampler import TrainBatches, TrainLoader
 from segmentation.doctor import DoctorCLI, build_data
 
 ROOT = Path(__file__).parents[1]
@@ -114,10 +114,10 @@ def loaders(module: SegmentationDataModule, args: argparse.Namespace) -> None:
         print(f"| {workers} | {decode:,.0f} | {loader:,.0f} | {loader / decode:.0%} |", flush=True)
 
 
-def epochs() -> Callable[[], Progress]:
+def epochs() -> Callable[[], tuple[int, int, int]]:
     """One epoch after another, from its beginning."""
     number = count()
-    return lambda: Progress(next(number), 0)
+    return lambda: (next(number), 0, 1)
 
 
 def counted(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,20 +1,21 @@
 """The datamodule: the batch contract, whatever the number of workers; and what is refused before the first step."""
 
 import csv
+from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torchvision.transforms import v2
 
 from conftest import make_folder, write_image
 from segmentation.data import IGNORE_INDEX, FolderData, Labels, SegmentationData, SegmentationDataModule, ShapesData
 from segmentation.data.base import Sample
 from segmentation.data.loading import SplitDataset, collate, unpack
-from segmentation.data.sampler import Index, TrainBatches
+from segmentation.data.sampler import Index, TrainBatches, eval_batches
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
 
@@ -22,14 +23,10 @@ CLASSES = {"background": 0, "cell": 255}
 AUGMENT = [v2.RandomHorizontalFlip(), v2.RandomRotation(30), v2.ColorJitter(0.4)]
 
 
-def attach(module: SegmentationDataModule, rank: int = 0, world: int = 1, **options: Any) -> SegmentationDataModule:
-    """As a trainer would; only what the datamodule asks of it."""
-    trainer = {"global_rank": rank, "world_size": world, "num_devices": 1, "overfit_batches": 0}
-    trainer |= {"callbacks": [], "accumulate_grad_batches": 1, "current_epoch": 0}
-    begun = SimpleNamespace(current=SimpleNamespace(ready=0))
-    trainer["fit_loop"] = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=begun))
-    trainer["strategy"] = SimpleNamespace(root_device=torch.device("cpu"))
-    module.trainer = SimpleNamespace(**trainer | {"limit_train_batches": 1.0} | options)
+def attach(module: SegmentationDataModule, **options: Any) -> SegmentationDataModule:
+    """Give it a trainer, as `fit` does."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    module.trainer = Trainer(accelerator="cpu", enable_model_summary=False, **quiet, **options)
     return module
 
 
@@ -121,9 +118,8 @@ def test_fillers_count_nowhere() -> None:
     assert collate([filler, real])["index"].tolist() == [-1, 0]
     seen = []
     for rank in range(3):  # 2 images, 3 processes
-        module = SegmentationDataModule(Weighted(2), batch_size=1, num_workers=0)
-        (batch,) = attach(module, rank, 3).val_dataloader()
-        seen += batch["index"].tolist()
+        (keys,) = eval_batches([(12, 10)] * 2, 1, rank, 3)
+        seen += [split[key]["index"] for key in keys]
     assert sorted(seen) == [-1, 0, 1]
 
 
@@ -136,7 +132,7 @@ def test_the_number_of_workers_changes_nothing(place: Path) -> None:
         torch.manual_seed(workers)  # nor does the state of the process
         train = module.train_dataloader()
         first = list(train)
-        module.trainer.current_epoch = 1
+        module.trainer.fit_loop.epoch_progress.current.completed = 1
         return [unpack(batch) for loader in (first, train, module.val_dataloader()) for batch in loader]
 
     alone, helped = batches(0), batches(2)
@@ -150,10 +146,12 @@ def test_the_number_of_workers_changes_nothing(place: Path) -> None:
     assert len(seen) == 12  # the second epoch's samples look different
 
 
-def test_ranks_see_what_one_process_would(place: Path) -> None:
+def test_ranks_see_what_one_process_would() -> None:
+    split = SplitDataset(Weighted(8), "train", Augment((6, 6), AUGMENT[:2]))
+
     def batches(rank: int, world: int, batch: int) -> list[dict[str, Any]]:
-        module = SegmentationDataModule(Weighted(8), batch, crop=6, augment=AUGMENT[:2], num_workers=0)
-        return list(attach(module, rank, world).train_dataloader())
+        sampler = TrainBatches(8, batch, 0, rank, world)
+        return [collate([split[key] for key in keys]) for keys in islice(sampler, len(sampler))]
 
     one, ranks = batches(0, 1, 4), [batches(rank, 2, 2) for rank in range(2)]
     assert len(one) == 2
@@ -192,9 +190,11 @@ def test_unequal_sizes_without_a_crop_are_refused_with_the_fix(place: Path, size
 
 def test_transforms_that_make_sizes_unequal_are_refused_too() -> None:
     data = ShapesData(4, 1, 0, size=48)
-    with pytest.raises(InputError, match=r"unequal sizes .*transforms in data\.augment that keep the size"):
-        SegmentationDataModule(data, 2, crop=32, augment=[v2.RandomResize(16, 64)]).check()
-    SegmentationDataModule(data, 2, crop=32, augment=[v2.RandomResize(32, 64), v2.RandomCrop(32)]).check()
+    resized = attach(SegmentationDataModule(data, 4, crop=32, augment=[v2.RandomResize(16, 64)], num_workers=0))
+    with pytest.raises(InputError, match=r"unequal sizes: .*data\.augment"):
+        list(resized.train_dataloader())
+    cropped = [v2.RandomResize(32, 64), v2.RandomCrop(32)]
+    list(attach(SegmentationDataModule(data, 4, crop=32, augment=cropped, num_workers=0)).train_dataloader())
 
 
 def test_unequal_sizes_are_fine_to_validate(place: Path) -> None:
@@ -247,7 +247,7 @@ def test_an_epoch_ends_at_the_trainers_limit(limit: float, batches: int) -> None
 
 def test_overfitting_validates_on_the_very_batch_that_it_trains_on() -> None:
     module = SegmentationDataModule(ShapesData(9, 2, 2, size=48), 4, crop=32, augment=AUGMENT, num_workers=0)
-    attach(module, overfit_batches=1, limit_train_batches=1)
+    attach(module, overfit_batches=1)
     train = module.train_dataloader()
     first, again, val = (unpack(next(iter(loader))) for loader in (train, train, module.val_dataloader()))
     assert first["index"].tolist() == [0, 1, 2, 3]

@@ -22,8 +22,8 @@ def test_nothing_is_wrong(place: Path, capsys: pytest.CaptureFixture) -> None:
     root = make_folder(place / "data", {"train": 4, "val": 2})
     assert diagnose(options(root)) == []
     out = capsys.readouterr().out
-    for text in ("FolderData in", "train  4", "48x", "uint8", "cell", "255", "nothing is wrong", "suggested overlay"):
-        assert text in out.replace("40x48", "48x"), text
+    for text in ("FolderData in", "train  4", "(48, 40)", "uint8", "cell", "255", "nothing is wrong", "overlay"):
+        assert text in out, text
     assert (place / "doctor/train.png").is_file()
     assert (place / "doctor/val.png").is_file()
     assert (place / "doctor/bad_files.txt").read_text() == ""
@@ -67,7 +67,7 @@ def test_everything_that_is_wrong_is_found_at_once(place: Path, capsys: pytest.C
     assert "7 files cannot be used" in texts
     assert texts.count("does not declare") == 1
     assert "data.on_bad_file: skip" in texts
-    assert "1 of the val images are also in train" in texts
+    assert "1 images (in val: 01) are in train and in val" in texts
     assert [problem.stops for problem in problems] == sorted((p.stops for p in problems), reverse=True)
     assert "✗ stops a run" in out
     # and train.py says so too, in one line, before it starts
@@ -80,7 +80,7 @@ def test_skip_trains_on_the_rest_and_lists_what_was_left_out(place: Path, capsys
     skip = ["--data.on_bad_file", "skip"]
     assert not any(problem.stops for problem in diagnose([*options(place / "data"), *skip]))
     capsys.readouterr()
-    with pytest.warns(UserWarning, match="also in train"):
+    with pytest.warns(UserWarning, match="are in train and in val"):
         cli = train(*options(place / "data"), *skip, *TINY_RUN, "--data.batch_size", "2", "--name", "rest")
     assert cli.datamodule.dataset.names("train") == ["06", "07", "08"]
     assert cli.datamodule.dataset.names("val") == ["01", "02"]
@@ -124,7 +124,7 @@ def test_groups_across_given_splits_are_a_leak(place: Path) -> None:
             )
             write_image(place / f"data/{split}/masks/{name}.png", np.eye(8, dtype=np.uint8) * 255)
     problems = diagnose([*options(place / "data"), "--data.dataset.group", "^[a-z]"])
-    assert any("1 groups are in train and in val (b)" in problem.text for problem in problems)
+    assert any("1 groups (b) are in train and in val" in problem.text for problem in problems)
 
 
 def test_what_is_missing_altogether(place: Path, capsys: pytest.CaptureFixture) -> None:
@@ -153,7 +153,6 @@ def test_the_machine(place: Path, capsys: pytest.CaptureFixture, monkeypatch: py
     save_file(get_encoder("resnet18", weights=None).state_dict(), path)
     assert diagnose([*net, *shapes]) == []
     assert str(path) in capsys.readouterr().out.replace("\n", "")
-    assert any("--prefetch" in problem.text for problem in diagnose([*shapes, "--prefetch"]))
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from segmentation.module import SegmentationModule
 def statistics(*images: list[int]) -> SplitStatistics:
     """Of images with so many pixels of each class."""
     names = [f"class{index}" for index in range(len(images[0]))]
-    return SplitStatistics(names, [Record((1, sum(row)), row, 0, [0.0], [0.0], 0, 0, str(row)) for row in images])
+    return SplitStatistics(names, [Record(1, sum(row), row, [0.0], [0.0], 0, 0, str(row)) for row in images])
 
 
 def make(classes: int, size: tuple[int, int] = (6, 5), seed: int = 0) -> tuple[Tensor, Tensor]:

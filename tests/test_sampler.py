@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from segmentation.data.sampler import Index, Progress, TrainBatches, TrainLoader, derive_seed, eval_batches
+from segmentation.data.sampler import Index, TrainBatches, TrainLoader, derive_seed, eval_batches
 
 sizes_of_batches = st.integers(1, 7)
 worlds = st.integers(1, 5)
@@ -129,8 +129,8 @@ def loader(workers: int, done: int = 0, limit: int | None = None, accumulate: in
     sampler = TrainBatches(11, 2, seed=1, limit=limit or 1.0, accumulate=accumulate)
     count = {"batches": done}
 
-    def progress() -> Progress:
-        return Progress(*divmod(count["batches"], sampler.epoch_length), accumulate)
+    def progress() -> tuple[int, int, int]:
+        return *divmod(count["batches"], sampler.epoch_length), accumulate
 
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": gather}
     made = TrainLoader(Echo(), batch_sampler=sampler, progress=progress, **options)

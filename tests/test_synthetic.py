@@ -15,7 +15,6 @@ from sklearn.tree import DecisionTreeClassifier
 
 from segmentation.data.base import SPLITS
 from segmentation.data.synthetic import RADIUS, VISIBLE, ShapesData
-from segmentation.errors import InputError
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -132,17 +131,3 @@ def test_colours_alone_do_not_solve_it() -> None:
 
 def cell(colours: np.ndarray) -> np.ndarray:
     return (colours // 16).astype(int) @ np.array([256, 16, 1])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"val": -1}, "val=-1.* must be 0 or more"),
-        ({"test": -2}, "test=-2.* must be 0 or more"),
-        ({"size": 20}, r"size=20 .*48 or more"),
-        ({"seed": -4}, "seed=-4 must be 0 or more"),
-    ],
-)
-def test_a_bad_option_is_answered_with_the_fix(options: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        ShapesData(**options)

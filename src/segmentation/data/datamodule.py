@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, SegmentationData
-from segmentation.data.loading import RareCrops, SplitDataset, collate, ignore_preemption, unpack
-from segmentation.data.sampler import Progress, TrainBatches, TrainLoader, eval_batches
+from segmentation.data.loading import Batch, RareCrops, SplitDataset, collate, ignore_preemption, unpack
+from segmentation.data.sampler import TrainBatches, TrainLoader, eval_batches
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics, find_leaks
 from segmentation.data.transforms import Augment
@@ -25,8 +25,6 @@ from segmentation.errors import InputError, Problem
 #: Seconds to wait for a batch, after which a worker counts as hung and the run ends, to be resumed: before Python 3.12
 #: a fork beside other threads can hang, and so do files on a server that is gone.
 PATIENCE = 600.0
-
-REDIVIDE = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
 
 
 def suggest_crop(sizes: list[tuple[int, int]]) -> int:
@@ -92,17 +90,24 @@ class SegmentationDataModule(LightningDataModule):
         if hasattr(dataset, "root"):
             self.description += f" in {dataset.root}"
         #: The data set to train on; without the samples that cannot be used, as soon as their split is read.
-        self.dataset = cross_validation(dataset, folds, fold, seed) if folds else dataset
+        self.dataset = dataset
+        if folds:
+            self.dataset = cross_validation(dataset, folds, fold, seed)
         self.labels = dataset.labels
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.augment = Augment((sides[0], sides[1]) if sides else None, augment or [], zoom)
+        self.augment = Augment(
+            (sides[0], sides[1]) if sides else None,
+            augment or [],
+            zoom,
+        )
         self.rare_crops = rare_crops
         self.num_workers = num_workers
         self.cache = cache
         self.skip = on_bad_file == "skip"
         self.seed = seed
-        self._statistics: dict[str, SplitStatistics] = {}
+        #: The statistics of the splits that were read.
+        self.counted: dict[str, SplitStatistics] = {}
         #: The split that is tested: the validation split where a data set has no test split.
         self.test_split = "test" if dataset.names("test") else "val"
 
@@ -116,30 +121,26 @@ class SegmentationDataModule(LightningDataModule):
             "Fix: SegmentationDataModule(dataset, ...) with a data set of yours"
         )
 
-    def examine(self, split: str) -> SplitStatistics:
-        """Read every sample of a split, unless it is known already; `dataset` loses those that cannot be used."""
-        if split not in self._statistics:
-            self._keep(split, compute_statistics(self.dataset, split))
-        return self._statistics[split]
-
-    def _keep(self, split: str, statistics: SplitStatistics) -> None:
-        self._statistics[split] = statistics
-        if statistics.bad:
-            self.dataset = without(self.dataset, split, statistics.bad)
-
     def statistics(self, split: str) -> SplitStatistics:
-        """Counts over a split.
+        """Counts over a split, whose samples are read unless they are known already. `dataset` loses those that cannot
+        be used.
 
         Raises:
-            InputError: some samples cannot be used (unless `on_bad_file: skip`), or none can.
+            InputError: some samples cannot be used (unless `on_bad_file: skip`).
         """
-        statistics = self.examine(split)
-        usable = len(statistics.records)
-        errors = list(statistics.bad.values())
-        if errors and not (self.skip and usable):
-            samples = usable + len(errors)
-            raise InputError(f"{errors[0]} ({len(errors)} of {samples} {split} samples cannot be used)")
-        return statistics
+        if split not in self.counted:
+            statistics = compute_statistics(self.dataset, split)
+            errors = list(statistics.bad.values())
+            if errors and not self.skip:
+                count = f"{len(errors)} of {len(self.dataset.names(split))} {split} samples cannot be used"
+                raise InputError(f"{errors[0]} ({count})")
+            self._keep(split, statistics)
+        return self.counted[split]
+
+    def _keep(self, split: str, statistics: SplitStatistics) -> None:
+        self.counted[split] = statistics
+        if statistics.bad:
+            self.dataset = without(self.dataset, split, statistics.bad)
 
     def train_size(self) -> tuple[int, int]:
         """(H, W) of a training sample: the crop's, or that of the largest image."""
@@ -148,7 +149,7 @@ class SegmentationDataModule(LightningDataModule):
     def skipped(self) -> list[str]:
         """What is wrong with the files that were left out, a message each."""
         messages = list(self.dataset.problems)
-        for statistics in self._statistics.values():
+        for statistics in self.counted.values():
             messages += map(str, statistics.bad.values())
         return messages
 
@@ -161,68 +162,46 @@ class SegmentationDataModule(LightningDataModule):
         problems = self.dataset.problems
         if problems and not self.skip:
             raise InputError(f"{problems[0]} ({len(problems)} files have such problems)")
-        found = self.read(splits)
-        for split in found:
-            self.statistics(split)
-        for problem in self.find_problems(found):
+        for problem in self.find_problems(splits):
             if problem.stops:
                 raise InputError(problem.text)
             rank_zero_warn(problem.text)
 
-    def read(self, splits: Sequence[str] = SPLITS) -> dict[str, SplitStatistics]:
-        """Read every sample of `splits`. Raises InputError for an empty split; the test split may be missing."""
-        found = {}
-        for split in splits:
-            if self.dataset.names(split):
-                found[split] = self.examine(split)
-            elif split != "test":
-                raise InputError(f"the {split} split is empty: {self.description}")
-        return found
-
-    def find_problems(self, found: dict[str, SplitStatistics]) -> list[Problem]:
-        """What would stop or spoil a run on what `read` found: leaks, absent classes, unequal sizes.
+    def find_problems(self, splits: Sequence[str] = SPLITS) -> list[Problem]:
+        """Read every sample of `splits`, and say what would stop or spoil a run: leaks, absent classes, unequal sizes.
 
         Raises:
-            InputError: a transform cannot take these images.
+            InputError: a split is empty (the test split may be), or a transform cannot take these images.
         """
-        problems = [Problem(leak) for leak in find_leaks(self.dataset, found)]
-        for split, statistics in found.items():
+        for split in splits:
+            if self.dataset.names(split):
+                self.statistics(split)
+            elif split != "test":
+                raise InputError(f"the {split} split is empty: {self.description}")
+        problems = [Problem(leak) for leak in find_leaks(self.dataset, self.counted)]
+        for split, statistics in self.counted.items():
             if not statistics.records:
                 problems.append(Problem(f"no sample of the {split} split can be used", stops=True))
             elif statistics.absent:
-                result = "the net cannot learn it" if split == "train" else "its IoU there is NaN, or 0 if predicted"
                 absent = ", ".join(statistics.absent)
-                problems.append(Problem(f"the {split} split has no pixel of {absent}: {result}. Fix: {REDIVIDE}"))
-        if "train" in found and found["train"].records:
-            sizes = found["train"].sizes
-            shapes = self._training_shapes(sizes)
-            if len(shapes) > 1 and self.batch_size > 1:
-                fix = f"data.crop: {suggest_crop(sizes)}"
-                if self.augment.crop:
-                    fix = "transforms in data.augment that keep the size"
-                text = f"training images have unequal sizes {shapes} and cannot be batched. Fix: {fix}"
-                problems.append(Problem(f"{text}, or data.batch_size: 1", stops=True))
+                fix = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
+                problems.append(Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}"))
+        if "train" in splits and self.dataset.names("train"):
+            sizes = self.statistics("train").sizes
+            if len(set(sizes)) > 1 and self.batch_size > 1 and not self.augment.crop:
+                fix = f"Fix: data.crop: {suggest_crop(sizes)}, or data.batch_size: 1"
+                problems.append(Problem(f"training images of unequal sizes cannot be batched. {fix}", stops=True))
+            self.augment(self.dataset.load("train", 0), self.seed)
         return problems
-
-    def _training_shapes(self, sizes: list[tuple[int, int]]) -> dict[str, str]:
-        """Shapes of augmented samples, each with a sample's name: of the extreme images, and of a few more."""
-        train = SplitDataset(self.dataset, "train", self.augment, self.seed)
-        tried = {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}
-        shapes = {}
-        for index in sorted(tried):
-            height, width = train[int(index)]["mask"].shape
-            shapes[f"{width}x{height}"] = train.names[index]
-        return shapes
 
     def setup(self, stage: str) -> None:
         """Give every process the statistics that rank 0 has counted: nodes need not share a cache."""
-        for split, statistics in self.trainer.strategy.broadcast(self._statistics).items():
-            if split not in self._statistics:
+        for split, statistics in self.trainer.strategy.broadcast(self.counted).items():
+            if split not in self.counted:
                 self._keep(split, statistics)
 
     def train_dataloader(self) -> DataLoader:
-        split = self._training_split()
-        batches = self._train_batches(len(split))
+        split, batches = self._training_data()
         length = batches.epoch_length
         accumulate = batches.accumulate
         if length % accumulate:
@@ -231,46 +210,55 @@ class SegmentationDataModule(LightningDataModule):
                 f"an epoch of {length} batches is no whole number of steps of {accumulate} batches. "
                 f"Fix: --trainer.{option} {math.ceil(length / accumulate) * accumulate}"
             )
-        return TrainLoader(split, batch_sampler=batches, progress=self._progress, **self._loader_options())
+        return TrainLoader(
+            split,
+            batch_sampler=batches,
+            progress=self._progress,
+            **self._loader_options(),
+        )
 
     def val_dataloader(self) -> DataLoader:
         if not self._overfits():
             return self._eval_loader("val")
-        split = self._training_split()  # does the net know by heart what it was trained on?
-        return DataLoader(split, batch_sampler=self._train_batches(len(split)), **self._loader_options())
+        split, batches = self._training_data()  # does the net know by heart what it was trained on?
+        return DataLoader(
+            split,
+            batch_sampler=batches,
+            **self._loader_options(),
+        )
 
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return unpack(batch)
 
     def _overfits(self) -> bool:
         """Whether the same crops are trained on for ever, without augmentation, and validated too."""
         return self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Trainer sets it without declaring it
 
-    def _training_split(self) -> SplitDataset:
-        augment = Augment(self.augment.crop, []) if self._overfits() else self.augment
-        rare = self._rare_crops() if self.rare_crops and not self._overfits() else None
-        return SplitDataset(self.dataset, "train", augment, self.seed, rare, self.cache)
-
-    def _rare_crops(self) -> RareCrops:
-        """Which crops of the training split are to hold which classes."""
-        statistics = self.statistics("train")
-        classes = np.flatnonzero(statistics.shares < 0.5 / len(statistics.names))
-        samples = np.flatnonzero(statistics.counts[:, classes].any(axis=1))
-        if not len(samples):
-            raise InputError(f"data.rare_crops {self.rare_crops}: no training image has a rare class. Set it to 0")
-        return RareCrops(self.rare_crops, classes.tolist(), samples.tolist())
-
-    def _train_batches(self, length: int) -> TrainBatches:
+    def _training_data(self) -> tuple[SplitDataset, TrainBatches]:
         trainer = self.trainer
+        augment = self.augment
+        rare = None
+        if self._overfits():
+            augment = Augment(augment.crop, [])
+        elif self.rare_crops:
+            rare = self._rare_crops()
         accumulate = trainer.accumulate_grad_batches
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 accumulate = math.lcm(accumulate, *callback.scheduling.values())
-        return TrainBatches(
-            length,
+        split = SplitDataset(
+            self.dataset,
+            "train",
+            augment,
+            self.seed,
+            rare,
+            self.cache,
+        )
+        batches = TrainBatches(
+            len(split),
             self.batch_size,
             self.seed,
             trainer.global_rank,
@@ -279,11 +267,25 @@ class SegmentationDataModule(LightningDataModule):
             limit=trainer.limit_train_batches,
             accumulate=accumulate,
         )
+        return split, batches
 
-    def _progress(self) -> Progress:
+    def _rare_crops(self) -> RareCrops:
+        """Which crops of the training split are to hold which classes."""
+        statistics = self.statistics("train")
+        classes = np.flatnonzero(statistics.shares < 0.5 / len(statistics.names))
+        samples = np.flatnonzero(statistics.counts[:, classes].any(axis=1))
+        if not len(samples):
+            raise InputError(f"data.rare_crops {self.rare_crops}: no training image has a rare class. Set it to 0")
+        return RareCrops(
+            self.rare_crops,
+            classes.tolist(),
+            samples.tolist(),
+        )
+
+    def _progress(self) -> tuple[int, int, int]:
         """What the trainer has done, which a checkpoint gives back to it."""
         batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return Progress(self.trainer.current_epoch, batch, self.trainer.accumulate_grad_batches)
+        return self.trainer.current_epoch, batch, self.trainer.accumulate_grad_batches
 
     def _eval_loader(self, split: str) -> DataLoader:
         batches = eval_batches(
@@ -292,8 +294,16 @@ class SegmentationDataModule(LightningDataModule):
             self.trainer.global_rank,
             self.trainer.world_size,
         )
-        dataset = SplitDataset(self.dataset, split, cache=self.cache)
-        return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
+        dataset = SplitDataset(
+            self.dataset,
+            split,
+            cache=self.cache,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            **self._loader_options(),
+        )
 
     def _loader_options(self) -> dict[str, Any]:
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""

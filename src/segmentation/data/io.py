@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 from segmentation.errors import InputError
 
@@ -33,17 +33,29 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then
 class WrongChannels(InputError):
     """An image has another number of channels, `found`, than declared."""
 
-    def __init__(self, message: str, found: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        found: int,
+    ) -> None:
         super().__init__(message)
         self.found = found
 
 
-def read_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.ndarray:
+def read_image(
+    path: Path,
+    channels: int | None,
+    as_rgb: bool = False,
+) -> np.ndarray:
     """`open_image` as a writable, contiguous array in memory."""
     return np.array(open_image(path, channels, as_rgb), order="C")
 
 
-def open_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.ndarray:
+def open_image(
+    path: Path,
+    channels: int | None,
+    as_rgb: bool = False,
+) -> np.ndarray:
     """Pixels as the file has them, upright: (channels, H, W), uint8, uint16 or float32.
 
     Palette and CMYK pictures become RGB. A `.npy` file is (H, W), (H, W, C), or (C, H, W) where only the first axis
@@ -58,11 +70,17 @@ def open_image(path: Path, channels: int | None, as_rgb: bool = False) -> np.nda
     Raises:
         InputError: the file is missing, not an image, cut off, or has another number of channels.
     """
-    pixels = np.moveaxis(_read(path, channels, white=255 if as_rgb else 1), -1, 0)
+    pixels = _read(
+        path,
+        channels,
+        white=255 if as_rgb else 1,
+    )
     if as_rgb:
         pixels = _to_rgb(pixels)
-    elif channels in (None, len(pixels) - 1) and len(pixels) in (2, 4) and _is_opaque(pixels[-1]):
-        pixels = pixels[:-1]
+    elif len(pixels) in (2, 4) and channels in (None, len(pixels) - 1):
+        alpha = pixels[-1]
+        if alpha.dtype.kind == "u" and alpha.min() == np.iinfo(alpha.dtype).max:
+            pixels = pixels[:-1]
     found = len(pixels)
     if channels not in (None, found):
         raise WrongChannels(
@@ -80,10 +98,18 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
     A palette file gives its indices, unless `by_color`. Gray saved as RGB is taken as gray.
     """
-    pixels = _read(path, 1, expand_palette=by_color, white=255 if by_color else 1)
-    rgb = np.moveaxis(_to_rgb(np.moveaxis(pixels, -1, 0)), 0, -1)
-    is_gray = (rgb == rgb[..., :1]).all()
-    return rgb[..., 0] if is_gray and not by_color else rgb
+    pixels = _to_rgb(
+        _read(
+            path,
+            1,
+            expand_palette=by_color,
+            white=255 if by_color else 1,
+        )
+    )
+    is_gray = (pixels == pixels[0]).all()
+    if is_gray and not by_color:
+        return pixels[0]
+    return np.moveaxis(pixels, 0, -1)
 
 
 def check_file(path: Path) -> None:
@@ -112,15 +138,16 @@ def _to_rgb(pixels: np.ndarray) -> np.ndarray:
     return pixels[:3] if len(pixels) == 4 else pixels
 
 
-def _is_opaque(alpha: np.ndarray) -> bool:
-    return alpha.dtype.kind == "u" and bool(alpha.min() == np.iinfo(alpha.dtype).max)
-
-
-def _read(path: Path, channels: int | None, expand_palette: bool = True, white: int = 1) -> np.ndarray:
-    """Pixels (H, W, C), in the machine's byte order; a bit that is set is `white`."""
+def _read(
+    path: Path,
+    channels: int | None,
+    expand_palette: bool = True,
+    white: int = 1,
+) -> np.ndarray:
+    """Pixels (C, H, W), in the machine's byte order; a bit that is set is `white`."""
     check_file(path)
     try:
-        pixels = np.atleast_3d(_decode(path, channels, expand_palette))
+        pixels = np.moveaxis(np.atleast_3d(_decode(path, channels, expand_palette)), -1, 0)
         if pixels.ndim > 3 or not pixels.size:
             raise ValueError(f"an array of {pixels.shape}")
     except InputError:
@@ -135,7 +162,12 @@ def _read(path: Path, channels: int | None, expand_palette: bool = True, white: 
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _decode(path: Path, channels: int | None, expand_palette: bool) -> np.ndarray:
+def _decode(
+    path: Path,
+    channels: int | None,
+    expand_palette: bool,
+) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C), by the library that reads such a file whole."""
     if path.suffix.lower() == ".npy":
         return _decode_npy(path, channels)
     with path.open("rb") as file:
@@ -149,52 +181,48 @@ def _decode(path: Path, channels: int | None, expand_palette: bool) -> np.ndarra
         if pictures > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
             raise InputError(f"{path}: holds {pictures} pictures. Save each as a file of its own")
         image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16 and image.mode != "I;16":
             import imagecodecs  # it takes long to import, and most data sets do without
 
-            return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
+            return imagecodecs.png_decode(path.read_bytes())
+        ImageOps.exif_transpose(image, in_place=True)
         has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
-        return _upright(np.asarray(image.convert("RGB") if has_colors else image), orientation)
+        return np.asarray(image.convert("RGB") if has_colors else image)
 
 
-def _decode_tiff(file: tifffile.TiffFile, path: Path, channels: int | None) -> np.ndarray:
+def _decode_tiff(
+    file: tifffile.TiffFile,
+    path: Path,
+    channels: int | None,
+) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) of a TIFF with any number of channels and bits."""
     pages = [page for page in file.pages[:] if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
     first = pages[0]  # of a pyramid, the others are reduced
     area = first.imagelength * first.imagewidth
     limit = 2 * (Image.MAX_IMAGE_PIXELS or area)
     if area > limit:  # a damaged header may claim any size
         raise Image.DecompressionBombError(f"{area} pixels are more than {limit}")
+    if first.tags.valueof("Orientation", 1) != 1:
+        raise InputError(f"{path}: is stored turned or mirrored, as its Orientation tag says. Save it upright")
     if len(pages) not in (1, channels):
         raise InputError(
             f"{path}: holds {len(pages)} pictures. Save each as a file of its own, or, if they are channels, declare "
             f"channels: {len(pages)}"
         )
     if len(pages) > 1:
-        pixels = np.dstack([page.asarray() for page in pages])
-    else:
-        pixels = first.asarray(out="memmap" if first.size > LARGE else None)
-        if first.axes[0] != "Y":  # one plane after the other
-            pixels = np.moveaxis(pixels, 0, -1)
-    return _upright(pixels, int(first.tags.valueof("Orientation", 1)))
+        return np.dstack([page.asarray() for page in pages])
+    pixels = first.asarray(out="memmap" if first.size > LARGE else None)
+    # Move the channels behind the rows and columns where one plane follows the other.
+    return pixels if first.axes[0] == "Y" else np.moveaxis(pixels, 0, -1)
 
 
 def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) of a NumPy file."""
     pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that lies allocates nothing
     if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or not pixels.size:
         raise InputError(f"{path}: is {pixels.dtype} {pixels.shape}, not (H, W) or (H, W, C) numbers")
-    first, last = pixels.shape[0], pixels.shape[-1]
-    if pixels.ndim == 3 and (first == channels != last or (channels is None and first < last)):
-        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim == 3:
+        first, _, last = pixels.shape
+        if first == channels != last or (channels is None and first < last):
+            pixels = np.moveaxis(pixels, 0, -1)
     return np.array(pixels)
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, ...) as stored, turned as the orientation tag of EXIF and TIFF says."""
-    if orientation in (5, 6, 7, 8):  # stored on their side
-        pixels = np.swapaxes(pixels, 0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = np.fliplr(pixels)
-    if orientation in (3, 4, 7, 8):
-        pixels = np.flipud(pixels)
-    return pixels

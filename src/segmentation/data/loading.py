@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +15,9 @@ from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.sampler import Index, derive_seed
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError
+
+#: A sample, or a batch of samples, as `unpack` describes it.
+Batch = dict[str, Any]
 
 #: Types that travel in less.
 COMPACT = {"mask": torch.int16, "instance": torch.int32}
@@ -31,26 +33,34 @@ class RareCrops(NamedTuple):
 
 @dataclass(eq=False)
 class SplitDataset(Dataset):
-    """One split for a DataLoader: reads, augments and names the samples that a sampler asks for by `Index`."""
+    """One split for a DataLoader: reads, augments and names the samples that a sampler asks for by `Index`.
+
+    Args:
+        data: the data set.
+        split: `train`, `val` or `test`.
+        augment: what happens to each sample, or None.
+        seed: with an index's epoch it decides what the augmentation draws.
+        rare: crops that are to hold a rare class; for them, a sample without one is replaced by another.
+        cache: keep all samples in memory, read now; worker processes share it where they are forked (Linux).
+    """
 
     data: SegmentationData
     split: str
     augment: Augment | None = None
-    seed: int = 0  # with an index's epoch it decides what the augmentation draws
-    rare: RareCrops | None = None  # where a sample has no rare class but should, another one takes its place
-    cache: bool = False  # keep all samples in memory, read now; forked worker processes share it (Linux)
+    seed: int = 0
+    rare: RareCrops | None = None
+    cache: bool = False
 
     def __post_init__(self) -> None:
         self.names = self.data.names(self.split)
-        self.cached: list[dict[str, Any]] = []
+        self.cached: list[Batch] = []
         if self.cache:
-            with ThreadPoolExecutor() as pool:
-                self.cached = list(pool.map(self._read, range(len(self))))
+            self.cached = [self._read(index) for index in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, key: Index | int) -> dict[str, Any]:
+    def __getitem__(self, key: Index | int) -> Batch:
         index, epoch, filler = key if isinstance(key, Index) else Index(key)
         focus: list[int] = []
         if self.rare:
@@ -66,14 +76,22 @@ class SplitDataset(Dataset):
             mask = torch.full_like(mask, IGNORE_INDEX)
         sample = {**sample, "mask": mask}
         if self.augment:
-            sample = self.augment(sample, derive_seed(self.seed, epoch, index), focus)
+            sample = self.augment(
+                sample,
+                derive_seed(
+                    self.seed,
+                    epoch,
+                    index,
+                ),
+                focus,
+            )
         sample["name"] = self.names[index]
         sample["size"] = size
         sample["index"] = -1 if filler else index
         sample["pixels"] = count_pixels(sample["mask"], self.data.labels.num_classes)[:-1].numpy()
         return sample
 
-    def _read(self, index: int) -> dict[str, Any]:
+    def _read(self, index: int) -> Batch:
         try:
             sample = self.data.load(self.split, index)
         except InputError as error:  # without its class, which torch cannot build again outside a worker
@@ -97,7 +115,7 @@ def ignore_preemption(worker: int) -> None:
     threading.Thread(target=listen, daemon=True).start()
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(items: list[Batch]) -> Batch:
     """A batch as it travels from a worker to the device: class indices in two bytes, ids in four, and no tensor for
     what is tiny, as each one costs a connection between the processes (`python benchmarks/loading.py`)."""
     sizes = {item["name"]: tuple(item["mask"].shape) for item in items}
@@ -106,7 +124,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
             f"images of one batch have unequal sizes: {sizes}. If the files have changed since the run began, start it "
             "again with --resume; else take the transform away from data.augment that changes sizes"
         )
-    batch: dict[str, Any] = {}
+    batch: Batch = {}
     for key, first in items[0].items():
         values = [item[key] for item in items]
         if isinstance(first, torch.Tensor):
@@ -117,7 +135,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def unpack(batch: dict[str, Any]) -> dict[str, Any]:
+def unpack(batch: Batch) -> Batch:
     """A batch as the module gets it.
 
     Returns:

@@ -36,17 +36,28 @@ class TrainBatches(Sampler[list[Index]]):
     An epoch is a whole number of optimizer steps. Step i of N processes that accumulate M batches holds the samples
     that step i of one process with an N x M times larger batch would hold. Samples that do not fill a step wait for
     another epoch's permutation; a split smaller than a step is repeated to fill it.
+
+    Args:
+        length: number of samples.
+        batch_size: samples of one process's batch.
+        seed: seed of the permutations.
+        rank: this process.
+        world_size: number of processes.
+        shuffle: False keeps the order of the data set, in epoch 0 for ever (to overfit a batch).
+        limit: batches that count as a whole epoch (Trainer's `limit_train_batches`), a number or a share.
+        accumulate: batches of an optimizer step.
+        place: epoch and batch from which the next iteration goes on.
     """
 
-    length: int  # number of samples
-    batch_size: int  # samples of one process's batch
-    seed: int  # of the permutations
-    rank: int = 0  # this process
+    length: int
+    batch_size: int
+    seed: int
+    rank: int = 0
     world_size: int = 1
-    shuffle: bool = True  # False: the order of the data set, in epoch 0 for ever (to overfit a batch)
-    limit: int | float = 1.0  # batches that count as a whole epoch (Trainer's limit_train_batches): a number, a share
-    accumulate: int = 1  # batches of an optimizer step
-    place: tuple[int, int] = (0, 0)  # epoch and batch from which the next iteration goes on
+    shuffle: bool = True
+    limit: int | float = 1.0
+    accumulate: int = 1
+    place: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         steps = max(1, self.length // (self.batch_size * self.world_size * self.accumulate))
@@ -61,7 +72,7 @@ class TrainBatches(Sampler[list[Index]]):
 
     def __iter__(self) -> Iterator[list[Index]]:
         first_epoch, start = self.place
-        step = self.batch_size * self.world_size
+        samples = self.batch_size * self.world_size  # of all processes' batches
         for epoch in count(first_epoch):
             number = epoch if self.shuffle else 0
             order = list(range(self.length))
@@ -69,8 +80,9 @@ class TrainBatches(Sampler[list[Index]]):
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
                 order = torch.randperm(self.length, generator=generator).tolist()
             for batch in range(start, self.epoch_length):
-                first = batch * step + self.rank * self.batch_size
-                yield [Index(order[i % self.length], number) for i in range(first, first + self.batch_size)]
+                first = batch * samples + self.rank * self.batch_size
+                positions = range(first, first + self.batch_size)
+                yield [Index(order[position % self.length], number) for position in positions]
             start = 0
 
 
@@ -95,14 +107,6 @@ def eval_batches(
     return batches[rank::world_size]
 
 
-class Progress(NamedTuple):
-    """Where training is: the epoch, the next batch in it, and the batches of an optimizer step."""
-
-    epoch: int
-    batch: int
-    accumulate: int = 1
-
-
 class TrainLoader(DataLoader):
     """A DataLoader over `TrainBatches`, an epoch at a time. Its workers read on into the next epoch while one ends.
 
@@ -110,12 +114,18 @@ class TrainLoader(DataLoader):
     over these batches. It is what a mean over the pixels of the whole step divides by.
 
     Args:
-        progress: says where to go on from, each time that an epoch begins: a resumed run needs no other state.
+        progress: says where training is, each time that an epoch begins: the epoch, the next batch in it, and the
+            batches of an optimizer step. A resumed run needs no other state.
     """
 
     batch_sampler: TrainBatches
 
-    def __init__(self, *args: Any, progress: Callable[[], Progress], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        progress: Callable[[], tuple[int, int, int]],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.progress = progress
         self.batches: Iterator[Any] = iter(())

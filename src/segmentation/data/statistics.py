@@ -6,58 +6,70 @@ files, and so counted once.
 import hashlib
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from itertools import combinations
 
 import numpy as np
 import torch
 from platformdirs import user_cache_path
-from rich.console import Console
 from rich.progress import track
 
-from segmentation.data.base import Sample, SegmentationData, count_pixels
+from segmentation.data.base import SegmentationData, count_pixels
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.writing import write_text
 from segmentation.errors import InputError
 
 #: Raised when what a cache file holds changes, so that old ones are not read.
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one sample holds."""
+    """What one sample holds.
 
-    size: tuple[int, int]  # (H, W)
-    pixels: list[int]  # of each class
-    ignored: int  # pixels that count nowhere
-    total: list[float]  # of each channel, the sum of its pixels, scaled as `scale_of` says
-    squares: list[float]  # the sum of their squares
-    low: float  # the smallest number in the image, as the file has it
+    Args:
+        height: of the image.
+        width: of the image.
+        pixels: pixels of each class; ignored ones count nowhere.
+        total: of each channel, the sum of its pixels, scaled as `scale_of` says.
+        squares: of each channel, the sum of their squares.
+        low: the smallest number in the image, as the file has it.
+        high: the largest one.
+        digest: the same for the same pixels.
+    """
+
+    height: int
+    width: int
+    pixels: list[int]
+    total: list[float]
+    squares: list[float]
+    low: float
     high: float
-    digest: str  # the same for the same pixels
+    digest: str
 
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """Counts over one split."""
+    """Counts over one split.
 
-    names: list[str]  # of the classes
-    records: list[Record]  # of the samples, in the order of their names
-    bad: dict[int, InputError] = field(default_factory=dict)  # index -> what is wrong with a sample not in `records`
+    Args:
+        names: names of the classes.
+        records: what the samples hold, in the order of their names.
+        bad: index -> what is wrong with a sample that is not in `records`.
+    """
+
+    names: list[str]
+    records: list[Record]
+    bad: dict[int, InputError] = field(default_factory=dict)
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of every sample."""
-        return [record.size for record in self.records]
-
-    @property
-    def digests(self) -> list[str]:
-        """The same for samples of the same pixels."""
-        return [record.digest for record in self.records]
+        return [(record.height, record.width) for record in self.records]
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -73,38 +85,36 @@ class SplitStatistics:
     @property
     def shares(self) -> np.ndarray:
         """Of each class, its share of the pixels that count: (K,)."""
-        return self.counts.sum(axis=0) / max(1, self.counts.sum())
+        pixels = self.counts.sum(axis=0)
+        return pixels / max(1, pixels.sum())
 
     @property
     def pixels_where(self) -> list[int]:
-        """For each class, the valid pixels of the samples where it occurs."""
+        """For each class, the valid pixels of the samples where it occurs: `median` class weights take them."""
         valid = self.counts.sum(axis=1)
         return (valid @ (self.counts > 0)).tolist()
 
     @property
     def absent(self) -> list[str]:
         """Names of the classes without a pixel."""
-        return [name for name, pixels in zip(self.names, self.pixels, strict=True) if not pixels]
-
-    @property
-    def ignored(self) -> int:
-        """Pixels that count nowhere."""
-        return sum(record.ignored for record in self.records)
+        pixels_of = dict(zip(self.names, self.pixels, strict=True))
+        return [name for name, pixels in pixels_of.items() if not pixels]
 
     @property
     def mean(self) -> list[float]:
         """Of each channel, the mean of all pixels, scaled as `scale_of` says."""
-        return self._average("total").tolist()
+        return self._average([record.total for record in self.records]).tolist()
 
     @property
     def std(self) -> list[float]:
         """Of each channel, the standard deviation, likewise."""
-        variance = self._average("squares") - self._average("total") ** 2
+        squares = self._average([record.squares for record in self.records])
+        variance = squares - np.square(self.mean)
         return np.sqrt(variance.clip(min=0)).tolist()
 
-    def _average(self, sums: str) -> np.ndarray:
+    def _average(self, sums: list[list[float]]) -> np.ndarray:
         pixels = np.prod(self.sizes, axis=1).sum()
-        return np.sum([getattr(record, sums) for record in self.records], axis=0) / pixels
+        return np.sum(sums, axis=0) / pixels
 
 
 def scale_of(dtype: torch.dtype, labels: Labels | None = None) -> float:
@@ -112,120 +122,139 @@ def scale_of(dtype: torch.dtype, labels: Labels | None = None) -> float:
     images are taken as they are."""
     if labels is not None and labels.scale is not None:
         return labels.scale
-    return 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max)
+    if dtype.is_floating_point:
+        return 1.0
+    return float(torch.iinfo(dtype).max)
 
 
 def compute_statistics(data: SegmentationData, split: str) -> SplitStatistics:
-    """The statistics of a split, from the cache or counted. Samples that cannot be used are left out, and named."""
-    names = data.labels.names
-    key = hashlib.sha256(f"{VERSION} {split} {names} {data.fingerprint(split)}".encode())
-    path = user_cache_path("unet-family-template") / "statistics" / f"{key.hexdigest()[:32]}.json"
-    with suppress(OSError, ValueError):  # no cache, or a damaged one
-        digest, text = path.read_text().split("\n", maxsplit=1)
-        if digest == _digest(text):
-            records = [Record(**{**fields, "size": tuple(fields["size"])}) for fields in json.loads(text)]
-            return SplitStatistics(names, records)
+    """Count the pixels of a split, or take the counts from the cache.
+
+    Args:
+        data: the data set.
+        split: `train`, `val` or `test`.
+
+    Returns:
+        the statistics; samples that cannot be used are left out, and named.
+    """
+    labels = data.labels
+    counted = f"{VERSION} {split} {labels.names} {data.fingerprint(split)}"
+    key = hashlib.sha256(counted.encode()).hexdigest()
+    path = user_cache_path("unet-family-template") / "statistics" / f"{key[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):  # no cache, or a damaged one
+        records = [Record(*values) for values in json.loads(path.read_text())]
+        if len(records) == len(data.names(split)):
+            return SplitStatistics(labels.names, records)
     statistics = _count(data, split)
     if not statistics.bad:  # a disk that was away for a moment must not be remembered
-        text = json.dumps([asdict(record) for record in statistics.records])
         with suppress(OSError):  # a cache that cannot be written only costs time
-            write_text(path, f"{_digest(text)}\n{text}")
+            rows = [astuple(record) for record in statistics.records]
+            write_text(path, json.dumps(rows))
     return statistics
-
-
-def _digest(text: str) -> str:
-    """By which a damaged cache file is known."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _count(data: SegmentationData, split: str) -> SplitStatistics:
     """Read every sample of a split, in several threads and with a progress bar."""
-    names = data.names(split)
-    records = []
-    bad = {}
-
-    def read(index: int) -> Record | InputError:
-        try:
-            return examine(data.load(split, index), data.labels, f"{split} sample {names[index]}")
-        except InputError as error:
-            return error
-
+    statistics = SplitStatistics(data.labels.names, [])
     with ThreadPoolExecutor(available_cores()) as pool:
-        results = track(
-            pool.map(read, range(len(names))),
+        futures = []
+        for index, name in enumerate(data.names(split)):
+            futures.append(pool.submit(examine, data, split, index, name))
+        terminal = sys.stdout.isatty()
+        bar = track(
+            futures,
             f"Reading {split} once",
-            len(names),
             transient=True,
-            disable=not Console().is_terminal,
+            disable=not terminal,
         )
-        for index, result in enumerate(results):
-            if isinstance(result, Record):
-                records.append(result)
-            else:
-                bad[index] = result
-    return SplitStatistics(data.labels.names, records, bad)
+        for index, future in enumerate(bar):
+            try:
+                statistics.records.append(future.result())
+            except InputError as error:
+                statistics.bad[index] = error
+    return statistics
 
 
 def available_cores() -> int:
     """Cores that this process may use, where the system says it (Linux)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def examine(sample: Sample, labels: Labels, name: str) -> Record:
-    """The record of a sample.
+def examine(
+    data: SegmentationData,
+    split: str,
+    index: int,
+    name: str,
+) -> Record:
+    """Read a sample and count its pixels.
+
+    Args:
+        data: the data set.
+        split: `train`, `val` or `test`.
+        index: the sample's place in the split.
+        name: the sample's name, for errors.
 
     Raises:
         InputError: it does not hold to the contract of a data set (`FolderData` does); or its image is not finite.
     """
+    labels = data.labels
+    sample = data.load(split, index)
     image = sample["image"]
     mask = sample["mask"]
+    where = f"{split} sample {name}"
     shape = (labels.channels, *mask.shape)
     if mask.ndim != 2 or image.shape != shape:
-        raise InputError(f"{name}: image {tuple(image.shape)} of mask {tuple(mask.shape)} must be {shape}")
+        raise InputError(f"{where}: image {tuple(image.shape)} of mask {tuple(mask.shape)} must be {shape}")
     known = (mask >= 0) & (mask < labels.num_classes) | (mask == IGNORE_INDEX)
     if mask.dtype != torch.int64 or not known.all():
-        raise InputError(f"{name}: the mask must be int64 in 0..{labels.num_classes - 1}, or {IGNORE_INDEX} to ignore")
-    if not np.isfinite(image.numpy()).all():
-        raise InputError(f"{name}: the image holds NaN or infinite values. Replace them")
-    *pixels, ignored = count_pixels(mask, labels.num_classes).tolist()
-    array = image.numpy()
-    values = array.reshape(len(array), -1).astype(np.float64)
+        last = labels.num_classes - 1
+        raise InputError(f"{where}: the mask must be int64 in 0..{last}, or {IGNORE_INDEX} to ignore")
+    values = image.flatten(start_dim=1).double()
+    if not values.isfinite().all():
+        raise InputError(f"{where}: the image holds NaN or infinite values. Replace them")
     scale = scale_of(image.dtype, labels)
+    pixels = count_pixels(mask, labels.num_classes)[:-1]
+    squares = torch.einsum("cp,cp->c", values, values)  # without a copy of the image
+    digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=8)
+    digest.update(repr(shape).encode())
     return Record(
-        size=(mask.shape[0], mask.shape[1]),
-        pixels=pixels,
-        ignored=ignored,
-        total=(values.sum(axis=1) / scale).tolist(),
-        squares=(np.einsum("ij,ij->i", values, values) / scale**2).tolist(),
-        low=float(array.min()),
-        high=float(array.max()),
-        digest=hashlib.blake2b(array.tobytes() + repr(array.shape).encode(), digest_size=8).hexdigest(),
+        height=shape[1],
+        width=shape[2],
+        pixels=pixels.tolist(),
+        total=(values.sum(dim=1) / scale).tolist(),
+        squares=(squares / scale**2).tolist(),
+        low=values.min().item(),
+        high=values.max().item(),
+        digest=digest.hexdigest(),
     )
 
 
 def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> list[str]:
     """Images, and groups of images, that are in more than one split: a metric flatters when the net has trained on it.
 
+    Args:
+        data: the data set.
+        splits: the statistics of its splits.
+
     Returns:
         a message for each.
     """
     messages = []
     for first, second in combinations(splits, 2):
-        names = data.names(first)
-        others = data.names(second)
-        known = dict(zip(splits[first].digests, names, strict=True))
-        found = zip(splits[second].digests, others, strict=True)
-        same = [f"{first} {known[digest]} is {second} {name}" for digest, name in found if digest in known]
+        names = data.names(second)
+        digests = {record.digest for record in splits[first].records}
+        records = splits[second].records
+        same = [name for name, record in zip(names, records, strict=True) if record.digest in digests]
+        groups = set(map(data.group, names))
+        groups &= set(map(data.group, data.names(first)))
+        torn = sorted(groups.difference(names))  # a name is its own group where nothing says otherwise
+        where = f"are in {first} and in {second}: metrics will flatter."
         if same:
-            messages.append(
-                f"{len(same)} of the {second} images are also in {first}, pixel by pixel ({same[0]}): metrics will "
-                "flatter. Remove one of each"
-            )
-        groups = set(map(data.group, names)) & set(map(data.group, others))
-        torn = sorted(groups.difference(others))
+            messages.append(f"{len(same)} images (in {second}: {same[0]}) {where} Remove one of each")
         if torn:
-            messages.append(
-                f"{len(torn)} groups are in {first} and in {second} ({', '.join(torn[:3])}): metrics will flatter. "
-                "Move each into one split, or let data.folds divide them"
-            )
+            examples = ", ".join(torn[:3])
+            fix = "Move each into one split, or let data.folds divide them"
+            messages.append(f"{len(torn)} groups ({examples}) {where} {fix}")
     return messages

@@ -13,7 +13,6 @@ import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.labels import Labels
-from segmentation.errors import InputError
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart; the ground is dark, so that shapes stand out.
 CLASSES = {
@@ -24,10 +23,10 @@ CLASSES = {
     "star": {"value": 4, "color": "#CC79A7"},
 }
 
-#: Class -> (tips, radius of the notches between them, where the tips lie at 1). A notch of cos(pi / n) makes an n-gon.
-POINTED = {3: (3, cos(pi / 3)), 4: (5, 0.48)}
+#: Class -> tips, and class -> radius of the notches between them, where the tips lie at 1; of a triangle, its sides'.
+TIPS = {3: 3, 4: 5}
+NOTCH = {3: cos(pi / 3), 4: 0.48}
 
-SMALLEST = 48  # pixels a side: below it the shapes have too few pixels to be told apart
 RADIUS = (0.07, 0.125)  # of the disk of a shape's area, as a part of the image's side
 VISIBLE = 0.6  # part of a shape that stays visible, else nobody could name it
 
@@ -39,19 +38,19 @@ class ShapesData(SegmentationData):
         train: images of the training split.
         val: images of the validation split.
         test: images of the test split.
-        size: height and width of an image.
+        size: height and width of an image; below 48, shapes have too few pixels to be told apart.
         seed: another seed gives other images.
-
-    Raises:
-        InputError: a count or seed below zero, a size too small for the shapes.
     """
 
-    def __init__(self, train: int = 512, val: int = 64, test: int = 128, size: int = 96, seed: int = 0) -> None:
+    def __init__(
+        self,
+        train: int = 512,
+        val: int = 64,
+        test: int = 128,
+        size: int = 96,
+        seed: int = 0,
+    ) -> None:
         super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
-        if min(train, val, test, seed) < 0:
-            raise InputError(f"data train={train}, val={val}, test={test} and seed={seed} must be 0 or more")
-        if size < SMALLEST:
-            raise InputError(f"data size={size} leaves shapes of a few pixels: use {SMALLEST} or more, e.g. size: 96")
         self.counts = {"train": train, "val": val, "test": test}
         self.size = size
         self.seed = seed
@@ -60,19 +59,34 @@ class ShapesData(SegmentationData):
         return [f"{split}-{index:04d}" for index in range(self.counts[split])]
 
     def fingerprint(self, split: str) -> str:
-        return f"shapes v1 {split} count={self.counts[split]} size={self.size} seed={self.seed}"
+        count = self.counts[split]
+        return f"shapes v1 {split} count={count} size={self.size} seed={self.seed}"
 
-    def load(self, split: str, index: int) -> Sample:
+    def load(
+        self,
+        split: str,
+        index: int,
+    ) -> Sample:
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         image, mask, instance = map(torch.from_numpy, draw(rng, self.size))
         return {"image": image, "mask": mask, "instance": instance}
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paint one picture: image (3, size, size) uint8, class indices and instance ids, (size, size) int64."""
+    """Paint one picture.
+
+    Returns:
+        image (3, size, size) uint8, class indices and instance ids, both (size, size) int64.
+    """
     y, x = np.mgrid[:size, :size].astype(np.float32)
     hue = rng.random()
-    image = texture(rng, x, y, hue, size)
+    image = texture(
+        rng,
+        x,
+        y,
+        hue,
+        size,
+    )
     instance = np.zeros((size, size), np.int64)
     classes = [0]  # of each instance; 0 is the ground
     needed = [0.0]  # pixels of each instance that stay visible
@@ -83,10 +97,19 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         cy = rng.uniform(0, size)
         # Work in a box around the shape: `reach` holds the triangle's tips, at 1.56 radii, and some shadow.
         reach = int(1.75 * radius) + 3
-        rows = slice(max(0, int(cy) - reach), int(cy) + reach)
-        columns = slice(max(0, int(cx) - reach), int(cx) + reach)
-        u, v = rotate(x[rows, columns] - cx, y[rows, columns] - cy, rng.uniform(0, 2 * pi))
-        distance = outline(u, v, kind, radius)
+        rows = around(cy, reach)
+        columns = around(cx, reach)
+        u, v = rotate(
+            x[rows, columns] - cx,
+            y[rows, columns] - cy,
+            rng.uniform(0, 2 * pi),
+        )
+        distance = outline(
+            u,
+            v,
+            kind,
+            radius,
+        )
 
         candidate = instance.copy()
         candidate[rows, columns][distance < 0] = len(classes)
@@ -99,70 +122,155 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         classes.append(kind)
 
         patch = image[:, rows, columns]
-        patch *= 1 - 0.45 * np.exp(-np.maximum(distance, 0) / (0.02 * size))  # a shadow parts shapes that overlap
-        fill = texture(rng, u, v, hue + rng.uniform(0.2, 0.8), size)  # never the ground's own hue
-        patch += np.clip(0.5 - distance, 0, 1) * (fill - patch)  # soft edges, as a camera gives them
-    image *= 0.75 + 0.5 * cloud(rng, x / size, y / size, 2)  # light falls unevenly
-    image += rng.uniform(0.01, 0.05) * rng.standard_normal(image.shape, dtype=np.float32)
+        shadow = np.exp(-np.maximum(distance, 0) / (0.02 * size))  # it parts shapes that overlap
+        patch *= 1 - 0.45 * shadow
+        fill = texture(
+            rng,
+            u,
+            v,
+            hue + rng.uniform(0.2, 0.8),
+            size,
+        )  # never the ground's own hue
+        edge = np.clip(0.5 - distance, 0, 1)  # soft, as a camera gives it
+        patch += edge * (fill - patch)
+    image *= 0.75 + 0.5 * cloud(
+        rng,
+        x / size,
+        y / size,
+        2,
+    )  # light falls unevenly
+    strength = rng.uniform(0.01, 0.05)
+    image += strength * rng.standard_normal(image.shape, dtype=np.float32)
     pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
     return pixels, np.array(classes)[instance], instance
 
 
-def outline(u: np.ndarray, v: np.ndarray, kind: int, radius: float) -> np.ndarray:
-    """Distance in pixels to the sides' lines, negative inside, of a shape whose area is that of a disk of `radius`."""
+def around(
+    center: float,
+    reach: int,
+) -> slice:
+    """Rows, or columns, up to `reach` from `center`."""
+    middle = int(center)
+    return slice(max(0, middle - reach), middle + reach)
+
+
+def outline(
+    u: np.ndarray,
+    v: np.ndarray,
+    kind: int,
+    radius: float,
+) -> np.ndarray:
+    """The outline of a shape whose area is that of a disk.
+
+    Args:
+        u: (H, W) coordinates about the shape's centre, along its own first axis.
+        v: likewise along its second axis.
+        kind: the class.
+        radius: of the disk.
+
+    Returns:
+        (H, W) distance in pixels to the lines of the sides, negative inside.
+    """
     r = np.hypot(u, v)
     if kind == 1:
         return r - radius
     if kind == 2:
         return np.abs(r - radius) - radius / 4  # from 3/4 to 5/4: pi (25 - 9) / 16 is pi again
-    tips, notch = POINTED[kind]
-    step = pi / tips
-    tip = radius * sqrt(pi / (tips * notch * sin(step)))
-    # All sides are mirror images of one, from a tip at angle 0 to a notch at pi / tips: fold the plane onto it.
-    angle = np.abs((np.arctan2(v, u) + step) % (2 * step) - step)
+    notch = NOTCH[kind]
+    step = pi / TIPS[kind]
+    tip = radius * sqrt(step / (notch * sin(step)))
+    # All sides are mirror images of one, from a tip at angle 0 to a notch at `step`: fold the plane onto it.
+    angle = np.arctan2(v, u) + step
+    angle = np.abs(angle % (2 * step) - step)
     dx = notch * cos(step) - 1
     dy = notch * sin(step)
     length = hypot(dx, dy)
-    nx = dy / length  # (nx, ny) is the side's normal
-    ny = -dx / length
-    return r * (nx * np.cos(angle) + ny * np.sin(angle)) - nx * tip
+    normal_x = dy / length
+    normal_y = -dx / length
+    along = normal_x * np.cos(angle) + normal_y * np.sin(angle)
+    return r * along - normal_x * tip
 
 
-def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates in axes turned by `angle`."""
+def rotate(
+    x: np.ndarray,
+    y: np.ndarray,
+    angle: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in axes turned by an angle.
+
+    Args:
+        x: first coordinates.
+        y: second coordinates.
+        angle: radians.
+    """
     c = cos(angle)
     s = sin(angle)
     return c * x + s * y, c * y - s * x
 
 
-def texture(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, hue: float, size: int) -> np.ndarray:
+def texture(
+    rng: np.random.Generator,
+    u: np.ndarray,
+    v: np.ndarray,
+    hue: float,
+    size: int,
+) -> np.ndarray:
     """A pattern in two tones of one hue, (3, H, W) float32 in 0..1: gradient, stripes, checks, dots or clouds."""
-    u, v = rotate(u, v, rng.uniform(0, pi))
+    u, v = rotate(
+        u,
+        v,
+        rng.uniform(0, pi),
+    )
     wave = 2 * pi / (size * rng.uniform(0.05, 0.12))
+    stripes = np.sin(u * wave)
+    across = np.sin(v * wave)
     match rng.integers(5):
         case 0:
             mix = 0.5 + 0.5 * np.sin(u * (wave / 6))
         case 1:
-            mix = 0.5 + np.clip(2 * np.sin(u * wave), -0.5, 0.5)
+            mix = 0.5 + np.clip(2 * stripes, -0.5, 0.5)
         case 2:
-            mix = 0.5 + np.clip(4 * np.sin(u * wave) * np.sin(v * wave), -0.5, 0.5)
+            mix = 0.5 + np.clip(4 * stripes * across, -0.5, 0.5)
         case 3:
-            mix = np.clip(2 * (np.sin(u * wave) + np.sin(v * wave)) - 1, 0, 1)
+            mix = np.clip(2 * (stripes + across) - 1, 0, 1)
         case _:
-            mix = cloud(rng, u / size, v / size, 8)
+            mix = cloud(
+                rng,
+                u / size,
+                v / size,
+                8,
+            )
+
     light = rng.uniform(0.35, 0.75)
-    tones = []
-    for shift, shade in ((0, -0.05), (0.05, 0.06)):
-        tones.append(colorsys.hls_to_rgb((hue + shift) % 1, light + shade, rng.uniform(0.4, 0.8)))
-    first, second = np.array(tones, np.float32)[..., None, None]
-    return first + (second - first) * mix
+    first = colorsys.hls_to_rgb(
+        hue % 1,
+        light - 0.05,
+        rng.uniform(0.4, 0.8),
+    )
+    second = colorsys.hls_to_rgb(
+        (hue + 0.05) % 1,
+        light + 0.06,
+        rng.uniform(0.4, 0.8),
+    )
+    tones = np.array([first, second], np.float32)[..., None, None]
+    return tones[0] + (tones[1] - tones[0]) * mix
 
 
-def cloud(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, waves: int) -> np.ndarray:
+def cloud(
+    rng: np.random.Generator,
+    u: np.ndarray,
+    v: np.ndarray,
+    waves: int,
+) -> np.ndarray:
     """Smooth noise in 0..1, (H, W): a few plane waves of random direction and phase, bent by each other."""
     total = np.zeros_like(u)
     for _ in range(4):
         frequency = waves * rng.uniform(0.5, 1)
-        a, b = rotate(u, v, rng.uniform(0, 2 * pi))
-        total += np.sin(2 * pi * (frequency * a + rng.random()) + np.sin(2 * pi * frequency * b))
+        a, b = rotate(
+            u,
+            v,
+            rng.uniform(0, 2 * pi),
+        )
+        wave = 2 * pi * (frequency * a + rng.random())
+        total += np.sin(wave + np.sin(2 * pi * frequency * b))
     return 0.5 + total / 8

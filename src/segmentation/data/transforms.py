@@ -16,6 +16,9 @@ from torchvision.transforms.v2.functional import resized_crop
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 
+#: A sample: image, mask, and the instance ids and weights that there are.
+Tensors = dict[str, Tensor]
+
 #: Where torchvision has its transforms of colour: they know bytes of one or three channels, and clamp floats to 0..1.
 COLOR = v2.ColorJitter.__module__
 
@@ -45,91 +48,133 @@ class Augment:
     ) -> None:
         self.crop = crop
         self.transforms = list(transforms)
-        self.zoom = zoom or (1.0, 1.0)
-        if zoom and (crop is None or len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]):
-            raise InputError(f"data.zoom {zoom} needs data.crop, and two factors, e.g. [0.5, 2.0]")
+        self.zoom = zoom
+        if zoom:
+            is_range = len(zoom) == 2 and 0 < zoom[0] <= zoom[1]
+            if crop is None or not is_range:
+                raise InputError(f"data.zoom {zoom} needs data.crop, and two factors, e.g. [0.5, 2.0]")
         for transform in _nested(self):
             fill = getattr(transform, "fill", None)
             if not isinstance(fill, dict) and np.any(fill):
                 name = type(transform).__name__
                 raise InputError(f"data.augment: {name} would fill masks with {fill} too. Remove fill")
 
-    def __call__(self, sample: Any, seed: int, focus: Sequence[int] = ()) -> Any:
-        """A new sample, a function of the seed; the generator of the caller is left as it was. With `focus` the crop
-        holds a pixel of these classes, where the sample has one."""
+    def __call__(
+        self,
+        sample: Any,
+        seed: int,
+        focus: Sequence[int] = (),
+    ) -> Any:
+        """Augment a sample. The generator of the caller is left as it was.
+
+        Args:
+            sample: image (C, H, W), mask (H, W), and the instance ids and weights that there are, (H, W).
+            seed: decides all that is random.
+            focus: classes of which the crop holds a pixel, where the sample has one.
+
+        Returns:
+            a new sample, in which the mask is IGNORE_INDEX where a crop or a transform left the image.
+        """
         sample = {**sample, "mask": sample["mask"] + 1}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
             if self.crop:
-                sample = self._random_crop(sample, self.crop, focus)
+                sample = self._random_crop(
+                    sample,
+                    self.crop,
+                    focus,
+                )
             if self.transforms:
                 sample = self._transform(sample)
         mask = sample["mask"] - 1
-        mask[mask < 0] = IGNORE_INDEX
-        return {**sample, "image": sample["image"].contiguous(), "mask": mask}
+        sample["mask"] = mask.where(mask >= 0, IGNORE_INDEX)
+        sample["image"] = sample["image"].contiguous()
+        return sample
 
-    def _random_crop(self, sample: dict[str, Tensor], size: tuple[int, int], focus: Sequence[int]) -> dict[str, Tensor]:
+    def _random_crop(
+        self,
+        sample: Tensors,
+        size: tuple[int, int],
+        focus: Sequence[int],
+    ) -> Tensors:
+        """Cut a random window out of image and maps, and scale it to `size`."""
         height, width = size
-        smallest, largest = self.zoom
-        if self.zoom != (1.0, 1.0):
+        if self.zoom:
+            smallest, largest = self.zoom
             factor = smallest * (largest / smallest) ** torch.rand(()).item()
             height = max(1, round(height / factor))
             width = max(1, round(width / factor))
-        row = column = None
+        mask = sample["mask"]
+        held = None
         if focus:
-            pixels = torch.isin(sample["mask"], torch.tensor(focus) + 1).nonzero()
+            pixels = torch.isin(mask, torch.tensor(focus) + 1).nonzero()
             if len(pixels):
-                row, column = pixels[torch.randint(len(pixels), ())].tolist()
-        rows, columns = sample["mask"].shape
-        top = _random_start(rows, height, row)
-        left = _random_start(columns, width, column)
+                held = pixels[torch.randint(len(pixels), ())].tolist()
+        starts = []
+        for axis, window in enumerate((height, width)):
+            first = 0
+            last = max(mask.shape[axis] - window, 0)
+            if held:  # a window that begins at first..last holds this pixel
+                first = min(max(held[axis] - window + 1, 0), last)
+                last = min(held[axis], last)
+            starts.append(int(torch.randint(first, last + 1, ())))
         cropped = {}
         for name, value in sample.items():
-            mode = v2.InterpolationMode.BILINEAR if name == "image" else v2.InterpolationMode.NEAREST_EXACT
-            channels = value.view(-1, rows, columns)
-            window = resized_crop(channels, top, left, height, width, list(size), mode)
+            mode = v2.InterpolationMode.NEAREST_EXACT
+            if name == "image":
+                mode = v2.InterpolationMode.BILINEAR
+            channels = value.view(-1, *mask.shape)
+            window = resized_crop(
+                channels,
+                top=starts[0],
+                left=starts[1],
+                height=height,
+                width=width,
+                size=list(size),
+                interpolation=mode,
+            )
             cropped[name] = window.view(*value.shape[:-2], *size)
         return cropped
 
-    def _transform(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _transform(self, sample: Tensors) -> Tensors:
+        """Apply the transforms to the image, and to the maps as masks."""
         image = sample["image"]
         dtype = image.dtype
+        takes_color = dtype == torch.uint8 and len(image) in (1, 3)
         for transform in _nested(self):
-            if type(transform).__module__ == COLOR and (dtype != torch.uint8 or len(image) not in (1, 3)):
+            kind = type(transform)
+            if kind.__module__ == COLOR and not takes_color:
                 raise InputError(
-                    f"data.augment: {type(transform).__name__} is for 8-bit images of one or three channels, these are "
-                    f"{dtype} of {len(image)}. Use IntensityJitter, which takes any"
+                    f"data.augment: {kind.__name__} is for 8-bit images of one or three channels. Use "
+                    "IntensityJitter, which takes any"
                 )
         inputs = {name: tv_tensors.Mask(value) for name, value in sample.items()}
-        inputs["image"] = tv_tensors.Image(image.int() if dtype == torch.uint16 else image)
+        if dtype == torch.uint16:
+            image = image.int()
+        inputs["image"] = tv_tensors.Image(image)
         for transform in self.transforms:
             inputs = transform(inputs)
         outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
-        if dtype == torch.uint16 and outputs["image"].dtype == torch.int32:
-            outputs["image"] = outputs["image"].clamp(0, 65535).to(dtype)
-        if outputs["image"].dtype != dtype:
+        image = outputs["image"]
+        if dtype == torch.uint16 and image.dtype == torch.int32:
+            image = image.clamp(0, 65535).to(dtype)
+        if image.dtype != dtype:
             raise InputError(
-                f"data.augment turns {dtype} images into {outputs['image'].dtype}. Remove ToDtype, Normalize and the "
-                "like: scaling and normalising happen on the device"
+                f"data.augment turns {dtype} images into {image.dtype}. Remove ToDtype, Normalize and the like: "
+                "scaling and normalising happen on the device"
             )
-        return outputs
+        return {**outputs, "image": image}
 
 
 def _nested(parent: Any) -> Iterator[v2.Transform]:
-    """All transforms, those within RandomApply, RandomChoice and the like too."""
+    """All transforms of a list.
+
+    Yields:
+        each, and those within RandomApply, RandomChoice and the like.
+    """
     for transform in getattr(parent, "transforms", ()):
         yield transform
         yield from _nested(transform)
-
-
-def _random_start(length: int, window: int, pixel: int | None) -> int:
-    """The first row, or column, of a random window; one that holds `pixel`, if there is one."""
-    first = 0
-    last = max(length - window, 0)
-    if pixel is not None:
-        first = min(max(pixel - window + 1, 0), last)
-        last = min(pixel, last)
-    return int(torch.randint(first, last + 1, ()))
 
 
 class IntensityJitter(v2.Transform):
@@ -145,21 +190,28 @@ class IntensityJitter(v2.Transform):
         bands: largest shift of each channel by itself.
     """
 
-    def __init__(self, brightness: float = 0.3, contrast: float = 0.3, bands: float = 0.0) -> None:
+    def __init__(
+        self,
+        brightness: float = 0.3,
+        contrast: float = 0.3,
+        bands: float = 0.0,
+    ) -> None:
         super().__init__()
         self.brightness = brightness
         self.contrast = contrast
         self.bands = bands
 
-    def forward(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, sample: Tensors) -> Tensors:
         image = sample["image"].as_subclass(Tensor)
         some = image[..., ::4, ::4].float()
         mean = some.mean()
+        std = some.std(correction=0)
         c = 1 + self.contrast * (2 * torch.rand(()) - 1)
-        b = self.brightness * (2 * torch.rand(()) - 1) + self.bands * (2 * torch.rand(len(image), 1, 1) - 1)
-        x = image * c + (mean * (1 - c) + some.std(correction=0) * b)
+        b = self.brightness * (2 * torch.rand(()) - 1)
+        b = b + self.bands * (2 * torch.rand(len(image), 1, 1) - 1)
+        x = image * c + (mean * (1 - c) + std * b)
         if not image.is_floating_point():
-            x = x.round().clamp(0, 255 if image.dtype == torch.uint8 else 65535)
+            x = x.round().clamp(0, torch.iinfo(image.dtype).max)
         return {**sample, "image": tv_tensors.Image(x.to(image.dtype))}
 
 
@@ -179,23 +231,31 @@ class BorderWeight(v2.Transform):
         InputError: when called, for a sample without instance ids.
     """
 
-    def __init__(self, w0: float = 10.0, sigma: float = 5.0) -> None:
+    def __init__(
+        self,
+        w0: float = 10.0,
+        sigma: float = 5.0,
+    ) -> None:
         super().__init__()
         self.w0 = w0
         self.sigma = sigma
 
-    def forward(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, sample: Tensors) -> Tensors:
         if "instance" not in sample:
             raise InputError("data.augment: BorderWeight needs the data set's `instances`. Give them, or remove it")
         ids, _, _ = relabel_sequential(sample["instance"].numpy())
-        nearest = np.full(ids.shape, np.inf, np.float32)
-        second = nearest.copy()
+        distances = np.full((2, *ids.shape), np.inf, np.float32)  # to the nearest object and to the second nearest
         reach = math.ceil(5 * self.sigma)  # beyond, the exponential is under 4e-6
-        for number, sides in enumerate(find_objects(ids), start=1):
-            box = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in sides)
-            distance = distance_transform_edt(ids[box] != number).astype(np.float32)
-            second[box] = np.minimum(second[box], np.maximum(nearest[box], distance))
-            nearest[box] = np.minimum(nearest[box], distance)
-        weight = 1 + self.w0 * np.exp(-((nearest + second) ** 2) / (2 * self.sigma**2)) * (ids == 0)
+        for number, (rows, columns) in enumerate(find_objects(ids), start=1):
+            top = max(0, rows.start - reach)
+            left = max(0, columns.start - reach)
+            box = np.s_[top : rows.stop + reach, left : columns.stop + reach]
+            distance = distance_transform_edt(ids[box] != number)
+            three = [*distances[:, *box], distance]
+            distances[:, *box] = np.sort(three, axis=0)[:2]
+        both = distances.sum(axis=0)
+        border = self.w0 * np.exp(-(both**2) / (2 * self.sigma**2))
+        weight = 1 + border * (ids == 0)
         own = sample.get("weight", 1.0)
-        return {**sample, "weight": tv_tensors.Mask(own * torch.from_numpy(weight.astype(np.float32)))}
+        weight = own * torch.from_numpy(weight.astype(np.float32))
+        return {**sample, "weight": tv_tensors.Mask(weight)}
