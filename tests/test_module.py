@@ -16,7 +16,7 @@ from segmentation.data import Labels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 from segmentation.inference.evaluate import evaluate
-from segmentation.losses.classification import class_presence, presence_loss
+from segmentation.losses.classification import presence_loss
 from segmentation.module import SegmentationModule
 from segmentation.nets import UNet
 from segmentation.nets.pretrained import library_encoder
@@ -73,13 +73,13 @@ def test_what_each_head_is_worth_is_logged() -> None:
 
 def test_presence() -> None:
     mask = torch.tensor([[[0, 2]], [[IGNORE_INDEX, 0]], [[IGNORE_INDEX, IGNORE_INDEX]]])
-    assert class_presence(mask, 3).tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]
-    assert class_presence(mask.clamp(max=1), 1).tolist() == [[1], [0], [0]]
     # an image where all is unknown says nothing of what is absent
     logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
     expected = F.binary_cross_entropy_with_logits(logits[:2], torch.tensor([[1.0, 0, 1], [1, 0, 0]]))
     assert presence_loss(logits, mask).item() == pytest.approx(expected.item())
     assert presence_loss(logits[2:], mask[2:]) == 0
+    foreground = F.binary_cross_entropy_with_logits(logits[:2, :1], torch.tensor([[1.0], [0]]))
+    assert presence_loss(logits[:, :1], mask.clamp(max=1)).item() == pytest.approx(foreground.item())
 
 
 def test_a_pretrained_encoder_learns_at_its_own_rate_and_is_fetched_once(tmp_path) -> None:

@@ -72,12 +72,12 @@ def test_no_network_says_how_to_prefetch(encoder):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"encoder": "resnet43"}, "did you mean resnet34"),
+        ({"encoder": "resnet43"}, "resnet34"),
         ({"encoder": "tu-convnxt_tiny"}, "tu-convnext_tiny"),
         ({"encoder": "tu-vit_tiny_patch16_224"}, "strides 2, 4, 8"),
         ({"encoder": "resnet18", "encoder_weights": "imagnet"}, "choose imagenet"),
         ({"encoder": "resnet18", "encoder_weights": "/nowhere/a.safetensors"}, "no file /nowhere/a.safetensors"),
-        ({"encoder": "resnet18", "widths": (4,) * 7}, "6 widths"),
+        ({"encoder": "resnet18", "widths": (4,) * 7}, r"\[1, 5\]"),
     ],
 )
 def test_errors_say_the_fix(options, says):
@@ -155,3 +155,12 @@ def test_the_library_is_not_imported_without_need():
     )
     env = {"PYTHONPATH": str(ROOT / "src")}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+
+
+def test_a_state_of_version_01_is_loaded():
+    """There the levels that an encoder lacks were called its stem."""
+    net, other = (UNet(widths=WIDTHS, encoder="tu-convnext_atto") for _ in range(2))
+    old = {key.replace("encoder.levels.", "encoder.stem."): value for key, value in net.state_dict().items()}
+    assert "encoder.stem.0.0.0.weight" in old
+    other.load_state_dict(old)
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())

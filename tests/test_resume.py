@@ -236,7 +236,6 @@ CHANGING = {
     "accumulation by epoch": f"{ADDED}GradientAccumulationScheduler {OF}scheduling='{{1: 3}}'",
     "validations and sheets": "--trainer.val_check_interval=1 --pictures.images=1",
     "every third epoch": "--trainer.check_val_every_n_epoch=3",
-    "backbone": f"{ADDED}BackboneFinetuning {OF}unfreeze_backbone_at_epoch=1 --model.net.encoder=resnet18",
 }
 
 

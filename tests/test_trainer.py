@@ -129,18 +129,6 @@ def test_a_run_without_a_test_has_its_summary(capsys: pytest.CaptureFixture) -> 
     assert "run folder runs/run" in capsys.readouterr().out
 
 
-def test_a_fused_optimizer_clips_in_mixed_precision() -> None:
-    """Its steps are those of the optimizer that is not fused, of which clipping makes more than a rounding error."""
-    options = [*TINY, "--trainer.precision", "bf16-mixed", "--model.optimizer", "SGD", "--model.optimizer.lr", "1"]
-    for name, fused, clip in (("fused", "true", "0.05"), ("plain", "false", "0.05"), ("unclipped", "true", "null")):
-        train(*options, "--name", name, "--model.optimizer.fused", fused, "--trainer.gradient_clip_val", clip)
-    largest = {}
-    for name in ("fused", "unclipped"):
-        found = weights(name)
-        largest[name] = max(float((found[key] - value).abs().max()) for key, value in weights("plain").items())
-    assert largest["fused"] < 1e-3 < largest["unclipped"]
-
-
 @pytest.mark.slow
 def test_averaged_weights_on_two_devices() -> None:
     config = str(ROOT / "configs/trainer/ema.yaml")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from enum import EnumType
 from importlib.util import find_spec
 from inspect import signature
+from json import JSONEncoder
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -53,8 +54,8 @@ PRECISIONS = (
     "transformer-engine-float16",
 )
 
-#: More hyper-parameters than this are an attack: nested references to one list can unfold to billions.
-MAX_VALUES = 100_000
+#: Options of more parts than this (a comma is one) are an attack: nested references to one list can unfold to billions.
+MAX_VALUES = 300_000
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -63,10 +64,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, cut off, of another project, or holds more than weights and plain values.
     """
-    if Path(path).is_dir():
-        inside = [*Path(path).rglob("best.ckpt")]
-        hint = f" Did you mean {inside[0]}?" if inside else ""
-        raise InputError(f"{path}: is a folder, no checkpoint.{hint}")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint. Give a file, e.g. runs/NAME/checkpoints/best.ckpt")
     if not is_zipfile(path):
@@ -77,49 +74,50 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         data = checkpoint["datamodule_hyper_parameters"]
         precision = checkpoint["precision"]
         _check_plain([hparams, data, precision])
-        arguments_of(hparams["net"])
         arguments_of(data["dataset"])
-        _check_weights(checkpoint["state_dict"], Path(path).stat().st_size)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        size = Path(path).stat().st_size
+        _check_weights(checkpoint["state_dict"], size)
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a checkpoint of this project's train.py") from error
     if precision not in PRECISIONS:
         raise InputError(f"{path}: its precision is {precision!r}, none of {', '.join(PRECISIONS)}")
     return checkpoint
 
 
-def _check_plain(values: list[Any]) -> None:
-    """Raise unless the values are numbers and texts, in lists and dicts."""
-    for value in values:  # grows by what its values hold
-        if isinstance(value, dict):
-            values.extend(value)
-            values.extend(value.values())
-        elif isinstance(value, list):
-            values.extend(value)
-        elif not isinstance(value, str | int | float | NoneType):
-            raise TypeError(f"{type(value)} is no plain value")
-        if len(values) > MAX_VALUES:
+def _check_plain(values: Any) -> None:
+    """Raise unless the values are numbers and texts, in lists and dicts: what JSON can hold."""
+    for number, _ in enumerate(JSONEncoder().iterencode(values)):
+        if number > MAX_VALUES:
             raise ValueError("too many values")
 
 
 def _check_weights(weights: dict[str, Any], size: int) -> None:
-    """Raise unless the weights are dense tensors that fit into `size` bytes: an expanded one would fill the memory."""
+    """Raise unless the weights are dense tensors that fit into `size` bytes.
+
+    An expanded one would fill the memory.
+    """
     for name, weight in weights.items():
-        named = isinstance(name, str)
         dense = isinstance(weight, Tensor) and weight.layout is torch.strided and not weight.is_quantized
-        if not named or not dense or weight.device.type != "cpu" or weight.nbytes > size:
+        if not dense or weight.device.type != "cpu" or weight.nbytes > size:
             raise ValueError(f"{name} is no weight")
 
 
 @contextmanager
 def blame(source: str) -> Iterator[None]:
-    """Turn every error into an InputError that names the checkpoint: users' classes raise errors of any type."""
+    """Turn every error into an InputError that names the checkpoint.
+
+    Classes of users raise errors of any type.
+    """
     try:
         yield
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InputError(f"{source}: cannot be built again ({reason}). Are its classes as they were?") from error
+        kind = type(error).__name__
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{source}: cannot be built again ({kind}: {reason}). Are its classes as they were?"
+        ) from error
 
 
 def load_module(
@@ -146,11 +144,10 @@ def load_module(
         arguments = {key: hparams[key] for key in KEPT if key in hparams}
         arguments["labels"] = labels.as_dict()
         arguments["net"] = build(hparams["net"], SegmentationNet)
-        arguments["loss"] = None
-        if with_loss and hparams["loss"]:
-            arguments["loss"] = build(hparams["loss"], SegmentationLoss)
         if not with_loss:
             state = {key: weight for key, weight in state.items() if not key.startswith("loss.")}
+        elif hparams["loss"]:
+            arguments["loss"] = build(hparams["loss"], SegmentationLoss)
         module = _call(module_class, arguments)
         module.load_state_dict(state)
     return module.eval()
@@ -165,9 +162,11 @@ def build(section: dict[str, Any], base: type, given: dict[str, Any] | None = No
         given: arguments of the user, which win.
     """
     arguments = {name: _built(value, base) for name, value in arguments_of(section).items()}
-    for name in DOWNLOADS.keys() & arguments:
-        arguments[name] = DOWNLOADS[name]
-    return _call(find_class(section["class_path"], base), {**arguments, **(given or {})})
+    for name, value in DOWNLOADS.items():
+        if name in arguments:
+            arguments[name] = value
+    cls = find_class(section["class_path"], base)
+    return _call(cls, arguments | (given or {}))
 
 
 def arguments_of(section: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +175,10 @@ def arguments_of(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def _built(value: Any, base: type) -> Any:
-    """An argument with its own sections built, e.g. the terms of a sum of losses."""
+    """An argument with its own sections built.
+
+    A sum of losses has them.
+    """
     if isinstance(value, list):
         return [_built(each, base) for each in value]
     if isinstance(value, dict) and "class_path" in value:
@@ -185,20 +187,21 @@ def _built(value: Any, base: type) -> Any:
 
 
 def find_class(path: str, base: type) -> Any:
-    """The class that a checkpoint names. Anyone may have written the name, so an import is allowed only of a file that
-    lies in the working directory, is what Python imports by this name, and defines the class.
+    """The class that a checkpoint names.
+
+    Anyone may have written the name. So an import is allowed only of a file that lies in the working directory, is what
+    Python imports by this name, and defines the class.
 
     Raises:
         InputError: the path names anything else, or no subclass of `base`.
     """
     package = base.__module__.rpartition(".")[0]
     module, _, name = path.rpartition(".")
+    found: Any = None
     if f"{module}.".startswith(f"{package}.") or module == "__main__":
         found = sys.modules.get(module)
     elif _is_own(module, name):
         found = importlib.import_module(module)
-    else:
-        found = None
     cls = getattr(found, "__dict__", {}).get(name)
     if not isinstance(cls, type) or not issubclass(cls, base):
         raise InputError(
@@ -219,22 +222,26 @@ def _is_own(module: str, name: str) -> bool:
 
 
 def _call(cls: Any, arguments: dict[str, Any]) -> Any:
-    """`cls(**arguments)`, where jsonargparse checks and converts values of plain types, as on the command line: a
-    checkpoint holds a tuple as a list, and a path as a text."""
-    parameters = signature(cls).parameters
+    """`cls(**arguments)`, where jsonargparse checks and converts values of plain types, as on the command line.
+
+    A checkpoint holds a tuple as a list, and a path as a text.
+    """
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     plain = {}
-    for name, value in arguments.items():
-        if name in parameters and _is_plain(parameters[name].annotation):
-            parser.add_argument(f"--{name}", type=parameters[name].annotation)
-            plain[name] = value
-    return cls(**{**arguments, **parser.parse_object(plain).as_dict()})
+    for name, parameter in signature(cls).parameters.items():
+        if name in arguments and _is_plain(parameter.annotation):
+            parser.add_argument(f"--{name}", type=parameter.annotation)
+            plain[name] = arguments[name]
+    checked = parser.parse_object(plain)
+    return cls(**(arguments | checked.as_dict()))
 
 
 def _is_plain(annotation: Any) -> bool:
-    if get_origin(annotation) in CONTAINERS:
+    """Whether jsonargparse reads a value of this type without importing anything."""
+    origin = get_origin(annotation)
+    if origin in CONTAINERS:
         return all(map(_is_plain, get_args(annotation)))
-    return annotation in PLAIN or get_origin(annotation) is Literal or isinstance(annotation, EnumType)
+    return annotation in PLAIN or origin is Literal or isinstance(annotation, EnumType)
 
 
 def warm_start(net: nn.Module, path: str) -> None:
@@ -243,15 +250,18 @@ def warm_start(net: nn.Module, path: str) -> None:
     Raises:
         InputError: no weight fits.
     """
+    saved = read_checkpoint(path)["state_dict"]
     own = net.state_dict()
     fitting = {}
-    for key, weight in read_checkpoint(path)["state_dict"].items():
-        name = key.removeprefix("net.")
-        if key.startswith("net.") and name in own and own[name].shape == weight.shape:
-            fitting[name] = weight
+    new = []
+    for name, weight in own.items():
+        given = saved.get(f"net.{name}")
+        if given is not None and given.shape == weight.shape:
+            fitting[name] = given
+        else:
+            new.append(name)
     if not fitting:
         raise InputError(f"model.init_from {path}: none of its weights fits {type(net).__name__}")
     net.load_state_dict(fitting, strict=False)
-    new = [name for name in own if name not in fitting]
     listed = ", ".join(new) or "none"
     rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {listed}")

@@ -47,11 +47,9 @@ class SegmentationMetrics(MetricCollection):
         boundary: float | None = None,
     ) -> None:
         metrics: dict[str, Metric | MetricCollection] = {
-            "classes": ClassMetrics(labels, images),
+            "classes": ClassMetrics(labels, heads, images),
             "loss": MeanLoss(),
         }
-        if heads:
-            metrics["heads"] = HeadIoU(labels.num_classes, heads)
         if boundary:
             metrics["boundary"] = BoundaryIoU(labels, boundary)
         super().__init__(metrics, compute_groups=False)
@@ -86,13 +84,14 @@ class CountMetric(Metric):
 
 
 class ClassMetrics(CountMetric):
-    """IoU, Dice, precision and recall of each class and their means, from one confusion matrix.
+    """IoU, Dice, precision and recall of each class and their means, from one confusion matrix; mIoU of each head.
 
     torchmetrics' MulticlassJaccardIndex has the same matrix, but reports an absent class as 0, in float32, and in
     deterministic mode allocates pixels x K^2. This class also counts each image by itself.
 
     Args:
         labels: the classes.
+        heads: number of heads of a deeply supervised net; 0 for none.
         images: number of images in the split, to keep counts of each image in `table`; 0 for none.
 
     Attributes:
@@ -100,15 +99,17 @@ class ClassMetrics(CountMetric):
     """
 
     confmat: Tensor
+    head_confmat: Tensor
     image_miou: Tensor
     image_count: Tensor
     table: Tensor
 
-    def __init__(self, labels: Labels, images: int = 0) -> None:
+    def __init__(self, labels: Labels, heads: int = 0, images: int = 0) -> None:
         super().__init__()
         self.labels = labels
         self.collapsed = False
         self.add_count("confmat", labels.num_classes, labels.num_classes)
+        self.add_count("head_confmat", heads, labels.num_classes, labels.num_classes)
         self.add_count("image_miou")
         self.add_count("image_count")
         self.add_count("table", images, 3, labels.num_classes)
@@ -118,6 +119,7 @@ class ClassMetrics(CountMetric):
         preds: Tensor,
         target: Tensor,
         index: Tensor,
+        heads: Sequence[Tensor] = (),
     ) -> None:
         """Count a batch.
 
@@ -125,6 +127,7 @@ class ClassMetrics(CountMetric):
             preds: (N, H, W) class indices.
             target: (N, H, W) class indices, or IGNORE_INDEX.
             index: (N,) position of each image in its split, -1 for padding of the batch; for `table`.
+            heads: (N, H, W) class indices of each head.
         """
         counts = confusion_counts(preds, target, self.labels.num_classes)
         self.confmat += counts.sum(dim=0)
@@ -135,16 +138,20 @@ class ClassMetrics(CountMetric):
         if len(self.table):
             rows = torch.stack(tp_fp_fn(counts), dim=1)
             self.table[index[index >= 0]] = rows[index >= 0]
+        for number, head in enumerate(heads):
+            self.head_confmat[number] += confusion_counts(head, target, self.labels.num_classes).sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]:
         matrix = self.confmat.cpu()
-        predicted = matrix.sum(dim=0) > 0
-        present = matrix.sum(dim=1) > 0
-        self.collapsed = bool(predicted.sum() == 1 and present.sum() > 1)
+        predicted = matrix.sum(dim=0).count_nonzero()
+        present = matrix.sum(dim=1).count_nonzero()
+        self.collapsed = bool(predicted == 1 and present > 1)
 
         found = class_metrics(matrix, self.labels)
         miou_sum = _float(self.image_miou.cpu()) * UNIT
         found["miou_per_image"] = miou_sum / self.image_count.cpu()
+        for number, head in enumerate(self.head_confmat.cpu(), start=1):
+            found[f"head{number}/miou"] = mean_iou(head)
         return found
 
 
@@ -170,46 +177,15 @@ class MeanLoss(CountMetric):
             weight_sum: sum of the pixels' weights in each mean.
         """
         product = _float(loss) * weight_sum
-        bounded = product.abs() < LARGEST
-        self.loss_sum += _in_loss_units(torch.where(bounded, product, 0.0))
+        bounded = torch.where(product.abs() < LARGEST, product, 0.0)
+        self.loss_sum += _in_loss_units(bounded)
         self.weight_sum += _in_loss_units(_float(weight_sum))
-        self.unbounded += torch.where(bounded, 0.0, product).sum()
+        self.unbounded += (product - bounded).sum()
 
     def compute(self) -> Tensor:
         loss_sum = _float(self.loss_sum.cpu()) * LOSS_UNIT
         weight_sum = _float(self.weight_sum.cpu()) * LOSS_UNIT
         return (loss_sum + self.unbounded.cpu()) / weight_sum
-
-
-class HeadIoU(CountMetric):
-    """mIoU of each head of a deeply supervised net.
-
-    Args:
-        num_classes: number of classes K.
-        heads: number of heads.
-    """
-
-    confmat: Tensor
-
-    def __init__(self, num_classes: int, heads: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_count("confmat", heads, num_classes, num_classes)
-
-    def update(self, heads: Sequence[Tensor], target: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            heads: class indices (N, H, W) of each head.
-            target: (N, H, W) class indices, or IGNORE_INDEX.
-        """
-        for matrix, preds in zip(self.confmat, heads, strict=True):
-            counts = confusion_counts(preds, target, self.num_classes)
-            matrix += counts.sum(dim=0)
-
-    def compute(self) -> dict[str, Tensor]:
-        mious = mean_iou(self.confmat.cpu())
-        return {f"head{number}/miou": miou for number, miou in enumerate(mious, start=1)}
 
 
 class BoundaryIoU(CountMetric):
@@ -329,14 +305,7 @@ def table_rows(
     rows = []
     for name, counts in zip(names, table.tolist(), strict=True):
         for label, tp, fp, fn in zip(classes, *counts, strict=True):
-            row = {
-                "name": name,
-                "class": label,
-                "tp": tp,
-                "fp": fp,
-                "fn": fn,
-            }
-            rows.append(row)
+            rows.append({"name": name, "class": label, "tp": tp, "fp": fp, "fn": fn})
     return rows
 
 

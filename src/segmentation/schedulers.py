@@ -3,7 +3,6 @@
 import math
 from typing import Any, Literal
 
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -47,35 +46,25 @@ class WarmupDecay(LRScheduler):
         if self.decay == "constant":
             return 1.0
         x = min(1.0, (step - warm) / max(1, total - warm))
-        return (1 - x) ** self.power if self.decay == "poly" else (1 + math.cos(math.pi * x)) / 2
+        if self.decay == "cosine":
+            return (1 + math.cos(math.pi * x)) / 2
+        return (1 - x) ** self.power
 
     def get_lr(self) -> list[float | Tensor]:
-        scheduled = [base * self.factor(self.last_epoch) for base in self.base_lrs]
-        # Groups that Lightning's BackboneFinetuning has added have learning rates of their own.
-        added = [group["lr"] for group in self.optimizer.param_groups[len(scheduled) :]]
-        return scheduled + added
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
-    def set_total_steps(self, total_steps: int) -> None:
-        """Say how long the run is, before its first step."""
-        self.total_steps = total_steps
+    def set_total_steps(self, total_steps: float) -> None:
+        """Say how long the run is, before its first step.
+
+        Raises:
+            InputError: the learning rate decays, and the run has no end.
+        """
+        if self.decay != "constant" and not 0 < total_steps < float("inf"):
+            raise InputError("a schedule that decays needs an end: give trainer.max_epochs, or decay: constant")
+        self.total_steps = max(1, int(min(total_steps, 2**53)))
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the schedule; its shape is the config's, so that a resumed run may be lengthened."""
         return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs, "_step_count": self._step_count}
-
-
-def tell_length(trainer: Trainer) -> None:
-    """Tell each WarmupDecay of a trainer how many steps the run has.
-
-    Raises:
-        InputError: it decays, and the run has no end.
-    """
-    for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, WarmupDecay):
-            epochs = trainer.max_epochs if config.interval == "epoch" else None
-            total = epochs or trainer.estimated_stepping_batches
-            if config.scheduler.decay != "constant" and not 0 < total < float("inf"):
-                raise InputError("a schedule that decays needs an end: give trainer.max_epochs, or decay: constant")
-            config.scheduler.set_total_steps(max(1, int(min(total, 2**53))))

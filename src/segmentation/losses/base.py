@@ -1,13 +1,13 @@
 """The contract of a loss."""
 
 from abc import ABC, abstractmethod
+from itertools import compress
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.statistics import SplitStatistics
 from segmentation.errors import InputError
 
@@ -24,16 +24,20 @@ class SegmentationLoss(nn.Module, ABC):
     Args:
         class_weights: one factor a class: numbers, or a rule of `class_weights`; null for none.
         max_weight: what a rule's weights of more than two classes are capped at.
+
+    Attributes:
+        terms: what the last loss was the sum of, by name; empty for a loss of one term.
     """
 
     def __init__(self, class_weights: Weights = None, max_weight: float = 10.0) -> None:
         super().__init__()
+        self.terms: dict[str, Tensor] = {}
         self.max_weight = max_weight
         self.rule: str | None = None
-        self.class_weights: Tensor | None
         if isinstance(class_weights, str):
             self.rule = class_weights
             class_weights = []  # until `setup`
+        self.class_weights: Tensor | None
         buffer = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", buffer)
         self.register_load_state_dict_pre_hook(resize_class_weights)
@@ -43,7 +47,11 @@ class SegmentationLoss(nn.Module, ABC):
         """The loss, on float32 (or float64) logits. See `forward`."""
 
     def forward(
-        self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
+        self,
+        logits: Tensor,
+        mask: Tensor,
+        weight: Tensor | None = None,
+        step_pixels: Tensor | None = None,
     ) -> Tensor:
         """A scalar; 0 where every pixel is ignored.
 
@@ -58,43 +66,28 @@ class SegmentationLoss(nn.Module, ABC):
         with torch.autocast(device_type=logits.device.type, enabled=False):
             if logits.dtype != torch.float64:
                 logits = logits.float()
-            loss = self.compute(logits, mask, weight)
-            if step_pixels is not None:
-                loss = loss * self.share(logits, mask, step_pixels)
-            return loss
+            return self.compute(logits, mask, weight)
 
-    def terms(
-        self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """What `forward` is the sum of, by name; nothing for a loss of one term."""
-        return {}
+    def weight_sum(self, logits: Tensor, pixels: Tensor) -> Tensor:
+        """What the sum over pixels is divided by: losses of batches add up to the split's when weighted by it.
 
-    def weight_sum(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """What the sum over pixels was divided by: losses of batches add up to the split's when weighted by it."""
-        return (mask != IGNORE_INDEX).sum()
-
-    def step_weight_sum(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
-        """The mean of `weight_sum` over the batches of a step."""
-        return step_pixels.sum()
-
-    def share(self, logits: Tensor, mask: Tensor, step_pixels: Tensor) -> Tensor | float:
-        """How much this batch counts among those of its step: 1 for a loss that is no mean over pixels."""
-        return 1.0
+        Args:
+            logits: (N, K, H, W), for their K.
+            pixels: (..., K) pixels of each class.
+        """
+        return pixels.sum(dim=-1)
 
     def setup(self, statistics: SplitStatistics) -> None:
         """Fill in what the config leaves to the data, from the statistics of the training split."""
         if self.rule is None:
             return
         weights = class_weights(statistics, self.rule)
-        if len(weights) == 2:
-            if not statistics.pixels[1]:
-                raise InputError("auto weights of two classes need foreground pixels, but the training split has none")
-        else:
-            for name, value in zip(statistics.names, weights.tolist(), strict=True):
-                if value > self.max_weight:
-                    rank_zero_warn(
-                        f"class {name!r} would have weight {value:.1f}: capped at max_weight, {self.max_weight:g}"
-                    )
+        if len(weights) == 2 and statistics.pixels[1] == 0:
+            raise InputError("auto weights of two classes need foreground pixels, but the training split has none")
+        if len(weights) > 2:
+            capped = (weights > self.max_weight).tolist()
+            for name in compress(statistics.names, capped):
+                rank_zero_warn(f"the weight of class {name!r} is capped at max_weight, {self.max_weight:g}")
             weights = weights.clamp(max=self.max_weight)
         self.class_weights = weights.float()
 
@@ -117,11 +110,16 @@ class SegmentationLoss(nn.Module, ABC):
         return weights.to(like.dtype)
 
 
+def divide(total: Tensor, divisor: Tensor) -> Tensor:
+    """The quotient, which is 0 where both are 0."""
+    return total / divisor.clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def resize_class_weights(loss: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Make room for weights of the training split, whose number only the checkpoint knows."""
     saved = state.get(f"{prefix}class_weights")
     if saved is not None and loss.class_weights is not None:
-        loss.class_weights = torch.empty_like(saved, device=loss.class_weights.device)
+        loss.class_weights.resize_(saved.shape)
 
 
 def class_weights(statistics: SplitStatistics, rule: str) -> Tensor:

@@ -37,24 +37,23 @@ class WeightedSum(SegmentationLoss):
         for loss in self.losses:
             loss.setup(statistics)
 
-    def terms(
-        self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Terms of one class are added up, those of a sum within the sum too."""
-        found: dict[str, Tensor] = {}
-        for factor, loss in zip(self.weights, self.losses, strict=True):
-            terms = loss.terms(logits, mask, weight, step_pixels)
-            if not terms:
-                terms = {type(loss).__name__: loss(logits, mask, weight, step_pixels)}
-            for name, term in terms.items():
-                found[name] = found.get(name, 0) + factor * term
-        return found
-
     def forward(
-        self, logits: Tensor, mask: Tensor, weight: Tensor | None = None, step_pixels: Tensor | None = None
+        self,
+        logits: Tensor,
+        mask: Tensor,
+        weight: Tensor | None = None,
+        step_pixels: Tensor | None = None,
     ) -> Tensor:
-        terms = self.terms(logits, mask, weight, step_pixels)
-        return torch.stack(list(terms.values())).sum()
+        """The sum. `terms` then holds its terms: those of one class added up, those of a sum within it one by one."""
+        losses = []
+        self.terms = {}
+        for factor, loss in zip(self.weights, self.losses, strict=True):
+            value = loss(logits, mask, weight, step_pixels)
+            losses.append(factor * value)
+            terms = loss.terms or {type(loss).__name__: value.detach()}
+            for name, term in terms.items():
+                self.terms[name] = self.terms.get(name, 0) + factor * term
+        return torch.stack(losses).sum()
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         return self(logits, mask, weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.statistics import SplitStatistics
 from segmentation.errors import InputError
-from segmentation.losses.base import SegmentationLoss, Weights
+from segmentation.losses.base import SegmentationLoss, Weights, divide
 
 
 class PixelLoss(SegmentationLoss):
@@ -26,35 +26,44 @@ class PixelLoss(SegmentationLoss):
         """w: of background and foreground, (2,), for one logit; of each class, (K,), for K; None for 1 throughout."""
         return self.weights_of_classes(max(2, logits.shape[1]), logits)
 
-    def weight_sum(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def weight_sum(self, logits: Tensor, pixels: Tensor) -> Tensor:
+        if logits.shape[1] > 1 and self.class_weights is not None:
+            pixels = pixels * self.class_weights
+        return pixels.sum(dim=-1)
+
+    def forward(
+        self,
+        logits: Tensor,
+        mask: Tensor,
+        weight: Tensor | None = None,
+        step_pixels: Tensor | None = None,
+    ) -> Tensor:
+        total = super().forward(logits, mask, weight)
+        if step_pixels is None:
+            return divide(total, self.weight_sum_of(logits, mask))
+        return divide(total, self.weight_sum(logits, step_pixels))
+
+    def weight_sum_of(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """`weight_sum` of a batch, from its mask."""
         valid = mask != IGNORE_INDEX
-        if logits.shape[1] == 1 or self.class_weights is None:
-            return valid.sum()
-        return (self.class_weights[mask * valid] * valid).sum()
-
-    def step_weight_sum(self, logits: Tensor, step_pixels: Tensor) -> Tensor:
-        if logits.shape[1] == 1 or self.class_weights is None:
-            return step_pixels.sum()
-        return (self.class_weights * step_pixels).sum()
-
-    def share(self, logits: Tensor, mask: Tensor, step_pixels: Tensor) -> Tensor:
-        tiny = torch.finfo(step_pixels.dtype).tiny
-        return self.weight_sum(logits, mask) / self.step_weight_sum(logits, step_pixels).clamp(min=tiny)
+        if logits.shape[1] > 1 and self.class_weights is not None:
+            return (self.class_weights[mask * valid] * valid).sum()
+        return valid.sum()
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+        """The sum over the pixels; `forward` divides it."""
         valid = mask != IGNORE_INDEX
-        weights = self.pixel_weights(logits)
+        class_weights = self.pixel_weights(logits)
         if logits.shape[1] == 1:
             log_p = F.logsigmoid(torch.where(mask == 1, logits[:, 0], -logits[:, 0]))
         else:
             log_p = -F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
         loss = torch.where(valid, self.of_pixel(log_p), 0.0)
-        if weights is not None:
-            loss = loss * weights[mask * valid]
+        if class_weights is not None:
+            loss = loss * class_weights[mask * valid]
         if weight is not None:
             loss = loss * weight
-        weight_sum = self.weight_sum(logits, mask).to(loss.dtype)
-        return loss.sum() / weight_sum.clamp(min=torch.finfo(loss.dtype).tiny)
+        return loss.sum()
 
 
 class CrossEntropy(PixelLoss):

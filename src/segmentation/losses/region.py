@@ -10,54 +10,67 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX
-from segmentation.losses.base import SegmentationLoss, Weights
+from segmentation.losses.base import SegmentationLoss, Weights, divide
 
 
 def probabilities(logits: Tensor) -> Tensor:
     """(..., K, H, W) logits -> probabilities: of the foreground for one logit, of each class for K."""
-    return logits.sigmoid() if logits.shape[-3] == 1 else logits.softmax(dim=-3)
+    if logits.shape[-3] == 1:
+        return logits.sigmoid()
+    return logits.softmax(dim=-3)
 
 
 def one_hot(mask: Tensor, channels: int, like: Tensor) -> Tensor:
     """(N, H, W) class indices -> (N, K, H, W) of 0 and 1 in the type of `like`; ignored pixels are 0 throughout."""
-    first = 1 if channels == 1 else 0
-    classes = torch.arange(first, first + channels, device=mask.device).view(1, -1, 1, 1)
-    return (mask.unsqueeze(1) == classes).to(like.dtype)
+    classes = torch.arange(channels, device=mask.device)
+    if channels == 1:
+        classes = classes + 1  # the foreground
+    return (mask.unsqueeze(1) == classes.view(-1, 1, 1)).to(like.dtype)
 
 
 class ClassLoss(SegmentationLoss):
     """The mean over classes of a loss of each class; by `class_weights` where given."""
 
     def mean_over_classes(self, losses: Tensor, present: Tensor, logits: Tensor) -> Tensor:
-        """(..., K) losses and whether each counts -> scalar."""
-        weights = self.weights_of_classes(logits.shape[1], logits)
+        """The mean of the losses of the present classes.
+
+        Shape:
+            losses and present (K,) -> scalar.
+        """
         share = present.to(losses.dtype)
+        weights = self.weights_of_classes(logits.shape[1], logits)
         if weights is not None:
             share = share * weights
-        return (losses * share).sum() / share.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+        return divide((losses * share).sum(), share.sum())
 
 
 class SoftOverlap(ClassLoss):
-    """1 - TP / (TP + alpha FP + beta FN), of soft counts over the batch: TP = sum of w p y, FP = sum of w p (1 - y) and
-    FN = sum of w (1 - p) y, with the probability p of the class, y = 1 on its pixels, and the pixel's weight w.
+    """1 - TP / (TP + alpha FP + beta FN), of soft counts over the batch.
+
+    TP = sum of w p y, FP = sum of w p (1 - y) and FN = sum of w (1 - p) y, with the probability p of the class, y = 1
+    on its pixels and 0 elsewhere, and the pixel's weight w.
     """
 
     alpha: float
     beta: float
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        valid = (mask != IGNORE_INDEX).unsqueeze(1)
-        w = valid.to(logits.dtype)
+        w = (mask != IGNORE_INDEX).to(logits.dtype)
         if weight is not None:
-            w = w * weight.unsqueeze(1)
+            w = w * weight
         p = probabilities(logits)
         y = one_hot(mask, logits.shape[1], logits)
-        tp = (w * p * y).sum(dim=(0, 2, 3))
-        fp = (w * p * (1 - y)).sum(dim=(0, 2, 3))
-        fn = (w * (1 - p) * y).sum(dim=(0, 2, 3))
-        present = tp + fn > 0
-        overlap = tp / torch.where(present, tp + self.alpha * fp + self.beta * fn, 1.0)
-        return self.mean_over_classes(1 - overlap, present, logits)
+        over_pixels = (0, 2, 3)
+        w = w.unsqueeze(1)
+        tp = (w * p * y).sum(over_pixels)
+        fp = (w * p * (1 - y)).sum(over_pixels)
+        fn = (w * (1 - p) * y).sum(over_pixels)
+        overlap = divide(tp, tp + self.alpha * fp + self.beta * fn)
+        return self.mean_over_classes(
+            losses=1 - overlap,
+            present=tp + fn > 0,
+            logits=logits,
+        )
 
 
 class Dice(SoftOverlap):
@@ -83,10 +96,15 @@ class Tversky(SoftOverlap):
     """
 
     def __init__(
-        self, alpha: float = 0.3, beta: float = 0.7, class_weights: Weights = None, max_weight: float = 10.0
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        class_weights: Weights = None,
+        max_weight: float = 10.0,
     ) -> None:
         super().__init__(class_weights, max_weight)
-        self.alpha, self.beta = alpha, beta
+        self.alpha = alpha
+        self.beta = beta
 
 
 class Lovasz(ClassLoss):
@@ -98,23 +116,33 @@ class Lovasz(ClassLoss):
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         valid = mask != IGNORE_INDEX
-        w = torch.ones_like(mask) if weight is None else weight
-        w = w[valid].to(logits.dtype)
         x = logits.movedim(1, 0)[:, valid]  # (K, pixels)
         y = one_hot(mask, len(x), logits).movedim(1, 0)[:, valid]
-        errors = F.relu(1 - x * (2 * y - 1)) if len(x) == 1 else (y - x.softmax(dim=0)).abs()
+        if weight is None:
+            weight = torch.ones_like(logits[:, 0])
+        w = weight[valid].to(logits.dtype)
+        errors = (y - x.softmax(dim=0)).abs()
+        if len(x) == 1:
+            errors = F.relu(1 - x * (2 * y - 1))
         present = (w * y).sum(dim=1) > 0
         losses = errors[:, :0].sum(dim=1)  # zeros that have a gradient
         for c in present.nonzero().flatten().tolist():
-            worst_first = errors[c].argsort(descending=True)
-            losses[c] = errors[c][worst_first] @ jaccard_gains(y[c][worst_first], w[worst_first])
+            worst_first, order = errors[c].sort(descending=True)
+            losses[c] = worst_first @ jaccard_gains(y[c][order], w[order])
         return self.mean_over_classes(losses, present, logits)
 
 
 def jaccard_gains(y: Tensor, w: Tensor) -> Tensor:
-    """What the Jaccard loss gains with each pixel, (pixels,), that becomes wrong, in their order (algorithm 1)."""
-    true = (w * y).sum()
-    intersection = true - (w * y).cumsum(dim=0)
-    union = true + (w * (1 - y)).cumsum(dim=0)
+    """What the Jaccard loss gains with each pixel that becomes wrong, in their order (algorithm 1).
+
+    Args:
+        y: (pixels,), 1 where the class is true.
+        w: (pixels,), the weight of each.
+    """
+    inside = w * y
+    outside = w - inside
+    true = inside.sum()
+    intersection = true - inside.cumsum(dim=0)
+    union = true + outside.cumsum(dim=0)
     loss = 1 - intersection / union
     return loss.diff(prepend=loss.new_zeros(1))

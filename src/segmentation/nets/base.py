@@ -1,7 +1,6 @@
 """The contract that every net obeys, so that module, metrics, pruning and export know one thing only."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -24,15 +23,6 @@ class Heads(NamedTuple):
     logits: tuple[Tensor, ...]
     #: (N, K) logits of UNet3+'s classification-guided module: is class k (of one channel, the foreground) in the image?
     class_logits: Tensor | None = None
-
-
-def joined(parts: Sequence[Heads]) -> Heads:
-    """The heads of a batch, from those of its parts."""
-    logits = []
-    for head in range(len(parts[0].logits)):
-        logits.append(torch.cat([part.logits[head] for part in parts]))
-    class_logits = [part.class_logits for part in parts if part.class_logits is not None]
-    return Heads(tuple(logits), torch.cat(class_logits) if class_logits else None)
 
 
 class SegmentationNet(nn.Module, ABC):
@@ -64,11 +54,17 @@ class SegmentationNet(nn.Module, ABC):
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.num_heads = num_heads
-        self.inference: Inference = inference
-        if inference != "last" and num_heads == 1:
-            raise InputError(f"inference: {inference!r} needs deep_supervision: true; the net has one head")
-        if not isinstance(inference, str) and not 1 <= inference <= num_heads:
-            raise InputError(f"inference: {inference} is no head of this net; choose 1 to {num_heads}, last or mean")
+        rules: list[str | int] = ["last"]
+        if num_heads > 1:
+            rules += ["mean", *range(1, num_heads + 1)]
+        if inference not in rules:
+            raise InputError(f"inference: {inference!r} is none of {rules}; deep_supervision: true gives more heads")
+        #: Number of the head that predicts; None for the mean of all.
+        self.predicting_head: int | None = num_heads
+        if inference == "mean":
+            self.predicting_head = None
+        elif inference != "last":
+            self.predicting_head = inference
 
     @abstractmethod
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
@@ -83,46 +79,50 @@ class SegmentationNet(nn.Module, ABC):
             level: 1..num_heads, or None for all.
 
         Raises:
-            InputError: the image has other channels than the net was built for, or there is no such level.
+            InputError: the image has other channels than the net was built for.
         """
         if image.shape[1] != self.in_channels:
             raise InputError(f"the image has {image.shape[1]} channels, the net takes in_channels: {self.in_channels}")
-        if level is not None and not 1 <= level <= self.num_heads:
-            raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
         height, width = image.shape[-2:]
         # By floor division, as inductor cannot compile `%` of a side that changes from batch to batch.
         bottom = (height + self.stride - 1) // self.stride * self.stride - height
         right = (width + self.stride - 1) // self.stride * self.stride - width
         # Zeros below and to the right, cut off again by negative padding: slicing would break a dynamic export.
-        heads = self.compute(F.pad(image, (0, right, 0, bottom)), level)
+        image = F.pad(image, (0, right, 0, bottom))
+        heads = self.compute(image, level)
         cropped = [F.pad(logits, (0, -right, 0, -bottom)) for logits in heads.logits]
         return Heads(tuple(cropped), heads.class_logits)
 
+    def scales_of_heads(self, level: int | None) -> list[int]:
+        """Which heads a pass computes, the coarsest first, by their scale: scale i is at H / 2^i."""
+        if level is None:
+            return list(reversed(range(self.num_heads)))
+        return [self.num_heads - level]
+
     def combine(self, heads: Heads) -> Tensor:
         """Logits that predict, (N, K, H, W), from the heads of one forward pass: the inference rule, then the gate."""
-        if self.inference == "mean":
+        if self.predicting_head is None:
             logits = torch.stack(heads.logits).mean(dim=0)
-        elif self.inference == "last" or len(heads.logits) == 1:
-            logits = heads.logits[-1]
+        elif len(heads.logits) == 1:
+            logits = heads.logits[0]
         else:
-            logits = heads.logits[self.inference - 1]
-        return logits if heads.class_logits is None else gate(logits, heads.class_logits)
+            logits = heads.logits[self.predicting_head - 1]
+        if heads.class_logits is not None:
+            logits = gate(logits, heads.class_logits)
+        return logits
 
     def predict(self, image: Tensor) -> Tensor:
         """Logits that predict, (N, K, H, W): a forward pass of what the inference rule needs, then `combine`."""
-        level = None
-        if self.inference == "last":
-            level = self.num_heads
-        elif self.inference != "mean":
-            level = self.inference
-        return self.combine(self(image, level=level))  # not `self.forward`, which `net.compile()` leaves as it is
+        heads = self(image, level=self.predicting_head)  # not `self.forward`, which `net.compile()` leaves as it is
+        return self.combine(heads)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but not for a frozen backbone, whose batch norms use, not gather, statistics."""
         super().train(mode)
-        backbone = self.backbone
-        if backbone is not None and not any(p.requires_grad for p in backbone.parameters()):
-            backbone.eval()
+        if self.backbone is not None:
+            frozen = not any(p.requires_grad for p in self.backbone.parameters())
+            if frozen:
+                self.backbone.eval()
         return self
 
     def prune(self, level: int) -> "SegmentationNet":
@@ -132,7 +132,8 @@ class SegmentationNet(nn.Module, ABC):
     @property
     def backbone(self) -> nn.Module | None:
         """What a library pretrained, for a learning rate of its own; None where the net has the paper's encoder."""
-        return getattr(getattr(self, "encoder", None), "body", None)
+        encoder = getattr(self, "encoder", None)
+        return getattr(encoder, "body", None)
 
     @property
     def statistics(self) -> tuple[list[float], list[float]] | None:
@@ -149,5 +150,6 @@ def gate(logits: Tensor, class_logits: Tensor) -> Tensor:
     """
     absent = class_logits <= 0
     if logits.shape[1] > 1:
-        absent = absent & ~absent.all(dim=1, keepdim=True)
+        none_is_present = absent.all(dim=1, keepdim=True)
+        absent = absent & ~none_is_present
     return logits.masked_fill(absent[:, :, None, None], CLOSED)

@@ -26,7 +26,13 @@ class ConvNormReLU(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch") -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel_size=3,
+                padding=1,
+                bias=False,
+            ),
             norm_layer(norm, out_channels),
             nn.ReLU(inplace=True),
         )

@@ -11,93 +11,64 @@ from segmentation.errors import InputError
 from segmentation.nets.blocks import DoubleConv, Norm, init_he
 
 
-class ConvEncoder(nn.Module):
-    """The encoder of all three papers: two 3x3 convolutions a level, max-pooling between the levels."""
+class Encoder(nn.Module):
+    """Maps of the image, one for each of the `widths`, each at half the size of the one before.
 
-    def __init__(self, in_channels: int, widths: Sequence[int], norm: Norm) -> None:
-        super().__init__()
-        self.channels = list(widths)
-        self.stride = 2 ** (len(widths) - 1)
-        self.levels = nn.ModuleList()
-        for width in widths:
-            self.levels.append(DoubleConv(in_channels, width, norm))
-            in_channels = width
-        init_he(self)
-
-    def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
-        """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
-        first, *others = list(self.levels)[:levels]
-        maps = [first(image)]
-        for block in others:
-            maps.append(block(F.max_pool2d(maps[-1], 2)))
-        return maps
-
-
-class LibraryEncoder(nn.Module):
-    """An encoder of segmentation-models-pytorch, and two convolutions for each level that it lacks.
-
-    Most encoders lack the level at full size: here a small stem sees the image itself, where the library's nets
-    up-sample from half the size. Encoders that start at stride 4 (convnext, mit) lack the level at stride 2 as well.
+    In all three papers two 3x3 convolutions make each level, with max-pooling between the levels. A `body` of
+    segmentation-models-pytorch takes the place of the levels that it has. Most encoders lack the level at full size:
+    here convolutions see the image itself, where the library's nets up-sample from half the size. Encoders that start
+    at stride 4 (convnext, mit) lack the level at stride 2 as well.
 
     Args:
         in_channels: channels of the image.
-        widths: one for each map; they count where the encoder lacks a level.
-        norm: of the stem.
-        name: as segmentation-models-pytorch has it, `resnet34`, or `tu-` and a name of timm's, `tu-convnext_tiny`.
-        weights: see `library_encoder`.
-        freeze: no gradients for the encoder; `SegmentationNet.train` then keeps its statistics too.
-
-    Raises:
-        InputError: more than 6 widths, or an encoder without a map at each stride.
+        widths: channels of each level, the finest first; they count where the body lacks a level.
+        norm: of the levels that the body lacks.
+        body: encoder of the library.
+        maps: what `probe` found that the body gives.
     """
 
-    body: nn.Module | None  # the library's encoder; None if the stem makes every level
+    body: nn.Module | None  # None if it gives no level
 
     def __init__(
         self,
         in_channels: int,
         widths: Sequence[int],
         norm: Norm,
-        name: str,
-        weights: str | None,
-        freeze: bool,
+        body: nn.Module | None = None,
+        maps: Sequence[Tensor] = (),
     ) -> None:
-        from segmentation.nets.pretrained import library_encoder  # takes seconds to import
-
         super().__init__()
-        if len(widths) > 6:
-            raise InputError(f"encoder: {name} goes down to stride 32, which 6 widths need; got {len(widths)}")
-        deepest = len(widths) - 1
-        body = library_encoder(name, in_channels, depth=max(deepest, 3), weights=weights)
-        maps = probe(body, f"encoder: {name}", in_channels, 2**deepest, count=len(widths))
-        self.stride = maps[0].shape[-1]
-        self.channels: list[int] = []
-        self.stem = nn.ModuleDict()  # by level
+        self.stride = maps[0].shape[-1] if maps else 2 ** (len(widths) - 1)
+        self.channels = list(widths)
+        self.levels = nn.ModuleDict()
         for level, width in enumerate(widths):
-            channels = maps[level].shape[1]
-            if channels == 0 or maps[level].grad_fn is None:  # a placeholder, or the image itself
-                before = self.channels[-1] if level else in_channels
-                self.stem[str(level)] = DoubleConv(before, width, norm)
-                channels = width
-            elif maps[level].shape[-1] * 2**level != self.stride:
-                raise InputError(f"encoder: {name} has no map at stride {2**level}; choose resnet34 or another pyramid")
-            self.channels.append(channels)
-        init_he(self.stem)
-        self.body = body if len(self.stem) < len(widths) else None
-        if freeze and self.body is not None:
-            self.body.requires_grad_(False)
+            if maps and maps[level].grad_fn is not None:  # no placeholder, nor the image itself
+                self.channels[level] = maps[level].shape[1]
+            else:
+                before = self.channels[level - 1] if level else in_channels
+                self.levels[str(level)] = DoubleConv(before, width, norm)
+        init_he(self.levels)
+        self.body = body if len(self.levels) < len(widths) else None
+        self.register_load_state_dict_pre_hook(rename_stem)
 
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
         """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
         given = [] if self.body is None else self.body(image)
         maps: list[Tensor] = []
         for level in range(levels or len(self.channels)):
-            if str(level) not in self.stem:
+            if str(level) in self.levels:
+                finer = F.max_pool2d(maps[-1], 2) if maps else image
+                maps.append(self.levels[str(level)](finer))
+            else:
                 maps.append(given[level])
-                continue
-            finer = F.max_pool2d(maps[-1], 2) if maps else image
-            maps.append(self.stem[str(level)](finer))
         return maps
+
+
+def rename_stem(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load checkpoints of version 0.1, where the levels that a body lacks were called its stem."""
+    for key in list(state):
+        if key.startswith(f"{prefix}stem."):
+            state[key.replace("stem.", "levels.", 1)] = state.pop(key)
 
 
 def build_encoder(
@@ -107,19 +78,45 @@ def build_encoder(
     name: str | None,
     weights: str | None,
     freeze: bool,
-) -> ConvEncoder | LibraryEncoder:
-    """The paper's encoder, or the one that has `name`. Both give one map for each of the `widths`.
+) -> Encoder:
+    """The paper's encoder, or one with a body of segmentation-models-pytorch.
+
+    Args:
+        in_channels: channels of the image.
+        widths: of `Encoder`.
+        norm: of `Encoder`.
+        name: null for the paper's, or as `library_encoder` has it.
+        weights: of `library_encoder`.
+        freeze: no gradients for the body; `SegmentationNet.train` then keeps its statistics too.
 
     Raises:
-        InputError: fewer than two widths, weights or freezing without a name, or what `LibraryEncoder` says.
+        InputError: fewer than two widths, weights or freezing without a name, or what `library_encoder` says.
     """
     if len(widths) < 2:
         raise InputError(f"widths: {list(widths)} has no level to go down to; give at least two, the finest first")
-    if name is not None:
-        return LibraryEncoder(in_channels, widths, norm, name, weights, freeze)
-    if weights is not None or freeze:
-        raise InputError("encoder_weights and freeze_encoder need an encoder by name, e.g. encoder: resnet34")
-    return ConvEncoder(in_channels, widths, norm)
+    if name is None:
+        if weights is not None or freeze:
+            raise InputError("encoder_weights and freeze_encoder need an encoder by name, e.g. encoder: resnet34")
+        return Encoder(in_channels, widths, norm)
+    from segmentation.nets.pretrained import library_encoder  # takes seconds to import
+
+    deepest = len(widths) - 1
+    body = library_encoder(
+        name,
+        in_channels,
+        depth=max(deepest, 3),
+        weights=weights,
+    )
+    maps = probe(
+        body,
+        f"encoder: {name}",
+        in_channels,
+        stride=2**deepest,
+        count=len(widths),
+    )
+    if freeze:
+        body.requires_grad_(False)
+    return Encoder(in_channels, widths, norm, body, maps)
 
 
 class Unused(nn.Module):
@@ -140,7 +137,13 @@ def remove_unused(module: nn.Module, used: set[nn.Parameter]) -> None:
             remove_unused(child, used)
 
 
-def probe(module: nn.Module, name: str, in_channels: int, stride: int, count: int | None = None) -> list[Tensor]:
+def probe(
+    module: nn.Module,
+    name: str,
+    in_channels: int,
+    stride: int,
+    count: int | None = None,
+) -> list[Tensor]:
     """Run a library's module on a small image, and remove what its first `count` outputs do not depend on.
 
     The side of the image is the first of `stride`, 2 * `stride`, ... that the module takes; returns these outputs.
@@ -148,27 +151,28 @@ def probe(module: nn.Module, name: str, in_channels: int, stride: int, count: in
     Raises:
         InputError: the module takes no image of up to 128 pixels a side.
     """
-    was_training = module.training
     module.eval()  # batch norms gather no statistics
     try:
         with torch.enable_grad():
             outputs = module(torch.ones(1, in_channels, stride, stride))
+            maps = [outputs] if isinstance(outputs, Tensor) else outputs[:count]
+            total = torch.zeros((), requires_grad=True)
+            for x in maps:
+                total = total + x.sum()
     except (AssertionError, RuntimeError, ValueError) as error:
         if stride >= 128:
             raise InputError(f"{name} does not run on images of any size ({error}); choose another encoder") from error
         return probe(module, name, in_channels, 2 * stride, count)
     finally:
-        module.train(was_training)
-    maps = [outputs] if isinstance(outputs, Tensor) else list(outputs[:count])
-    computed = [x for x in maps if x.requires_grad]
-    parameters = list(module.parameters())
+        module.train()
+    total.backward()
     used = set()
-    if computed:
-        ones = [torch.ones_like(x) for x in computed]
-        gradients = torch.autograd.grad(computed, parameters, ones, allow_unused=True)
-        used = {p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    for parameter in module.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+        else:
+            used.add(parameter)
+    module.zero_grad()
     if "hrnet" not in name:  # it adds up maps that nobody asked for
         remove_unused(module, used)
-    for parameter in module.parameters():
-        parameter.requires_grad_(parameter in used)
     return maps

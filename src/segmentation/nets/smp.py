@@ -36,23 +36,21 @@ class SmpNet(SegmentationNet):
         from segmentation.nets.pretrained import check_encoder_name, library_encoder
 
         super().__init__(in_channels, num_classes)
-        models = {model.__name__: model for model in smp.MODEL_ARCHITECTURES_MAPPING.values()}
-        if architecture not in models:
-            raise InputError(f"architecture: there is no {architecture}; choose one of {', '.join(sorted(models))}")
         check_encoder_name(encoder)
         try:
-            self.model = models[architecture](
+            self.model = smp.create_model(
+                architecture,
                 encoder,
                 encoder_weights=None,
                 in_channels=in_channels,
                 classes=num_classes,
             )
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{architecture} cannot be built with encoder {encoder}: {error}") from error
         if encoder_weights is not None:
             pretrained = library_encoder(encoder, in_channels, 5, encoder_weights)
-            state = pretrained.state_dict()
-            self.model.encoder.load_state_dict({key: state[key] for key in self.model.encoder.state_dict()})
+            # Some architectures take a part of the encoder only.
+            self.model.encoder.load_state_dict(pretrained.state_dict(), strict=False)
             self.model.encoder.statistics = pretrained.statistics
         logits = probe(self.model, f"{architecture} with encoder {encoder}", in_channels, stride=32)
         self.stride = logits[0].shape[-1]

@@ -21,8 +21,8 @@ class UNet(SegmentationNet):
               └ x4 ┘                                        H/16 x W/16
     ```
 
-    31,037,633 parameters for 3 bands and 1 class at the paper's widths with transposed convolutions. The paper's own
-    net, 1 band and 2 classes, has 31,030,658: biases in place of norms, and unpadded, so that 572 pixels give 388.
+    31,037,633 parameters for 3 channels and 1 class at the paper's widths with transposed convolutions. The paper's own
+    net, 1 channel and 2 classes, has 31,030,658: biases in place of norms, and unpadded, so that 572 pixels give 388.
 
     Args:
         in_channels: channels of the image.
@@ -53,26 +53,33 @@ class UNet(SegmentationNet):
     ) -> None:
         depth = len(widths) - 1
         super().__init__(in_channels, num_classes, inference, num_heads=depth if deep_supervision else 1)
-        self.depth = depth
+        # The left side of figure 1: two 3x3 convolutions at each level, max-pooling between the levels.
         self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
         self.stride = self.encoder.stride
+        # The right side, the finest level first.
         self.up = nn.ModuleList()
         self.fuse = nn.ModuleList()
         self.heads = nn.ModuleList()
-        below = [*widths[1:-1], self.encoder.channels[-1]]
-        for level in range(self.depth):
-            up = Up(below[level], widths[level], upsample)
+        channels = self.encoder.channels  # of x0 .. x4
+        for i in range(depth):
+            below = widths[i + 1] if i + 1 < depth else channels[depth]
+            up = Up(below, widths[i], upsample)
             self.up.append(up)
-            self.fuse.append(DoubleConv(self.encoder.channels[level] + up.out_channels, widths[level], norm))
-        for level in range(self.num_heads):
-            self.heads.append(nn.Conv2d(widths[level], num_classes, kernel_size=1))
+            self.fuse.append(DoubleConv(channels[i] + up.out_channels, widths[i], norm))
+        for i in range(self.num_heads):
+            self.heads.append(nn.Conv2d(widths[i], num_classes, kernel_size=1))
         init_he(self.up, self.fuse, self.heads)
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         x = self.encoder(image)  # x0 .. x4
-        y = {self.depth: x[-1]}
-        finest = 0 if level is None else self.num_heads - level
-        for i in reversed(range(finest, self.depth)):  # y3 .. y0
-            y[i] = self.fuse[i](torch.cat([x[i], self.up[i](y[i + 1])], dim=1))
-        levels = [finest] if level else reversed(range(self.num_heads))
-        return Heads(tuple(upsample(self.heads[i](y[i]), 2**i) for i in levels))
+        wanted = self.scales_of_heads(level)
+        logits = []
+        y = x[-1]
+        for i in reversed(range(wanted[-1], len(self.up))):  # y3 .. y0
+            y = self.up[i](y)  # up-conv 2x2
+            y = torch.cat([x[i], y], dim=1)  # copy
+            y = self.fuse[i](y)  # conv 3x3, ReLU, twice
+            if i in wanted:
+                head = self.heads[i](y)  # conv 1x1
+                logits.append(upsample(head, 2**i))
+        return Heads(tuple(logits))

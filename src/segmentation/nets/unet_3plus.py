@@ -30,7 +30,14 @@ class FullScaleNode(nn.Module):
         self.scale = scale
         self.branches = nn.ModuleList()
         for branch_channels in channels:
-            self.branches.append(nn.Conv2d(branch_channels, width, kernel_size=3, padding=1, bias=False))
+            conv = nn.Conv2d(
+                branch_channels,
+                width,
+                kernel_size=3,
+                padding=1,
+                bias=False,
+            )
+            self.branches.append(conv)
         total = width * len(channels)
         self.norm = norm_layer(norm, total)
         self.fuse = ConvNormReLU(total, total, norm)
@@ -59,7 +66,7 @@ class UNet3Plus(SegmentationNet):
             En5 ──────────┘ ─ head 1, presence             H/16 x W/16
     ```
 
-    For 3 bands and 1 class at the paper's widths, beside the authors' code (ZJUGiveLab/UNet-Version):
+    For 3 channels and 1 class at the paper's widths, beside the authors' code (ZJUGiveLab/UNet-Version):
 
     |                        | here       | there      | the difference                                          |
     |------------------------|------------|------------|---------------------------------------------------------|
@@ -100,7 +107,8 @@ class UNet3Plus(SegmentationNet):
         inference: Inference = "last",
     ) -> None:
         scales = len(widths)
-        super().__init__(in_channels, num_classes, inference, num_heads=scales if deep_supervision else 1)
+        num_heads = scales if deep_supervision else 1
+        super().__init__(in_channels, num_classes, inference, num_heads)
         self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
         self.stride = self.encoder.stride
         encoder_channels = self.encoder.channels
@@ -124,11 +132,10 @@ class UNet3Plus(SegmentationNet):
         class_logits = None
         if self.presence is not None:
             class_logits = self.presence(maps[-1]).amax(dim=(2, 3))  # (N, K)
-        finest = 0 if level is None else self.num_heads - level
-        for i in reversed(range(finest, len(self.nodes))):  # De4 .. De1; De5 is En5
+        wanted = self.scales_of_heads(level)
+        for i in reversed(range(wanted[-1], len(self.nodes))):  # De4 .. De1; De5 is En5
             maps[i] = self.nodes[i](maps)  # of En_k for k <= i, which become De_k one by one
-        scales = [finest] if level else reversed(range(self.num_heads))
-        logits = [upsample(self.heads[i](maps[i]), 2**i) for i in scales]
+        logits = [upsample(self.heads[i](maps[i]), 2**i) for i in wanted]
         return Heads(tuple(logits), class_logits)
 
 
@@ -145,7 +152,9 @@ def conv3x3_after_upsample(x: Tensor, weight: Tensor, factor: int) -> Tensor:
     """
     taps = weight.permute(3, 2, 0, 1).flatten(0, 2)[:, :, None, None]  # (dx dy O, C, 1, 1)
     y = F.conv2d(x, taps)  # (N, dx dy O, h, w)
-    left, middle, right = F.interpolate(y, scale_factor=(1.0, float(factor)), mode="bilinear").chunk(3, dim=1)
+    y = F.interpolate(y, scale_factor=(1.0, float(factor)), mode="bilinear")  # (N, dx dy O, h, factor w)
+    left, middle, right = y.chunk(3, dim=1)
     y = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))  # (N, dy O, h, factor w); the zeros are the padding
-    above, middle, below = F.interpolate(y, scale_factor=(float(factor), 1.0), mode="bilinear").chunk(3, dim=1)
+    y = F.interpolate(y, scale_factor=(float(factor), 1.0), mode="bilinear")  # (N, dy O, factor h, factor w)
+    above, middle, below = y.chunk(3, dim=1)
     return F.pad(above, (0, 0, 1, -1)) + middle + F.pad(below, (0, 0, -1, 1))  # (N, O, factor h, factor w)

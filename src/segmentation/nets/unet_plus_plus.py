@@ -43,9 +43,9 @@ class UNetPlusPlus(SegmentationNet):
 
     Head L needs the nodes with i + j <= L and no other, which is why the net can be cut to its level L: `prune`.
 
-    9,159,780 parameters for 3 bands, 1 class and four heads at the paper's widths. The usual PyTorch form has 3,648
+    9,159,780 parameters for 3 channels, 1 class and four heads at the paper's widths. The usual PyTorch form has 3,648
     more, 9,163,428: a bias in each convolution before a batch norm, which takes it away again. The authors' Keras net
-    has 9,041,601: one band, one head, 2x2 transposed convolutions (`upsample: transposed`), biases in place of norms.
+    has 9,041,601: one channel, one head, 2x2 transposed convolutions (`upsample: transposed`), biases, no norms.
 
     Args:
         in_channels: channels of the image.
@@ -90,13 +90,12 @@ class UNetPlusPlus(SegmentationNet):
         }
         self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
         self.stride = pad_to or self.encoder.stride
-        if self.stride % self.encoder.stride:
-            raise InputError(f"pad_to: {pad_to} is no multiple of {self.encoder.stride}, which this net needs")
         channels = [[first] for first in self.encoder.channels]  # channels[i][j] of X(i, j)
         self.nodes = nn.ModuleDict()
-        for i, j in triangle(depth):
-            self.nodes[f"{i}_{j}"] = Node(sum(channels[i]), channels[i + 1][j - 1], widths[i], upsample, norm)
-            channels[i].append(widths[i])
+        for j in range(1, depth + 1):
+            for i in range(depth - j + 1):
+                self.nodes[f"{i}_{j}"] = Node(sum(channels[i]), channels[i + 1][j - 1], widths[i], upsample, norm)
+                channels[i].append(widths[i])
         self.heads = nn.ModuleDict()
         for j in range(1 if deep_supervision else depth, depth + 1):
             self.heads[str(j)] = nn.Conv2d(widths[0], num_classes, kernel_size=1)
@@ -105,8 +104,10 @@ class UNetPlusPlus(SegmentationNet):
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         depth = level if level and self.num_heads > 1 else self.depth
         x = [[first] for first in self.encoder(image, depth + 1)]  # x[i][j] is X(i, j), at H / 2^i x W / 2^i
-        for i, j in triangle(depth):
-            x[i].append(self.nodes[f"{i}_{j}"](left=x[i], below=x[i + 1][j - 1]))
+        for j in range(1, depth + 1):  # column by column, so that each comes after those that it sees
+            for i in range(depth - j + 1):
+                node = self.nodes[f"{i}_{j}"]
+                x[i].append(node(left=x[i], below=x[i + 1][j - 1]))
         heads = [str(depth)] if level else list(self.heads)
         return Heads(tuple(self.heads[j](x[0][int(j)]) for j in heads))
 
@@ -120,12 +121,9 @@ class UNetPlusPlus(SegmentationNet):
         """
         with torch.inference_mode(False):  # so that it can be trained on, wherever it was made
             pruned = type(self)(**self.pruned_arguments(level))
-        state = self.state_dict()
-        pruned.load_state_dict({key: state[key] for key in pruned.state_dict()})
-        weight = next(self.heads.parameters())
-        pruned.to(weight.device, weight.dtype)
-        if next(self.nodes.parameters()).is_contiguous(memory_format=torch.channels_last):
-            pruned.to(memory_format=torch.channels_last)
+            state = self.state_dict()
+            copies = {key: state[key].clone() for key in pruned.state_dict()}
+            pruned.load_state_dict(copies, assign=True)  # of the same device, type and memory format
         return pruned.train(self.training)
 
     def pruned_arguments(self, level: int) -> dict:
@@ -135,11 +133,3 @@ class UNetPlusPlus(SegmentationNet):
         if not 1 <= level <= self.num_heads:
             raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
         return self.arguments | {"widths": self.widths[: level + 1], "pad_to": self.stride}
-
-
-def triangle(depth: int) -> list[tuple[int, int]]:
-    """(i, j) of the nodes right of the encoder, column by column, so that each comes after those that it sees."""
-    nodes = []
-    for j in range(1, depth + 1):
-        nodes += [(i, j) for i in range(depth - j + 1)]
-    return nodes
