@@ -200,18 +200,8 @@ def _write(console: Console, output: Path, config: Namespace, module: Segmentati
     for split in filter(data.names, found.statistics_of_splits):
         names = data.names(split)
         chosen = evenly(len(names), 8)
-        samples = [data.load(split, index) for index in chosen]
-        images = [sample["image"] for sample in samples]
-        masks = [sample["mask"] for sample in samples]
-        title = f"{split}: {len(chosen)} of {len(names):,}"
-        grid = sample_grid(
-            images,
-            masks,
-            None,
-            module.labels,
-            [names[index] for index in chosen],
-            title,
-        )
+        samples = [{**data.load(split, index), "name": names[index]} for index in chosen]
+        grid = sample_grid(samples, module.labels, f"{split}: {len(chosen)} of {len(names):,}")
         save_png(grid, output / f"{split}.png")
     write_text(output / "bad_files.txt", "".join(f"{text}\n" for text in found.bad))
     console.print(f"pictures   {output}/*.png; every bad file: {output}/bad_files.txt\n")

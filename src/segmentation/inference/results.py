@@ -17,7 +17,7 @@ from segmentation.data.writing import atomic_write, remove_stale, write_json, wr
 from segmentation.errors import InputError
 from segmentation.inference.instances import separate
 from segmentation.training.entry import check_folder
-from segmentation.visualize import overlay, save_png
+from segmentation.visualize import mask_overlay, save_png
 
 OVERLAY_SIDE = 2048  # pixels of a mask overlay's longest side at most
 COMPARED = ("checkpoint", "--format", "--tta", "--tile")  # what one folder holds masks of
@@ -129,7 +129,7 @@ class Results:
             step = -(-max(index.shape) // OVERLAY_SIDE)
             shown = torch.from_numpy(image[:, ::step, ::step].copy())
             mask = index[::step, ::step]
-            picture = Image.fromarray(overlay(shown, mask, self.labels))
+            picture = Image.fromarray(mask_overlay(shown, mask, self.labels))
             save_png(picture, self.path(name, "overlay"))
         if "instances" in self.kinds:
             ids = separate(index, self.labels)
