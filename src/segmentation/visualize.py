@@ -37,7 +37,7 @@ OVERALL = {  # metrics that are not of one class, and their names on the termina
 }
 
 
-def to_rgb(image: Tensor) -> np.ndarray:
+def to_rgb(image: np.ndarray | Tensor) -> np.ndarray:
     """Show an image (C, H, W) of any number of channels as (H, W, 3) uint8.
 
     One channel is gray, two are magenta and green, of more the first three are shown. uint8 stays as it is. Other types
@@ -99,7 +99,7 @@ def panels(
     return drawn
 
 
-def mask_overlay(image: Tensor, mask: Mask, labels: Labels) -> np.ndarray:
+def mask_overlay(image: np.ndarray | Tensor, mask: Mask, labels: Labels) -> np.ndarray:
     """Lay a mask (H, W) over its image (C, H, W): (H, W, 3) uint8. Classes but the background are tinted and outlined,
     as the image may have their colours."""
     index = np.asarray(mask)
