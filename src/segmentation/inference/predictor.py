@@ -104,9 +104,18 @@ class TiledInference(SegmentationNet):
             yield average(image[None])[0]
             return
         device = next(self.parameters()).device
-        bell = torch.signal.windows.gaussian(self.tile, std=self.tile / 8, device=device)
+        bell = torch.signal.windows.gaussian(
+            self.tile,
+            std=self.tile / 8,
+            device=device,
+        )
         # Weighted sums of probabilities and, as the last channel, of weights.
-        sums = torch.zeros(self.num_classes + 1, 0, width, device=device)
+        sums = torch.zeros(
+            self.num_classes + 1,
+            0,
+            width,
+            device=device,
+        )
         for top, next_top in itertools.pairwise([*self.starts(height), height]):
             # Below what the row of tiles above has left, zeros for this one.
             rows = min(self.tile, height - top)
@@ -140,7 +149,14 @@ class TiledInference(SegmentationNet):
         padded = -(-length // stride) * stride
         last = max(0, padded - self.tile)
         step = max(stride, self.tile * 3 // 4 // stride * stride)
-        return [*range(0, last, step), last]
+        return [
+            *range(
+                0,
+                last,
+                step,
+            ),
+            last,
+        ]
 
 
 def to_logits(probability: Tensor) -> Tensor:
@@ -171,13 +187,22 @@ class Predictor:
     ) -> None:
         allow_large()
         checkpoint = read_checkpoint(path)
-        module = load_module(SegmentationModule, checkpoint, str(path), with_loss=False)
+        module = load_module(
+            SegmentationModule,
+            checkpoint,
+            str(path),
+            with_loss=False,
+        )
         dataset = checkpoint["datamodule_hyper_parameters"]["dataset"]
         self.as_rgb = arguments_of(dataset).get("as_rgb", False)
         self.labels = module.labels
         self.fabric = make_fabric(accelerator, precision or checkpoint["precision"])
         self.device = self.fabric.device
-        self.net = TiledInference(module.net, tile, tta)
+        self.net = TiledInference(
+            module.net,
+            tile,
+            tta,
+        )
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
@@ -187,7 +212,11 @@ class Predictor:
         channels = self.labels.channels
         dtype = self.labels.dtype
         try:
-            image = open_image(path, channels, self.as_rgb)
+            image = open_image(
+                path,
+                channels,
+                self.as_rgb,
+            )
         except WrongChannels as error:
             raise InputError(
                 f"{path}: has {error.found} channels, but the net was trained on {channels}. Convert it, or train with "
@@ -213,7 +242,13 @@ class Predictor:
         """Logits (N, K, h, w) of a part (N, C, h, w) of an image as its file has it."""
         if isinstance(part, np.ndarray):
             # A copy: torch takes no array that is read-only, of another byte order, or with negative strides.
-            part = torch.from_numpy(np.array(part, part.dtype.newbyteorder("="), order="C"))
+            part = torch.from_numpy(
+                np.array(
+                    part,
+                    part.dtype.newbyteorder("="),
+                    order="C",
+                )
+            )
         with self.fabric.autocast():
             return self.net.average(self.module.normalize(part.to(self.device)))
 
@@ -226,7 +261,11 @@ def make_fabric(accelerator: str, precision: Any) -> Fabric:
     """
     for choice in (precision, "32-true"):
         try:
-            return Fabric(accelerator=accelerator, devices=1, precision=choice)
+            return Fabric(
+                accelerator=accelerator,
+                devices=1,
+                precision=choice,
+            )
         except (ValueError, RuntimeError, MisconfigurationException) as error:
             reason = str(error)
     raise InputError(f"--accelerator {accelerator}: {reason}")

@@ -57,7 +57,11 @@ class Results:
         self.kinds = ["probabilities"]
         if options.format != "probabilities":
             self.kinds = ["mask"]
-            mask_image(np.zeros((1, 1), np.uint8), labels, options.format)  # a PNG may not hold the classes
+            mask_image(
+                np.zeros((1, 1), np.uint8),
+                labels,
+                options.format,
+            )  # a PNG may not hold the classes
         self.kinds += [kind for kind in ("overlay", "instances") if getattr(options, kind)]
         check_folder(self.output)
         taken = {os.path.realpath(file) for file in images}
@@ -119,7 +123,11 @@ class Results:
                 np.save(aside, np.concatenate(probabilities, axis=1))
         if "overlay" in self.kinds:
             step = -(-max(index.shape) // OVERLAY_SIDE)
-            overlay = mask_overlay(image[:, ::step, ::step], index[::step, ::step], self.labels)
+            overlay = mask_overlay(
+                image[:, ::step, ::step],
+                index[::step, ::step],
+                self.labels,
+            )
             save_png(Image.fromarray(overlay), self.path(name, "overlay"))
         if "instances" in self.kinds:
             ids = separate(index, self.labels)
@@ -128,7 +136,11 @@ class Results:
                 raise InputError(f"{path}: {ids.max()} instances are more than 16 bits can number")
             save_png(Image.fromarray(ids.astype(np.uint16)), path)
         if "mask" in self.kinds:
-            picture = mask_image(index, self.labels, self.options.format)
+            picture = mask_image(
+                index,
+                self.labels,
+                self.options.format,
+            )
             save_png(picture, self.path(name, "mask"))
 
     def end(self, bad: list[str]) -> None:
@@ -164,7 +176,12 @@ class Results:
 def describe_classes(labels: Labels) -> list[dict[str, Any]]:
     """Name, mask value and colour of each class, in the order of their indices."""
     values = [of_class[0] for of_class in labels.values]
-    table = zip(labels.names, values, labels.colors, strict=True)
+    table = zip(
+        labels.names,
+        values,
+        labels.colors,
+        strict=True,
+    )
     return [{"name": name, "value": value, "color": color} for name, value, color in table]
 
 
