@@ -182,7 +182,14 @@ def describe_classes(labels: Labels) -> list[dict[str, Any]]:
         labels.colors,
         strict=True,
     )
-    return [{"name": name, "value": value, "color": color} for name, value, color in table]
+    return [
+        {
+            "name": name,
+            "value": value,
+            "color": color,
+        }
+        for name, value, color in table
+    ]
 
 
 def mask_image(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
