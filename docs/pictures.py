@@ -36,29 +36,33 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     args = parser.parse_args()
     if args.what == "predictions":
-        stacked([sheet(*run.split(":", 3)) for run in args.runs]).save(args.output, optimize=True)
+        stacked([grid(*run.split(":", 3)) for run in args.runs]).save(args.output, optimize=True)
     else:
         logged(Path(args.runs[0])).savefig(args.output, dpi=110, bbox_inches="tight")
 
 
-def sheet(run: str, numbers: str, size: str = "", title: str = "") -> Image.Image:
-    """A contact sheet of some images of a run's tested split."""
+def grid(run: str, numbers: str, size: str = "", title: str = "") -> Image.Image:
+    """A grid of some images of a run's tested split."""
     checkpoint = f"{run}/checkpoints/best.ckpt"
     module, data, _ = open_trained("eval", argparse.Namespace(checkpoint=checkpoint, data=None), [])
-    split, images, truths, found, scores = data.test_split, [], [], [], []
-    indices = [int(number) for number in numbers.split(",")]
-    for index in indices:
-        sample = data.dataset.load(split, index)
+    samples = []
+    for index in map(int, numbers.split(",")):
+        sample = data.dataset.load(data.test_split, index)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
             predicted = module.classify(module(sample["image"][None]))[0]
         window = middle(sample["mask"].shape, size)
-        images.append(sample["image"][:, *window])
-        truths.append(sample["mask"][window])
-        found.append(predicted[window])
-        counts = confusion_counts(found[-1][None], truths[-1][None], module.labels.num_classes)
-        scores.append(float(mean_iou(counts)))
-    names = [data.dataset.names(split)[index] for index in indices]
-    return sample_grid(images, truths, found, module.labels, names, title, scores)
+        truth = sample["mask"][window]
+        counts = confusion_counts(predicted[window][None], truth[None], module.labels.num_classes)
+        samples.append(
+            {
+                "image": sample["image"][:, *window],
+                "mask": truth,
+                "prediction": predicted[window],
+                "name": data.dataset.names(data.test_split)[index],
+                "miou": float(mean_iou(counts)),
+            }
+        )
+    return sample_grid(samples, module.labels, title)
 
 
 def middle(shape: tuple[int, ...], size: str) -> tuple[slice, slice]:
@@ -68,17 +72,17 @@ def middle(shape: tuple[int, ...], size: str) -> tuple[slice, slice]:
     return slice(top, top + height), slice(left, left + width)
 
 
-def stacked(sheets: list[Image.Image]) -> Image.Image:
-    whole = Image.new("RGB", (max(one.width for one in sheets), sum(one.height for one in sheets)), "white")
+def stacked(grids: list[Image.Image]) -> Image.Image:
+    whole = Image.new("RGB", (max(one.width for one in grids), sum(one.height for one in grids)), "white")
     top = 0
-    for one in sheets:
+    for one in grids:
         whole.paste(one, (0, top))
         top += one.height
     return whole
 
 
 def logged(run: Path) -> plt.Figure:
-    """What a run logs: its curves, its sheet of validation images, its confusion matrix."""
+    """What a run logs: its curves, its grid of validation images, its confusion matrix."""
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     labels = SegmentationModule.load_from_checkpoint(run / "checkpoints/best.ckpt").labels

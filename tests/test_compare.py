@@ -1,4 +1,4 @@
-"""Runs compared from their files: figures against a bootstrap written the slow way."""
+"""Runs compared from their files: metrics against a bootstrap written the slow way."""
 
 import csv
 import json
@@ -83,15 +83,17 @@ def test_only_what_differs_is_listed(capsys: pytest.CaptureFixture[str]) -> None
 def test_what_cannot_be_compared_says_so() -> None:
     make_run("one", 0.4)
     make_run("two", 0.1)
+    with pytest.raises(InputError, match=r"one one/: .*once"):
+        compare(["one", "one/"])
     with pytest.raises(InputError, match=r"no-such/config\.yaml: is missing"):
         compare(["one", "no-such"])
     path = Path("runs/two/per_image.csv")
     whole = path.read_text()
     path.write_text("\n".join(whole.splitlines()[:-3]) + "\n")
-    with pytest.raises(InputError, match="same images, classes and masks: see 11"):
+    with pytest.raises(InputError, match="same images, classes and masks"):
         compare(["one", "two"])
     path.write_text(whole.replace("00,a,", "00,a,1"))
-    with pytest.raises(InputError, match="same images, classes and masks: see 00"):
+    with pytest.raises(InputError, match="same images, classes and masks"):
         compare(["one", "two"])
     Path("runs/two/summary.json").unlink()
     with pytest.raises(InputError, match=r"summary\.json: .* --resume"):

@@ -25,7 +25,7 @@ NO_BAR = ["--trainer.enable_progress_bar", "false"]
 
 
 def test_eval_with_symmetries_and_tiles(trained: Path) -> None:
-    """The loss and the figures are those of the mean probabilities; without either they are training's own."""
+    """The loss and the metrics are those of the mean probabilities; without either they are training's own."""
     plain = evaluate([str(trained), *CPU])
     summary = json.loads((trained.parents[1] / "summary.json").read_text())
     assert plain["miou"] == summary["test/miou"]
@@ -48,7 +48,7 @@ def test_what_training_tests_are_the_averaged_weights_of_the_checkpoint() -> Non
     assert (found["loss"], found["miou"]) == (summary["test/loss"], summary["test/miou"])
 
 
-def test_eval_writes_figures_counts_and_a_sheet_once(trained: Path) -> None:
+def test_eval_writes_metrics_counts_and_a_grid_once(trained: Path) -> None:
     found = evaluate([str(trained), "--instances", "--output", "out/val.json", *CPU])
     assert set(map(str, Path("out").iterdir())) == {
         f"out/{name}" for name in ("val.json", "val_per_image.csv", "val_worst_and_best.png")
@@ -181,6 +181,8 @@ def test_an_export_that_predicts_something_else_is_not_kept(trained: Path, monke
     with pytest.raises(InputError, match=r"probabilities differ by .*--format"):
         export([str(trained), "--format", "torch_export", "--output", "out/net.pt2", *CPU[2:]])
     assert not list(Path("out").iterdir())
+    with pytest.raises(InputError, match=r"--format torch_export ends in \.pt2"):
+        export([str(trained), "--format", "torch_export", "--output", "out/net.onnx", *CPU[2:]])
 
 
 def test_parity_is_measured() -> None:

@@ -13,7 +13,6 @@ from rich.console import Console
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.visualize import (
     IGNORED,
-    LEGEND_LIMIT,
     MISSED,
     WRONG,
     confusion_figure,
@@ -49,21 +48,21 @@ def test_uint8_is_shown_as_it_is() -> None:
     assert np.array_equal(to_rgb(image), image.permute(1, 2, 0).numpy())
 
 
-@pytest.mark.parametrize(("bands", "shown"), [(1, [0, 0, 0]), (2, [0, 1, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 1, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
-def test_any_number_of_channels_of_any_type(bands: int, shown: list[int], dtype: torch.dtype) -> None:
-    image = torch.stack([torch.arange(12).reshape(3, 4) * (band + 1) for band in range(bands)]).to(dtype)
+def test_any_number_of_channels_of_any_type(channels: int, shown: list[int], dtype: torch.dtype) -> None:
+    image = torch.stack([torch.arange(12).reshape(3, 4) * (channel + 1) for channel in range(channels)]).to(dtype)
     rgb = to_rgb(image)
     assert rgb.shape == (3, 4, 3)
     assert rgb.dtype == np.uint8
-    for channel, band in enumerate(shown):
-        assert np.array_equal(rgb[..., channel], to_rgb(image[band : band + 1])[..., 0])
+    for color, channel in enumerate(shown):
+        assert np.array_equal(rgb[..., color], to_rgb(image[channel : channel + 1])[..., 0])
 
 
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_stretch_runs_from_the_first_to_the_last_percentile(scale: int) -> None:
-    band = torch.arange(0, 101 * scale, scale, dtype=torch.float32).reshape(1, 1, 101)
-    row = to_rgb(band)[0, :, 0]
+    channel = torch.arange(0, 101 * scale, scale, dtype=torch.float32).reshape(1, 1, 101)
+    row = to_rgb(channel)[0, :, 0]
     assert row[:2].tolist() == [0, 0]
     assert row[-2:].tolist() == [255, 255]
     assert row[50] == 128  # half-way, 127.5, rounded to even
@@ -88,7 +87,7 @@ def quadrants() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_masks_have_the_class_colours_and_errors_theirs() -> None:
-    image, truth, prediction, errors = panels(gray_image(2, 2), *quadrants(), BINARY)
+    image, truth, prediction, errors = panels(gray_image(2, 2), *quadrants(), BINARY).values()
     background, cell = (0x10, 0x20, 0x30), (0xF0, 0xC0, 0x40)
     assert (image == 90).all()
     assert truth.reshape(-1, 3).tolist() == [[*cell], [*background], [*cell], [*IGNORED]]
@@ -102,13 +101,13 @@ def test_masks_have_the_class_colours_and_errors_theirs() -> None:
 
 def test_truth_over_image_is_half_of_each() -> None:
     rows = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1).expand(3, 2, 2)  # black above white
-    image, truth, both = panels(rows, np.array([[0, 1], [0, 1]]), None, BINARY)
-    assert np.array_equal(both, (image * 0.5 + truth * 0.5).astype(np.uint8))
+    image, truth, both = panels(rows, np.array([[0, 1], [0, 1]]), None, BINARY).values()
+    assert np.array_equal(both, image // 2 + truth // 2)
 
 
 def test_multiclass_errors_have_one_colour_whatever_the_class() -> None:
     truth = torch.tensor([[0, 1], [2, 2]])
-    errors = panels(gray_image(2, 2), truth, torch.tensor([[1, 0], [0, 2]]), THREE)[3]
+    errors = panels(gray_image(2, 2), truth, torch.tensor([[1, 0], [0, 2]]), THREE)["Errors"]
     assert count_color(errors, WRONG) == 3
 
 
@@ -119,26 +118,33 @@ def test_multiclass_errors_have_one_colour_whatever_the_class() -> None:
 def test_large_ones_are_thinned_out_and_classes_never_blended(height: int, width: int, shown: tuple[int, int]) -> None:
     truth = np.random.default_rng(0).integers(0, 3, (height, width))
     found = panels(gray_image(height, width), truth, truth, THREE)
-    assert [panel.shape for panel in found] == [(*shown, 3)] * 4
+    assert [panel.shape for panel in found.values()] == [(*shown, 3)] * 4
     step = -(-max(height, width) // 600)
-    assert np.array_equal(found[1], THREE.palette[truth[::step, ::step]])
-
-
-def test_sizes_that_differ_are_an_error() -> None:
-    with pytest.raises(ValueError, match="sizes differ"):
-        panels(gray_image(4, 4), np.zeros((4, 5), int), np.zeros((4, 4), int), BINARY)
+    assert np.array_equal(found["Truth"], THREE.palette[truth[::step, ::step]])
 
 
 # sample_grid
 
 
+def made(sizes: list[tuple[int, int]], truth: int = 0, prediction: int = 1) -> list[dict]:
+    """Samples of these sizes, each of one class."""
+    return [
+        {
+            "image": gray_image(*size),
+            "mask": np.full(size, truth),
+            "prediction": torch.full(size, prediction),
+            "name": f"name {number}",
+            "miou": 0.5,
+        }
+        for number, size in enumerate(sizes)
+    ]
+
+
 def test_grid_of_uneven_images() -> None:
-    sizes = [(16, 16), (90, 30), (600, 800), (1, 2000)]
-    truths = [np.zeros(size, int) for size in sizes]
-    predictions = [torch.ones(size, dtype=torch.int64) for size in sizes]
-    images = [gray_image(*size) for size in sizes]
-    scores = [0.5, float("nan"), 1.0, 0.25]
-    grid = np.asarray(sample_grid(images, truths, predictions, BINARY, ["a", "b" * 500, "c", "$d$"], "title", scores))
+    samples = made([(16, 16), (90, 30), (600, 800), (1, 2000)])
+    for sample, name, miou in zip(samples, ("a", "b" * 500, "c", "$d$"), (0.5, float("nan"), 1.0, 0.25), strict=True):
+        sample |= {"name": name, "miou": miou}
+    grid = np.asarray(sample_grid(samples, BINARY, "title"))
     side = 3 * 110  # pixels of a square panel
     areas = side**2 * np.array([1, 1 / 3, 3 / 4])
     for color in (90, 90, 90), tuple(BINARY.palette[0]), tuple(BINARY.palette[1]), WRONG:
@@ -147,37 +153,29 @@ def test_grid_of_uneven_images() -> None:
 
 
 def test_rows_have_one_width_and_height() -> None:
-    mask = np.zeros((8, 8), int)
-    one, two, nine = (sample_grid([gray_image(8, 8)] * n, [mask] * n, [mask] * n, THREE, ["x"] * n) for n in (1, 2, 9))
+    one, two, nine = (sample_grid(made([(8, 8)] * number), THREE) for number in (1, 2, 9))
     assert one.width == two.width == nine.width
     assert nine.height - one.height == pytest.approx(8 * (two.height - one.height), abs=8)
 
 
 def test_a_layout_of_the_users_style_changes_no_grid() -> None:
-    image, mask = gray_image(40, 40), torch.zeros(40, 40, dtype=torch.int64)
-    grid = ([image] * 2, [mask] * 2, [mask] * 2, THREE, ["a", "b"], "a title", [0.5, 0.5])
+    samples = made([(40, 40)] * 2)
     with matplotlib.rc_context({"figure.constrained_layout.use": True}):  # notebooks/notebook.mplstyle has it
-        styled = np.asarray(sample_grid(*grid))
-    assert (styled == np.asarray(sample_grid(*grid))).all()
+        styled = np.asarray(sample_grid(samples, THREE, "a title"))
+    assert (styled == np.asarray(sample_grid(samples, THREE, "a title"))).all()
 
 
-def test_legend_of_many_classes_lists_those_shown() -> None:
+def test_the_legend_lists_the_classes_shown() -> None:
     few = np.arange(4).reshape(2, 2)
     every = np.arange(150).reshape(10, 15)
-    short, long = (sample_grid([gray_image(*m.shape)], [m], [m], MANY, ["x"]) for m in (few, every))
-    assert MANY.num_classes > LEGEND_LIMIT
+    short, long = (
+        sample_grid([{"image": gray_image(*m.shape), "mask": m, "prediction": m, "name": "x"}], MANY)
+        for m in (few, every)
+    )
     assert count_color(np.asarray(short), (*MANY.palette[3],)) > 100
     assert count_color(np.asarray(short), (*MANY.palette[140],)) == 0
     assert count_color(np.asarray(long), (*MANY.palette[140],)) > 100
     assert long.height > short.height + 200
-
-
-def test_a_grid_needs_samples_and_equal_lists() -> None:
-    mask = np.zeros((8, 8), int)
-    with pytest.raises(ValueError, match="at least one"):
-        sample_grid([], [], [], BINARY, [])
-    with pytest.raises(ValueError, match="shorter"):
-        sample_grid([gray_image(8, 8)] * 2, [mask] * 2, [mask], BINARY, ["a", "b"])
 
 
 # confusion_figure
@@ -207,18 +205,12 @@ def test_an_empty_matrix_is_drawn(classes: int, tmp_path: Path) -> None:
     figure = confusion_figure(np.zeros((classes, classes)), labels)
     save_png(figure, tmp_path / "confusion.png")
     assert not figure.axes[0].texts
-    assert figure.axes[0].get_title(loc="left") == "No pixels counted"
 
 
 def test_cells_of_many_classes_hold_no_text() -> None:
     figure = confusion_figure(np.eye(150), MANY)
     assert not figure.axes[0].texts
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == MANY.names
-
-
-def test_a_matrix_of_another_size_is_an_error() -> None:
-    with pytest.raises(ValueError, match="3x3"):
-        confusion_figure(np.zeros((2, 2)), THREE)
 
 
 # iou_table
@@ -242,13 +234,13 @@ def test_table_of_a_binary_task() -> None:
     assert rows["pixel accuracy"][0] == "0.9000"
 
 
-def test_table_says_absent() -> None:
+def test_table_of_absent_classes() -> None:
     labels = Labels.parse({"[red]sky": 0, "road": 1, "car": 2})  # a name is never read as markup
     nan = float("nan")
     metrics = {"iou/[red]sky": 1.0, "precision/[red]sky": 0.5, "recall/[red]sky": nan, "iou/road": nan}
     rows = rendered(iou_table(metrics, labels, "val", pixels=[75, 0, 25]))
     assert rows["[red]sky"] == ["1.0000", "-", "0.5000", "-", "75.00%", "█" * 10]
-    assert rows["road"] == ["absent", "-", "-", "-", "0.00%", ""]
+    assert rows["road"] == ["-", "-", "-", "-", "0.00%", ""]
     assert rows["car"] == ["-", "-", "-", "-", "25.00%", ""]
 
 
@@ -256,17 +248,17 @@ def test_table_says_absent() -> None:
 
 
 def test_save_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "pictures" / "sheet.png"
+    path = tmp_path / "pictures" / "grid.png"
     save_png(Image.new("RGB", (4, 4), "red"), path)
     save_png(Image.new("RGB", (6, 5), "blue"), path)
     assert reopened(path).size == (6, 5)
     save_png(confusion_figure(np.eye(2), BINARY), path)
     assert reopened(path).format == "PNG"
-    assert [file.name for file in path.parent.iterdir()] == ["sheet.png"]
+    assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
 
 
 def test_a_failed_save_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "sheet.png"
+    path = tmp_path / "grid.png"
     save_png(Image.new("RGB", (4, 4)), path)
 
     def fail(self, file, **options) -> None:
@@ -277,4 +269,4 @@ def test_a_failed_save_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="disk full"):
         save_png(Image.new("RGB", (9, 9)), path)
     assert reopened(path).size == (4, 4)
-    assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
+    assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]

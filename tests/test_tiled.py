@@ -100,7 +100,7 @@ def test_a_tile_counts_by_a_gaussian_about_its_middle() -> None:
 def test_strips_are_rows_of_tiles() -> None:
     """No more of the answer is held than a row of tiles."""
     averaged = TiledInference(Local(2).eval(), tile=32)
-    strips = [part.shape for part in averaged.strips(torch.randn(3, 150, 70))]
+    strips = [part.shape for part in averaged.strips(torch.randn(3, 150, 70), averaged.average)]
     assert all(shape[1] <= 32 for shape in strips)
     assert sum(shape[1] for shape in strips) == 150
 

@@ -204,15 +204,8 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
     for split in filter(data.names, SPLITS):
         names = data.names(split)
         chosen = evenly(len(names), 8)
-        samples = [data.load(split, index) for index in chosen]
-        grid = sample_grid(
-            images=[sample["image"] for sample in samples],
-            truths=[sample["mask"] for sample in samples],
-            predictions=None,
-            labels=module.labels,
-            names=[names[index] for index in chosen],
-            title=f"{split}: {len(chosen)} of {len(names):,}",
-        )
+        samples = [{**data.load(split, index), "name": names[index]} for index in chosen]
+        grid = sample_grid(samples, module.labels, f"{split}: {len(chosen)} of {len(names):,}")
         save_png(grid, output / f"{split}.png")
 
 

@@ -11,16 +11,14 @@ import numpy as np
 
 @dataclass
 class Estimate:
-    """A value and its 95 % interval; NaN for a class without a pixel. `f"{estimate:+}"` shows the signs."""
+    """A value and its 95 % interval; NaN for a class without a pixel."""
 
     value: float
     low: float
     high: float
 
-    def __format__(self, sign: str) -> str:
-        if np.isnan(self.value):
-            return "-"
-        return f"{self.value:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
@@ -57,16 +55,9 @@ def bootstrap(
     return [iou(np.tensordot(draws, each, axes=1)) for each in counts]
 
 
-def intervals(
-    rows: list[str],
-    values: np.ndarray,
-    drawn: np.ndarray,
-) -> dict[str, Estimate]:
+def intervals(rows: list[str], values: np.ndarray, drawn: np.ndarray) -> dict[str, Estimate]:
     """Values of a split with the 2.5 % and 97.5 % quantiles of their resamples."""
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # a class may be in no resample
         low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
-    table = np.stack([values, low, high], axis=1).tolist()
-    estimates = {}
-    for row, (value, lower, upper) in zip(rows, table, strict=True):
-        estimates[row] = Estimate(value, lower, upper)
-    return estimates
+    estimates = map(Estimate, values.tolist(), low.tolist(), high.tolist())
+    return dict(zip(rows, estimates, strict=True))

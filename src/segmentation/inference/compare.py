@@ -14,7 +14,7 @@ from segmentation.errors import InputError
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.training.run_folder import RUNS
-from segmentation.visualize import SOFT, plot, save_png, table
+from segmentation.visualize import plot, save_png, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,13 +38,10 @@ class Run:
     classes: list[str]
     counts: np.ndarray  # (images, 3, K) true positives, false positives, false negatives
 
-    def truth(self) -> dict[str, Any]:
-        """What two runs must have in common to be compared: classes, order of images, true pixels in each image."""
+    def truth(self) -> tuple[Any, ...]:
+        """What two runs must share to be compared: images, classes, true pixels of each class in each image."""
         pixels = self.counts[:, 0] + self.counts[:, 2]
-        truth: dict[str, Any] = {"the classes": self.classes}
-        for number, image in enumerate(self.images):
-            truth[image] = number, pixels[number].tolist()
-        return truth
+        return self.images, self.classes, pixels.tolist()
 
 
 def compare(args: list[str] | None = None) -> dict[str, Any]:
@@ -76,20 +73,32 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(args)
     refuse_existing([options.output], options.overwrite)
 
-    runs = {}
-    for text in options.runs:
-        runs[str(Path(text))] = read_run(text)
+    runs = {str(Path(text)): read_run(text) for text in options.runs}
+    if len(runs) < len(options.runs):
+        raise InputError(f"{' '.join(options.runs)}: a run is named twice; name each once")
     first, *others = runs
     for other in others:
-        _check_same(first, other, runs)
+        if runs[other].truth() != runs[first].truth():
+            raise InputError(
+                f"{first} and {other} were not tested on the same images, classes and masks: see their per_image.csv"
+            )
 
     rows = [*runs[first].classes, "mIoU"]
     values = [iou(run.counts.sum(axis=0)) for run in runs.values()]
     drawn = bootstrap([run.counts for run in runs.values()])
     ious = {}
     differences = {}
-    for name, value, resampled in zip(runs, values, drawn, strict=True):
-        ious[name] = intervals(rows, value, resampled)
+    for name, value, resampled in zip(
+        runs,
+        values,
+        drawn,
+        strict=True,
+    ):
+        ious[name] = intervals(
+            rows,
+            value,
+            resampled,
+        )
         if name != first:
             differences[name] = intervals(
                 rows,
@@ -100,8 +109,7 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     _print_table(f"IoU and its 95 % interval, {len(runs[first].images):,} images", ious)
     if differences:
         _print_table(f"difference to {first}", differences)
-    costs = {name: run.costs for name, run in runs.items()}
-    _print_table("cost", costs)
+    _print_table("cost", {name: run.costs for name, run in runs.items()})
     for other in others:
         changed = unified_diff(
             runs[first].config,
@@ -113,10 +121,7 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
         print("\n".join(changed))
     save_png(comparison_figure(ious), options.output)
     print(f"plot       {options.output}")
-    return {
-        "iou": ious,
-        "difference": differences,
-    }
+    return {"iou": ious, "difference": differences}
 
 
 def read_run(text: str) -> Run:
@@ -159,8 +164,20 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     images = list(dict.fromkeys(table[:, 0].tolist()))
     classes = list(dict.fromkeys(table[:, 1].tolist()))
     counts = table[:, 2:].astype(np.int64)
-    counts = counts.reshape(len(images), len(classes), 3)
-    return images, classes, counts.transpose(0, 2, 1)
+    counts = counts.reshape(
+        len(images),
+        len(classes),
+        3,
+    )
+    return (
+        images,
+        classes,
+        counts.transpose(
+            0,
+            2,
+            1,
+        ),
+    )
 
 
 def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
@@ -168,9 +185,17 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
     rows = list(next(iter(ious.values())))
     row_height = 0.25 + 0.13 * len(ious)
     figure, axes = plot(7.5, 1 + row_height * len(rows))
-    shifts = np.linspace(-0.2, 0.2, len(ious))
-    for shift, (name, each) in zip(shifts, ious.items(), strict=True):
-        value, low, high = np.array([astuple(estimate) for estimate in each.values()]).T
+    shifts = np.linspace(
+        -0.2,
+        0.2,
+        len(ious),
+    )  # of the runs' points within a row
+    for shift, (name, each) in zip(
+        shifts,
+        ious.items(),
+        strict=True,
+    ):
+        value, low, high = np.transpose([astuple(estimate) for estimate in each.values()])
         axes.errorbar(
             value,
             np.arange(len(rows)) + shift,
@@ -185,7 +210,7 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
         parse_math=False,
     )
     axes.invert_yaxis()
-    axes.set_xlabel("IoU, 95 % interval of a bootstrap over images", color=SOFT)
+    axes.set_xlabel("IoU, 95 % interval of a bootstrap over images")
     axes.grid(axis="y", visible=False)
     axes.legend(
         loc="lower left",
@@ -196,27 +221,13 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
     return figure
 
 
-def _check_same(
-    first: str,
-    other: str,
-    runs: dict[str, Run],
-) -> None:
-    one = runs[first].truth()
-    two = runs[other].truth()
-    for name in one | two:
-        if one.get(name) != two.get(name):
-            raise InputError(f"{first} and {other} were not tested on the same images, classes and masks: see {name}")
-
-
 def _print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:
-    shown = table(title, "", *columns)
+    shown = table(
+        title,
+        "",
+        *columns,
+    )
     for row in next(iter(columns.values())):
-        cells = [_cell(column[row]) for column in columns.values()]
-        shown.add_row(row, *cells)
+        values = [column[row] for column in columns.values()]
+        shown.add_row(row, *[f"{value:.4g}" if isinstance(value, float) else str(value) for value in values])
     Console(markup=False).print(shown, end="\n\n")
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value}"

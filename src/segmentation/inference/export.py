@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
 from segmentation.inference.predictor import TILE
+from segmentation.inference.results import describe_classes
 from segmentation.inference.source import open_trained
 from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
@@ -64,16 +65,16 @@ def export(args: list[str] | None = None) -> Path:
     options, rest = parser.parse_known_args(args)
     suffix, write = FORMATS[options.format]
     path = options.output or Path(options.checkpoint).with_suffix(suffix)
+    if path.suffix != suffix:
+        raise InputError(f"--output {path}: a file of --format {options.format} ends in {suffix}")
     refuse_existing([path], options.overwrite)
 
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx|torch\.export")
     module, data, _ = open_trained("export", options, rest)
     module.channels_last = False
     model = Deployed(module.requires_grad_(False)).eval()
-    images = []
-    for index in evenly(len(data.dataset.names(data.test_split)), IMAGES):
-        sample = data.dataset.load(data.test_split, index)
-        images.append(sample["image"][None])
+    indices = evenly(len(data.dataset.names(data.test_split)), IMAGES)
+    images = [data.dataset.load(data.test_split, index)["image"][None] for index in indices]
     # Two images of odd, unequal sides, so that no dimension is taken for a constant.
     example = images[0].new_zeros(2, module.labels.channels, 129, 161)
     with atomic_write(path) as aside:
@@ -90,24 +91,14 @@ def export(args: list[str] | None = None) -> Path:
 def metadata(model: Deployed, checkpoint: str) -> dict[str, Any]:
     """What a user of the file must know to prepare an image and to read the answer."""
     labels = model.module.labels
-    mask_type = str(model.mask_type).removeprefix("torch.")
-    classes = []
-    for name, values, color in zip(labels.names, labels.values, labels.colors, strict=True):
-        one = {
-            "name": name,
-            "value": values[0],
-            "color": color,
-        }
-        classes.append(one)
     return {
         "task": labels.task,
-        "classes": classes,
+        "classes": describe_classes(labels),
         "input": f"image: (N, {labels.channels}, H, W) {labels.dtype or 'uint8'}, as a file has it",
-        "outputs": f"logits: (N, {labels.num_outputs}, H, W) float32; mask: (N, H, W) {mask_type}, class indices",
         "threshold": torch.tensor(model.module.logit_threshold).sigmoid().item(),
         "tile": TILE,
         "stride": model.module.net.stride,
-        "checkpoint": str(checkpoint),
+        "checkpoint": checkpoint,
     }
 
 

@@ -17,7 +17,11 @@ from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.errors import InputError
 
 #: IoU above which an instance counts as found: 0.5, 0.55, ..., 0.95, as in COCO and the Data Science Bowl 2018.
-THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
+THRESHOLDS = np.linspace(
+    0.5,
+    0.95,
+    10,
+).round(2)
 SMALLEST = 12  # pixels of an instance; less is noise
 SMOOTHING = 1.5  # sigma, in pixels, for distances: a ragged edge must not split an object
 SADDLE = 0.75  # pixels by which two maxima of the distance must rise above their saddle to be two instances
@@ -40,7 +44,11 @@ def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.nda
         else:
             distance = gaussian_filter(distance_transform_edt(inside), SMOOTHING)
             markers = components(h_maxima(distance, SADDLE) * inside)
-            found = watershed(-distance, markers, mask=inside)
+            found = watershed(
+                -distance,
+                markers,
+                mask=inside,
+            )
         area = np.bincount(found.ravel())
         found[area[found] < SMALLEST] = 0
         first = int(ids.max()) + 1
@@ -73,7 +81,11 @@ class InstanceMetrics(Metric):
             3 + len(THRESHOLDS),
             dtype=torch.int64,
         )
-        self.add_state("counts", zeros, dist_reduce_fx="sum")
+        self.add_state(
+            "counts",
+            zeros,
+            dist_reduce_fx="sum",
+        )
 
     def update(
         self,
@@ -153,7 +165,11 @@ class InstanceScores(Callback):
         for i, position in enumerate(batch["index"].tolist()):
             if position < 0:  # a filler
                 continue
-            found = separate(predictions[i], self.labels, self.by)
+            found = separate(
+                predictions[i],
+                self.labels,
+                self.by,
+            )
             self.metrics.update(
                 found,
                 predictions[i],

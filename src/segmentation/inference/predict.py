@@ -5,14 +5,15 @@ import os
 from argparse import Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from rich.progress import Progress, TaskID
+from PIL import Image
+from rich.progress import Progress
 
-from segmentation.data.io import IMAGE_SUFFIXES, LARGE
+from segmentation.data.io import IMAGE_SUFFIXES, LARGE, check_file
 from segmentation.data.layout import walk
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor, add_options
@@ -20,7 +21,7 @@ from segmentation.inference.results import Results
 from segmentation.losses.region import probabilities
 from segmentation.training.entry import JobParser, start_job
 
-#: Bytes of a file whose image may take gigabytes.
+#: Bytes of a file that counts as large where Pillow cannot read its header.
 LARGE_FILE = 16 * 2**20
 
 
@@ -41,27 +42,39 @@ def predict(args: list[str] | None = None) -> int:
         tile=options.tile,
         tta=options.tta,
     )
-    results = Results(
-        output,
-        images,
-        options,
-        predictor.labels,
-    )
+    results = Results(images, options, predictor.labels)
     todo = results.begin()
-    # Images are read and written by other threads while the net predicts one. Of large files memory holds one.
-    large = any(file.is_file() and file.stat().st_size > LARGE_FILE for file in todo.values())
-    pool = ThreadPoolExecutor(1 if large else 4)
+    bar = Progress(transient=True)
+    task = bar.add_task("predict", total=len(todo))
+    net = Lock()  # images are read and written by other threads while the net predicts one
+    large = Lock()  # of large images, memory holds one
+
+    def predict_one(file: Path) -> str:
+        """Read, predict and write an image; return what is wrong with it."""
+        try:
+            with large if is_large(file) else nullcontext():
+                image = predictor.read(file)
+                height, width = image.shape[-2:]
+                if height * width > LARGE and {"instances", "probabilities"} & set(results.kinds):
+                    raise InputError(f"{file}: is too large for --instances and for probabilities. Cut it into pieces")
+                masks = []
+                chances = []
+                with net:
+                    for logits in predictor.strips(image):
+                        mask = predictor.module.classify(logits).cpu().numpy()
+                        masks.append(mask.astype(np.uint8 if predictor.labels.num_classes <= 256 else np.uint16))
+                        if "probabilities" in results.kinds:
+                            chances.append(probabilities(logits).half().cpu().numpy())
+                        bar.advance(task, logits.shape[1] / height)  # a large image may take minutes
+                results.save(todo[file], image, np.concatenate(masks), chances)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    pool = ThreadPoolExecutor(4)
     try:
-        with Progress(transient=True) as bar:
-            task = partial(
-                predict_one,
-                predictor,
-                results,
-                Lock(),
-                bar,
-                bar.add_task("predict", total=len(todo)),
-            )
-            bad = [error for error in pool.map(task, todo.items()) if error]
+        with bar:
+            bad = [error for error in pool.map(predict_one, todo) if error]
     finally:
         pool.shutdown(cancel_futures=True)
     done = len(todo) - len(bad)
@@ -74,40 +87,14 @@ def predict(args: list[str] | None = None) -> int:
     return done
 
 
-def predict_one(
-    predictor: Predictor,
-    results: Results,
-    net: Lock,
-    bar: Progress,
-    task: TaskID,
-    item: tuple[str, Path],
-) -> str:
-    """Read, predict and write an image; return what is wrong with it. `net` lets one thread at a time predict."""
-    name, file = item
-    labels = predictor.labels
-    masks = []
-    chances = []
+def is_large(file: Path) -> bool:
+    """Whether an image may take gigabytes: by its header, as a small file may hold any number of equal pixels."""
+    check_file(file)
     try:
-        image = predictor.read(file)
-        height, width = image.shape[-2:]
-        if height * width > LARGE and {"instances", "probabilities"} & set(results.kinds):
-            raise InputError(f"{file}: is too large for --instances and for probabilities. Cut it into pieces")
-        with net:
-            for logits in predictor.strips(image):
-                mask = predictor.module.classify(logits).cpu().numpy()
-                masks.append(mask.astype(np.uint8 if labels.num_classes <= 256 else np.uint16))
-                if "probabilities" in results.kinds:
-                    chances.append(probabilities(logits).half().cpu().numpy())
-                bar.advance(task, logits.shape[1] / height)  # a large image may take minutes
-        results.save(
-            name,
-            image,
-            np.concatenate(masks),
-            chances,
-        )
-    except InputError as error:
-        return str(error)
-    return ""
+        with Image.open(file) as image:
+            return image.width * image.height > LARGE
+    except (OSError, Image.DecompressionBombError):
+        return file.stat().st_size > LARGE_FILE
 
 
 def parse(args: list[str] | None) -> Namespace:
@@ -148,14 +135,13 @@ def parse(args: list[str] | None) -> Namespace:
     return parser.parse_args(args)
 
 
-def find_images(inputs: list[str], output: Path) -> dict[str, Path]:
-    """The images of the command line by name: the path below the folder given, without the ending.
+def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
+    """The images of the command line and their names: the path below the folder given, without the ending.
 
     Raises:
-        InputError: there is none, or two would get one name.
+        InputError: an input has none. An image in OUTPUT is none: it may be an earlier run's mask.
     """
     found: dict[Path, Path] = {}  # file -> its path below what was given
-    results = output.resolve()
     for text in inputs:
         folder = Path(text)
         if folder.is_dir():
@@ -170,18 +156,14 @@ def find_images(inputs: list[str], output: Path) -> dict[str, Path]:
                 folder = folder.parent
         else:
             raise InputError(f"{text}: no such file or folder")
-        if folder.resolve() != results:  # else it is refused later
-            # An earlier run's masks are no images.
-            files = [file for file in files if not file.parent.resolve().is_relative_to(results)]
+        files = [file for file in files if not file.parent.resolve().is_relative_to(output.resolve())]
+        if not files:
+            raise InputError(f"{text}: no image here ({', '.join(sorted(IMAGE_SUFFIXES))}) that is not in {output}")
         for file in files:
             found[file] = file.relative_to(folder)
-    if not found:
-        raise InputError(f"{' '.join(inputs)}: no image here ({', '.join(sorted(IMAGE_SUFFIXES))})")
     stems = Counter(path.with_suffix("") for path in found.values())
-    images: dict[str, Path] = {}
+    images = {}
     for file, path in found.items():
         stem = path.with_suffix("")
-        name = str(path if stems[stem] > 1 else stem)  # a.jpg and a.png: the ending tells them apart
-        if images.setdefault(name, file) != file:
-            raise InputError(f"{file} and {images[name]} would get one name, {name}: predict them into two folders")
+        images[file] = str(path if stems[stem] > 1 else stem)  # a.jpg and a.png: the ending tells them apart
     return images

@@ -1,7 +1,6 @@
 """A trained net, ready to predict images of any size: tiles bound the memory, flips and rotations are averaged."""
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +62,8 @@ class TiledInference(SegmentationNet):
 
     Args:
         net: the net.
-        tile: side of the tiles, rounded up to a multiple of the net's stride; None: images are predicted whole.
+        tile: side of the tiles, rounded up to a multiple of the net's stride; None: 512, and images of up to 4
+            megapixels are predicted whole.
         symmetries: which flips and rotations to average over.
 
     Raises:
@@ -78,35 +78,30 @@ class TiledInference(SegmentationNet):
     ) -> None:
         super().__init__(net.in_channels, net.num_classes)
         if tile is not None and tile < 2 * net.stride:
-            raise InputError(f"--tile {tile} is too small for this net: {2 * net.stride} at least, better 512")
+            raise InputError(f"--tile {tile} is too small for this net: {2 * net.stride} at least, better {TILE}")
         self.net = net
         self.symmetries = SYMMETRIES[symmetries]
-        self.tile = sys.maxsize
-        if tile is not None:
-            self.tile = -(-tile // net.stride) * net.stride
+        self.whole = WHOLE if tile is None else 0
+        self.tile = -(-(tile or TILE) // net.stride) * net.stride
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
-        logits = [torch.cat(list(self.strips(one)), dim=1) for one in image]
+        logits = [torch.cat(list(self.strips(one, self.average)), dim=1) for one in image]
         return Heads((torch.stack(logits),))
 
     def strips(
         self,
         image: np.ndarray | Tensor,
-        prepare: Callable[[Any], Tensor] = torch.as_tensor,
+        average: Callable[[Any], Tensor],
     ) -> Iterator[Tensor]:
         """Logits of an image (C, H, W) in strips (K, h, W), from top to bottom. Memory holds one row of tiles.
 
         Args:
-            image: pixels, on any device.
-            prepare: makes the net's input of a part of them, (N, C, h, w).
+            image: pixels, of any type and on any device.
+            average: `self.average` of a part (1, C, h, w) of the image, once it is the net's input.
         """
         height, width = image.shape[-2:]
-        if max(height, width) <= self.tile:
-            x = prepare(image[None])
-            if len(self.symmetries) == 1:
-                yield self.net.predict(x)[0]
-            else:
-                yield to_logits(self.probabilities(x))[0]
+        if height * width <= self.whole or max(height, width) <= self.tile:
+            yield average(image[None])[0]
             return
         device = next(self.parameters()).device
         bell = torch.signal.windows.gaussian(
@@ -126,27 +121,27 @@ class TiledInference(SegmentationNet):
             rows = min(self.tile, height - top)
             sums = F.pad(sums, (0, 0, 0, rows - sums.shape[1]))
             for left in self.starts(width):
-                tile = image[None, :, top : top + self.tile, left : left + self.tile]
-                found = self.probabilities(prepare(tile))[0]
-                right = left + found.shape[-1]
+                right = min(width, left + self.tile)
+                tile = image[None, :, top : top + rows, left:right]
+                found = probabilities(average(tile)[0])
                 weight = bell[:rows, None] * bell[: right - left]
-                weighted = torch.cat([found, torch.ones_like(found[:1])]) * weight
-                sums[..., left:right] += weighted
+                sums[:-1, :, left:right] += found * weight
+                sums[-1, :, left:right] += weight
             done = next_top - top
             yield to_logits(sums[:-1, :done] / sums[-1, :done])
             sums = sums[:, done:]
 
-    def probabilities(self, x: Tensor) -> Tensor:
-        """Mean over the symmetries, float32: (N, C, H, W) -> (N, K, H, W), by sigmoid for one channel, else softmax."""
+    def average(self, x: Tensor) -> Tensor:
+        """Logits (N, K, H, W), float32, of the net's input (N, C, H, W): of the mean over the symmetries."""
+        if len(self.symmetries) == 1:
+            return self.net.predict(x).float()
         total = torch.zeros(())
         for mirror, turns in self.symmetries:
             turned = x.flip(-1) if mirror else x
-            turned = turned.rot90(turns, (-2, -1))
-            logits = self.net.predict(turned)
-            found = probabilities(logits.float())
-            found = found.rot90(-turns, (-2, -1))
+            logits = self.net.predict(turned.rot90(turns, (-2, -1)))
+            found = probabilities(logits.float()).rot90(-turns, (-2, -1))
             total = total + (found.flip(-1) if mirror else found)
-        return total / len(self.symmetries)
+        return to_logits(total / len(self.symmetries))
 
     def starts(self, length: int) -> list[int]:
         """Where tiles start along a side."""
@@ -154,7 +149,14 @@ class TiledInference(SegmentationNet):
         padded = -(-length // stride) * stride
         last = max(0, padded - self.tile)
         step = max(stride, self.tile * 3 // 4 // stride * stride)
-        return [*range(0, last, step), last]
+        return [
+            *range(
+                0,
+                last,
+                step,
+            ),
+            last,
+        ]
 
 
 def to_logits(probability: Tensor) -> Tensor:
@@ -184,31 +186,37 @@ class Predictor:
         tta: Symmetries = "none",
     ) -> None:
         allow_large()
-        self.checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
         module = load_module(
             SegmentationModule,
-            self.checkpoint,
+            checkpoint,
             str(path),
             with_loss=False,
         )
+        dataset = checkpoint["datamodule_hyper_parameters"]["dataset"]
+        self.as_rgb = arguments_of(dataset).get("as_rgb", False)
         self.labels = module.labels
-        self.fabric = make_fabric(accelerator, precision or self.checkpoint["precision"])
+        self.fabric = make_fabric(accelerator, precision or checkpoint["precision"])
         self.device = self.fabric.device
-        self.whole = TiledInference(module.net, None, tta)
-        self.tiled = TiledInference(module.net, TILE if tile is None else tile, tta)
-        self.limit = WHOLE if tile is None else 0
+        self.net = TiledInference(
+            module.net,
+            tile,
+            tta,
+        )
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
-        dataset = self.checkpoint["datamodule_hyper_parameters"]["dataset"]
-        self.as_rgb = arguments_of(dataset).get("as_rgb", False)
 
     def read(self, path: Path) -> np.ndarray:
         """Pixels (C, H, W). Raises InputError unless the image is like those that the net was trained on."""
         channels = self.labels.channels
         dtype = self.labels.dtype
         try:
-            image = open_image(path, channels, self.as_rgb)
+            image = open_image(
+                path,
+                channels,
+                self.as_rgb,
+            )
         except WrongChannels as error:
             raise InputError(
                 f"{path}: has {error.found} channels, but the net was trained on {channels}. Convert it, or train with "
@@ -225,25 +233,24 @@ class Predictor:
         """Logits (K, H, W) of an image (C, H, W), on the CPU; `module.classify` makes class indices of them."""
         return torch.cat([strip.cpu() for strip in self.strips(image)], dim=1)
 
+    @torch.inference_mode()  # left at each yield: the caller's own code must not run in it
     def strips(self, image: np.ndarray | Tensor) -> Iterator[Tensor]:
         """Logits of an image (C, H, W) in strips (K, h, W), from top to bottom."""
-        height, width = image.shape[-2:]
-        net = self.tiled if height * width > self.limit else self.whole
-        strips = net.strips(image, self.prepare)
-        while True:
-            # Left before each yield: the caller's own code must not run in inference mode.
-            with torch.inference_mode(), self.fabric.autocast():
-                logits = next(strips, None)
-            if logits is None:
-                return
-            yield logits.float()
+        yield from self.net.strips(image, self.average)
 
-    def prepare(self, part: np.ndarray | Tensor) -> Tensor:
-        """The net's input of a part (N, C, h, w) of an image as its file has it."""
+    def average(self, part: np.ndarray | Tensor) -> Tensor:
+        """Logits (N, K, h, w) of a part (N, C, h, w) of an image as its file has it."""
         if isinstance(part, np.ndarray):
             # A copy: torch takes no array that is read-only, of another byte order, or with negative strides.
-            part = torch.from_numpy(np.array(part, part.dtype.newbyteorder("="), order="C"))
-        return self.module.normalize(part.to(self.device))
+            part = torch.from_numpy(
+                np.array(
+                    part,
+                    part.dtype.newbyteorder("="),
+                    order="C",
+                )
+            )
+        with self.fabric.autocast():
+            return self.net.average(self.module.normalize(part.to(self.device)))
 
 
 def make_fabric(accelerator: str, precision: Any) -> Fabric:
@@ -254,7 +261,11 @@ def make_fabric(accelerator: str, precision: Any) -> Fabric:
     """
     for choice in (precision, "32-true"):
         try:
-            return Fabric(accelerator=accelerator, devices=1, precision=choice)
+            return Fabric(
+                accelerator=accelerator,
+                devices=1,
+                precision=choice,
+            )
         except (ValueError, RuntimeError, MisconfigurationException) as error:
             reason = str(error)
     raise InputError(f"--accelerator {accelerator}: {reason}")

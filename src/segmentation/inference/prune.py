@@ -20,7 +20,7 @@ from segmentation.nets import SegmentationNet, UNetPlusPlus
 from segmentation.training.callbacks import count_flops
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.training.trainer import AtomicCheckpointIO
-from segmentation.visualize import SOFT, plot, save_png, table
+from segmentation.visualize import plot, save_png, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,8 +182,8 @@ def levels_figure(levels: list[Level]) -> "Figure":
             va="top",
         )
     axes.margins(0.2)
-    axes.set_xlabel("milliseconds an image", color=SOFT)
-    axes.set_ylabel("validation mIoU", color=SOFT)
+    axes.set_xlabel("milliseconds an image")
+    axes.set_ylabel("validation mIoU")
     return figure
 
 

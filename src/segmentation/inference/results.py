@@ -4,12 +4,10 @@ import hashlib
 import json
 import os
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from segmentation.data.labels import Labels
@@ -17,7 +15,7 @@ from segmentation.data.writing import atomic_write, remove_stale, write_json, wr
 from segmentation.errors import InputError
 from segmentation.inference.instances import separate
 from segmentation.training.entry import check_folder
-from segmentation.visualize import overlay, save_png
+from segmentation.visualize import mask_overlay, save_png
 
 OVERLAY_SIDE = 2048  # pixels of a mask overlay's longest side at most
 COMPARED = ("checkpoint", "--format", "--tta", "--tile")  # what one folder holds masks of
@@ -31,87 +29,85 @@ PLACES = {
 }
 
 
-@dataclass
 class Results:
     """The results of some images in an output folder.
 
     Args:
         output: the folder.
-        images: the files by name.
+        images: the files and their names.
         options: those of the command line.
         labels: the classes.
 
     Raises:
-        InputError: a PNG cannot hold the classes, or results would lie among the images or on one another.
+        InputError: a PNG cannot hold the classes, or a result would replace an image or another result.
     """
 
-    output: Path
-    images: dict[str, Path]
-    options: Namespace
-    labels: Labels
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        images: dict[Path, str],
+        options: Namespace,
+        labels: Labels,
+    ) -> None:
+        self.output = Path(options.output)
+        self.images = images
+        self.options = options
+        self.labels = labels
         self.record = self.output / "predict.json"  # what made the masks, and of which images
         self.unreadable = self.output / "unreadable.txt"
-        self.kinds = [kind for kind in ("overlay", "instances") if getattr(self.options, kind)]
-        if self.options.format == "probabilities":
-            self.kinds.append("probabilities")
-        else:
-            self.kinds.append("mask")
-            one_pixel = np.zeros((1, 1), np.uint8)
-            mask_image(one_pixel, self.labels, self.options.format)
+        self.kinds = ["probabilities"]
+        if options.format != "probabilities":
+            self.kinds = ["mask"]
+            mask_image(
+                np.zeros((1, 1), np.uint8),
+                labels,
+                options.format,
+            )  # a PNG may not hold the classes
+        self.kinds += [kind for kind in ("overlay", "instances") if getattr(options, kind)]
         check_folder(self.output)
-        owners: dict[Path, str] = {}
-        for name, file in self.images.items():
+        taken = {os.path.realpath(file) for file in images}
+        for name in images.values():
             for kind in self.kinds:
                 path = self.path(name, kind)
-                if path.parent.resolve() == file.parent.resolve():  # a second run would take it for an image
-                    raise InputError(f"{path} would lie among the images: choose another OUTPUT")
-                owner = owners.setdefault(path, name)
-                if owner != name:
-                    raise InputError(f"{owner} and {name} would both be written to {path}: predict one elsewhere")
+                place = os.path.realpath(path)
+                if place in taken:
+                    raise InputError(f"{path} would replace an image or a result: use several OUTPUTs")
+                taken.add(place)
 
     def path(self, name: str, kind: str) -> Path:
         """The file of a result of an image."""
         folder, suffix = PLACES[kind]
         return self.output / folder / f"{name}{suffix}"
 
-    def begin(self) -> dict[str, Path]:
+    def begin(self) -> dict[Path, str]:
         """Write the record, remove what is to be replaced, and return the images that are still to be predicted.
 
         Raises:
             InputError: results of another checkpoint, of other options or of other images are there.
         """
-        made_by = self._made_by()
         known = self._read_record()
-        before = known.get("images", {})
-        files = {}
-        for name, file in self.images.items():
-            files[name] = os.path.realpath(file)
-        differ = []
-        if known:
-            differ = [key for key in COMPARED if known.get(key) != made_by[key]]
-        todo = self.images
-        if not self.options.overwrite:
-            todo = {}
-            fix = "choose another OUTPUT, or add --overwrite"
-            if differ:
-                raise InputError(f"{self.output} holds masks of another {' and '.join(differ)}: {fix}")
-            for name, file in self.images.items():
-                paths = [self.path(name, kind) for kind in self.kinds]
-                there = [path for path in paths if path.exists()]
-                if there and before.get(name) != files[name]:
-                    raise InputError(f"{self.output} has {there[0]} of another image: {fix}")
-                if there != paths:
-                    todo[name] = file
+        before = known.pop("images", {})
+        made_by = self._made_by()
+        differ = [key for key in COMPARED if known and known.get(key) != made_by[key]]
+        fix = "choose another OUTPUT, or add --overwrite"
+        if differ and not self.options.overwrite:
+            raise InputError(f"{self.output} holds masks of another {' and '.join(differ)}: {fix}")
+        images = {} if differ else dict(before)
+        todo = {}
+        for file, name in self.images.items():
+            images[name] = os.path.realpath(file)
+            paths = [self.path(name, kind) for kind in self.kinds]
+            there = [path for path in paths if path.exists()]
+            if self.options.overwrite or there != paths:
+                todo[file] = name
+            if there and not self.options.overwrite and before.get(name) != images[name]:
+                raise InputError(f"{self.output} has {there[0]} of another image: {fix}")
         # Of every kind: a mask overlay of another checkpoint is none of this one's.
-        for name in todo.keys() & before.keys():
+        for name in before.keys() & todo.values():
             for kind in PLACES:
                 self.path(name, kind).unlink(missing_ok=True)
         self.output.mkdir(parents=True, exist_ok=True)
         remove_stale(self.output, idle=600)
-        made_by["images"] = files if differ else before | files
-        write_json(self.record, made_by)
+        write_json(self.record, {**made_by, "images": images})
         return todo
 
     def save(
@@ -127,10 +123,12 @@ class Results:
                 np.save(aside, np.concatenate(probabilities, axis=1))
         if "overlay" in self.kinds:
             step = -(-max(index.shape) // OVERLAY_SIDE)
-            shown = torch.from_numpy(image[:, ::step, ::step].copy())
-            mask = index[::step, ::step]
-            picture = Image.fromarray(overlay(shown, mask, self.labels))
-            save_png(picture, self.path(name, "overlay"))
+            overlay = mask_overlay(
+                image[:, ::step, ::step],
+                index[::step, ::step],
+                self.labels,
+            )
+            save_png(Image.fromarray(overlay), self.path(name, "overlay"))
         if "instances" in self.kinds:
             ids = separate(index, self.labels)
             path = self.path(name, "instances")
@@ -138,7 +136,11 @@ class Results:
                 raise InputError(f"{path}: {ids.max()} instances are more than 16 bits can number")
             save_png(Image.fromarray(ids.astype(np.uint16)), path)
         if "mask" in self.kinds:
-            picture = mask_image(index, self.labels, self.options.format)
+            picture = mask_image(
+                index,
+                self.labels,
+                self.options.format,
+            )
             save_png(picture, self.path(name, "mask"))
 
     def end(self, bad: list[str]) -> None:
@@ -160,28 +162,34 @@ class Results:
             ) from error
 
     def _made_by(self) -> dict[str, Any]:
-        labels = self.labels
         with open(self.options.checkpoint, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        classes = zip(
-            labels.names,
-            labels.values,
-            labels.colors,
-            strict=True,
-        )
         return {
             "checkpoint": digest,
             "--format": self.options.format,
             "--tta": self.options.tta,
             "--tile": self.options.tile,
-            "classes": {
-                name: {
-                    "value": values[0],
-                    "color": color,
-                }
-                for name, values, color in classes
-            },
+            "classes": {one.pop("name"): one for one in describe_classes(self.labels)},
         }
+
+
+def describe_classes(labels: Labels) -> list[dict[str, Any]]:
+    """Name, mask value and colour of each class, in the order of their indices."""
+    values = [of_class[0] for of_class in labels.values]
+    table = zip(
+        labels.names,
+        values,
+        labels.colors,
+        strict=True,
+    )
+    return [
+        {
+            "name": name,
+            "value": value,
+            "color": color,
+        }
+        for name, value, color in table
+    ]
 
 
 def mask_image(index: np.ndarray, labels: Labels, form: str) -> Image.Image:

@@ -254,13 +254,12 @@ def prediction_grid(
     """Predict images of a split one by one, in this process alone, and draw them.
 
     Returns:
-        The grid, and the samples with `name` and `prediction`, (H, W) class indices on the CPU.
+        The grid, and the samples with `name`, `prediction`, (H, W) class indices on the CPU, and `miou`.
     """
     dataset = trainer.datamodule.dataset
     labels = module.labels
     names = dataset.names(split)
     samples = []
-    scores = []
     module.eval()
     for index in indices:
         sample = dataset.load(split, index)
@@ -268,18 +267,9 @@ def prediction_grid(
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             prediction = module.classify(module(image)).cpu()
         matrix = confusion_counts(prediction, sample["mask"][None], labels.num_classes)
-        scores.append(mean_iou(matrix).item())
-        samples.append({**sample, "name": names[index], "prediction": prediction[0]})
-    grid = sample_grid(
-        [sample["image"] for sample in samples],
-        [sample["mask"] for sample in samples],
-        [sample["prediction"] for sample in samples],
-        labels,
-        [sample["name"] for sample in samples],
-        title,
-        scores,
-    )
-    return grid, samples
+        sample |= {"name": names[index], "prediction": prediction[0], "miou": mean_iou(matrix).item()}
+        samples.append(sample)
+    return sample_grid(samples, labels, title), samples
 
 
 def log_images(trainer: Any, key: str, samples: list[dict[str, Any]], names: list[str]) -> None:
