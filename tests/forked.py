@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 #: Imported once, by the process from which the others are forked. Nothing that reads the environment of one test.
 PRELOADED = ["torch", "torchmetrics", "torchvision.transforms.v2", "lightning.pytorch.cli"]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -53,6 +55,8 @@ def _become(command: list[str], env: dict[str, str], place: Path, outputs: list[
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # not a terminal: buffered, as in a script's pipe
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     faulthandler.enable()
+    # OpenMP has read its environment already.
+    torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.argv = command
     added = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:1] = [str(Path(command[0]).parent), *added]
