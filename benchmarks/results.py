@@ -31,7 +31,7 @@ from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.inference.compare import read_counts
 from segmentation.module import SegmentationModule
-from segmentation.training.callbacks import count_flops, in_millions
+from segmentation.training.callbacks import count_flops
 from segmentation.training.entry import keep_freed_memory
 from segmentation.training.trainer import has_bf16
 from timing import machine, peak_memory, seconds
@@ -214,7 +214,7 @@ def print_tables(sets: list[str], rows: list[str]) -> None:
 
 #: What is measured: heading -> key, and how it is shown.
 SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
-    "parameters": ("parameters", in_millions),
+    "parameters": ("parameters", lambda count: f"{count / 1e6:.2f} M"),
     "GFLOPs": ("gflops", "{:.2f}".format),
     "training images/s": ("images_per_second", "{:.1f}".format),
     "inference, ms": ("ms", "{:.1f}".format),

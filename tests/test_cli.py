@@ -144,7 +144,7 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         (["--nam", "x"], ["did you mean name?"]),
         (
             ["--model.net", "UNet", "--model.net.skip_channels", "3"],
-            ["model.net", "UNet", "skip_channels", "widths", "it belongs to UNet3Plus)"],
+            ["model.net", "UNet", "skip_channels", "widths"],
         ),
         (["--model.loss", "Dice", "--model.loss.gamma", "3"], ["model.loss", "Dice", "gamma", "class_weights"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
@@ -169,7 +169,7 @@ def test_refused_in_one_line(args: list[str], parts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("trainer: {max_epoch: 3}", "did you mean trainer.max_epochs?"),
+        ("trainer: {max_epoch: 3}", "did you mean max_epochs?"),
         ("modl: {loss: Dice}", "did you mean model.loss?"),
         ("model: {net: {init_args: {wdths: [4]}}}", "did you mean widths?"),
         ("model: {net: {class_path: UNet, init_args: {skip_channels: 4}}}", "widths"),

@@ -51,9 +51,9 @@ def test_a_run_without_its_config_or_checkpoint_begins_anew(lost: str) -> None:
         path = Path("runs/run") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert RunFolder("run", resume=True).resuming
+    assert RunFolder("run", resume=True).last
     (Path("runs/run") / lost).unlink()
-    assert not RunFolder("run", resume=True).resuming
+    assert not RunFolder("run", resume=True).last
 
 
 def test_a_resumed_run_has_no_half_written_files() -> None:

@@ -132,7 +132,7 @@ def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> No
         check_launch(1, 2)
     with monkeypatch.context() as env:
         env.setenv("SLURM_NTASKS", "3")  # two on one node, one on the other
-        with pytest.raises(InputError, match=r"starts 1\.5 processes a node"):
+        with pytest.raises(InputError, match=r"devices is 1, but the job starts 1\.5"):
             check_launch(1, 2)
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     check_launch(4, 1)

@@ -147,7 +147,7 @@ def test_the_command_of_torchrun(clone: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(words), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "2 images x 2 processes" in done.stdout
+    assert "steps of 4 images" in done.stdout
     assert Path("runs/wide/summary.json").is_file()
 
 

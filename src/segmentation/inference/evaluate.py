@@ -16,9 +16,8 @@ from segmentation.inference.predictor import TiledInference, add_options
 from segmentation.inference.source import open_trained
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
-from segmentation.training.callbacks import prediction_grid
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
-from segmentation.training.report import print_table
+from segmentation.training.report import prediction_grid, print_table
 from segmentation.training.trainer import make_trainer, refused
 from segmentation.visualize import save_png, table
 

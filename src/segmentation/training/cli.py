@@ -19,21 +19,21 @@ from segmentation.errors import InputError
 from segmentation.losses import SegmentationLoss
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet
-from segmentation.training.callbacks import EpochPrinter, PictureOptions, Pictures, RunSummary, Throughput
+from segmentation.training.callbacks import EpochPrinter, RunSummary, StopAtNonFinite, Throughput
 from segmentation.training.entry import outcome, start_job
-from segmentation.training.finite import StopAtNonFinite
-from segmentation.training.loggers import MetricsFile
 from segmentation.training.parser import Parser
-from segmentation.training.preemption import PreemptionCheckpoint, check_launch, check_meeting_place
-from segmentation.training.report import report
+from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place
+from segmentation.training.report import PictureOptions, Pictures, report
 from segmentation.training.run_folder import (
+    BestCheckpoint,
+    CheckpointOptions,
+    MetricsFile,
     RunFolder,
     acquire_lock,
     is_rank_zero,
     new_name,
     release_lock,
 )
-from segmentation.training.saving import CheckpointOptions, checkpoint_callbacks
 from segmentation.training.trainer import (
     AtomicCheckpointIO,
     SyncBatchNorm,
@@ -43,7 +43,7 @@ from segmentation.training.trainer import (
     refused,
     without_finders,
 )
-from segmentation.training.wandb_run import WandbOptions, WandbSummary, close_wandb, make_wandb
+from segmentation.training.wandb_run import WandbOptions, close_wandb, make_wandb
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -138,14 +138,18 @@ class SegmentationCLI(LightningCLI):
             raise InputError("--resume needs the --name of the run to go on with")
         name = name or new_name()
         acquire_lock(name)
-        self.run_folder = RunFolder(name, resume)
-        self.config = self.resumed_config(asked, args) if self.run_folder.resuming else asked
+        run = RunFolder(name, resume)
+        self.run_folder = run
+        self.config = self.resumed_config(asked, args) if run.last else asked
         self.config_text = parser.dump(self.config, skip_none=False)
-        if self.run_folder.resuming:  # last.ckpt has the weights
-            self.config.model.init_from = None
-            net = self.config.model.net.init_args or Namespace()
-            if "encoder_weights" in net:
-                net.encoder_weights = None
+        self.step = None
+        if run.last:
+            last = read_checkpoint(run.last)
+            self.step = last["global_step"]
+            self.config.data.batch_size = last["datamodule_hyper_parameters"]["batch_size"]  # BatchSizeFinder's
+            self.config.model.init_from = None  # last.ckpt has the weights
+            if "model.net.init_args.encoder_weights" in self.config:
+                self.config.model.net.init_args.encoder_weights = None
 
     def resumed_config(self, asked: Namespace, args: list[str]) -> Namespace:
         """The config of the run that goes on, with what the command line changes: options that cannot change a result,
@@ -167,7 +171,7 @@ class SegmentationCLI(LightningCLI):
         for key in ("name", "resume"):
             own.pop(key)
         wrong = []
-        for key in sorted({*own.keys(), *now.keys()} - {"name", "resume", "config"}):
+        for key in sorted({*now.keys()} - {"name", "resume", "config"}):
             before = own.get(key)
             after = now.get(key)
             if after == before or asked.get(key) == before:  # `--trainer.callbacks+=` appends once more to `now`
@@ -195,43 +199,31 @@ class SegmentationCLI(LightningCLI):
         check_launch(options["devices"], options["num_nodes"])
         callbacks = as_list(options["callbacks"])
         check_callbacks(callbacks)
-        for line in self.config_text.splitlines():
-            if "Unable to serialize" in line:  # by jsonargparse, in place of the value
-                fix = "write it as words, numbers or a list, e.g. [-180, 180]"
-                raise InputError(f"an option cannot be written to config.yaml ({line.strip()}): {fix}")
-        plugins = [AtomicCheckpointIO(), *as_list(options["plugins"])]
+        if run.last:
+            callbacks = without_finders(callbacks)
+        options["plugins"] = [AtomicCheckpointIO(), *as_list(options["plugins"])]
         if options["sync_batchnorm"]:
-            plugins.append(SyncBatchNorm())
+            options["plugins"].append(SyncBatchNorm())
         if options["precision"] is None:
             options["precision"] = "bf16-mixed" if has_bf16(options["accelerator"]) else "32-true"
-        step = None
-        if run.last:
-            last = read_checkpoint(run.last)
-            step = last["global_step"]
-            callbacks = without_finders(callbacks)
-            batch_size = last["datamodule_hyper_parameters"]["batch_size"]  # BatchSizeFinder may have found it
-            self.datamodule.batch_size = batch_size
-            self.datamodule.hparams["batch_size"] = batch_size
+        self.best_checkpoint = BestCheckpoint(run)
         self.throughput = Throughput()
-        self.preemption = PreemptionCheckpoint(run, config.checkpoint.every_minutes)
+        self.last_checkpoint = LastCheckpoint(run, config.checkpoint.every_minutes)
         options["callbacks"] = [
-            *checkpoint_callbacks(run),
+            self.best_checkpoint,
             RunSummary(run),
             StopAtNonFinite(),
             self.throughput,
-            Pictures(run, config.pictures.images, config.pictures.every_n_epochs),
+            Pictures(run, config.pictures),
             LearningRateMonitor("step"),
             EpochPrinter(),
-            self.preemption,
+            self.last_checkpoint,
             *callbacks,
         ]
-        options["plugins"] = plugins
-        options["logger"] = [MetricsFile(run, step)]
+        options["logger"] = [MetricsFile(run, self.step)]
         self.wandb = make_wandb(run, config.wandb)
         if self.wandb:
-            self.wandb_summary = WandbSummary(self.wandb, config.wandb.log_checkpoint)
             options["logger"].append(self.wandb)
-            options["callbacks"].append(self.wandb_summary)
         return make_trainer(
             **options,
             enable_model_summary=False,  # RunSummary prints it
@@ -242,7 +234,7 @@ class SegmentationCLI(LightningCLI):
     def run(self) -> None:
         """The whole run. Afterwards signals mean what they meant before, and other processes may write the folder."""
         try:
-            with self.preemption.listening():
+            with self.last_checkpoint.listening():
                 self.train_and_test()
             close_wandb(0)
         except MisconfigurationException as error:  # of a callback, say
@@ -258,7 +250,7 @@ class SegmentationCLI(LightningCLI):
         """Check the data, train, test the best checkpoint, write the summary."""
         run = self.run_folder
         trainer = self.trainer
-        if run.resuming and run.summary.is_file() and run.config.read_text(encoding="utf-8") == self.config_text:
+        if run.last and run.summary.is_file() and run.config.read_text(encoding="utf-8") == self.config_text:
             rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
             return
         if is_rank_zero():
@@ -271,8 +263,7 @@ class SegmentationCLI(LightningCLI):
             if miou is not None:  # else the run had finished before
                 rank_zero_only(print)(verdict(float(miou)))
             return
-        validated = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        tested = run.checkpoints / ("best.ckpt" if validated else "last.ckpt")
+        tested = run.checkpoints / ("best.ckpt" if self.best_checkpoint.best_model_path else "last.ckpt")
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
         # Not by ckpt_path: a weight-averaging callback would go back to the weights that it averaged.
         self.model.load_state_dict(read_checkpoint(tested)["state_dict"])
@@ -281,7 +272,7 @@ class SegmentationCLI(LightningCLI):
         if trainer.is_global_zero:
             report(trainer, self.model, run, tested, self.throughput)
             if self.wandb:
-                self.wandb_summary.finish(tested)
+                self.wandb.log_results(tested if self.config.wandb.log_checkpoint else None)
 
     def prepare(self) -> None:
         """In rank 0, check data and classes before anything is written; then make the run folder."""
@@ -289,13 +280,10 @@ class SegmentationCLI(LightningCLI):
         if self.model.init_from:
             read_checkpoint(self.model.init_from)
         self.datamodule.check()
-        for section, base in (
-            (self.config.model.net, SegmentationNet),
-            (self.config.model.loss, SegmentationLoss),
-            (self.config.data.dataset, SegmentationData),
-        ):
+        kinds = {"model.net": SegmentationNet, "model.loss": SegmentationLoss, "data.dataset": SegmentationData}
+        for option, base in kinds.items():
             try:
-                find_class(section.class_path, base)
+                find_class(self.config[option].class_path, base)
             except InputError as error:
                 rank_zero_warn(f"the jobs after training will not load the checkpoint: {error}")
         run.create(self.config_text)

@@ -21,8 +21,6 @@ from typing import NoReturn
 
 from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, readable
 
-BUG = 1  # exit status
-
 PR_SET_PDEATHSIG = 1  # prctl(2)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -39,7 +37,6 @@ SMALL_TALK = (
     ".*removed from hparams because it cannot be pickled.*",
     ".*is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*Experiment logs directory .* exists and is not empty.*",
 )
 
 OUT_OF_MEMORY = (
@@ -67,8 +64,7 @@ KNOWN = {
     "dataloader timed out": (1, "no batch came: a worker of the data loader hangs. Start again with --resume"),
     "too many open files": (2, "too many open files. Fix: ulimit -n 65536, or turn down data.num_workers"),
     "eaddrinuse": (2, "the port at which the processes meet is in use. Fix: unset MASTER_PORT, or set another"),
-    "connection closed by peer": (1, LOST_PEER),  # gloo
-    "connection reset by peer": (1, LOST_PEER),
+    "by peer": (1, LOST_PEER),  # gloo: connection closed, or reset
     "ncclremoteerror": (1, LOST_PEER),
     "nccl communicator was aborted": (1, LOST_PEER),
     "deterministic implementation": (2, NOT_DETERMINISTIC),
@@ -112,11 +108,12 @@ def run_job(job: str | Callable[[], object]) -> None:
         function()
     except BaseException as error:
         status, line = outcome(error)
-        if status == BUG and not line:
+        if status and not line:  # a bug of ours
             raise
         if isinstance(error, Preempted) and error.last:
             line += error.last()
-        print(line, file=sys.stderr, end="\n" if line else "", flush=True)
+        if line:
+            print(line, file=sys.stderr, flush=True)
         with suppress(OSError):  # a pipe whose reader has gone
             sys.stdout.flush()
         os._exit(status)
@@ -148,7 +145,7 @@ def outcome(error: BaseException) -> tuple[int, str]:
             if part in words:
                 reason = str(error).strip().rpartition("\n")[2]  # an error in a worker begins with its stack trace
                 return status, f"error: {message} ({readable(reason)[:200]})"
-    return BUG, ""
+    return 1, ""
 
 
 def end_with_launcher() -> None:

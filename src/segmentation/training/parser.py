@@ -1,7 +1,6 @@
 """The parser of the command line: an error is one line, with the option or class that was most likely meant."""
 
 import difflib
-from inspect import signature
 from typing import Any, NoReturn
 
 from lightning.pytorch import Callback
@@ -16,9 +15,15 @@ from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
 
 #: Options take classes of these kinds.
-KINDS = (SegmentationData, SegmentationNet, SegmentationLoss, v2.Transform, Optimizer, LRScheduler, Callback)
-
-HINT = "did you mean"
+KINDS = (
+    SegmentationData,
+    SegmentationNet,
+    SegmentationLoss,
+    v2.Transform,
+    Optimizer,
+    LRScheduler,
+    Callback,
+)
 
 #: Options that follow from the data, or that the module fills in.
 NOT_FOR_USERS = {"in_channels", "num_classes", "optimizer", "params"}
@@ -33,25 +38,17 @@ class Parser(LightningArgumentParser):
     jsonargparse makes another one for each class that the user names; its error becomes part of its parent's.
     """
 
-    needs_required = True
-    of_class: type = object  # whose options these are
+    class_name = ""  # whose options these are
 
-    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **options: Any) -> Any:
-        if nested_key is None:
-            self.of_class = theclass
-        return super().add_class_arguments(theclass, nested_key, *args, **options)
-
-    def require_nothing(self) -> None:
-        """Let every option be left out."""
-        self.needs_required = False
-
-    def validate(self, *args: Any, skip_required: bool = False, **options: Any) -> None:
-        super().validate(*args, skip_required=skip_required or not self.needs_required, **options)
+    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
+        self.class_name = theclass.__name__
+        return super().add_class_arguments(theclass, *args, **options)
 
     def parse_args(self, args: Any = None, **options: Any) -> Any:  # type: ignore[override]
         for word in args or ():
             if word.startswith("#"):
-                raise InputError(f"{word}: to YAML this is a comment. Fix: a list with quotes, '[\"{word}\"]'")
+                quoted = f"'[\"{word}\"]'"
+                raise InputError(f"{word}: to YAML this is a comment. Fix: a list with quotes, {quoted}")
         try:
             return super().parse_args(args, **options)
         except UnicodeDecodeError as error:
@@ -61,35 +58,23 @@ class Parser(LightningArgumentParser):
         try:
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
-            raise InputError(f"an option cannot be used: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"an option cannot be used: {reason}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
         if MARK in line:
             key = line.partition(": ")[0]
             line = f"{key}: {line.split(MARK)[1]}"
+        elif ex is None or isinstance(ex, KeyError):
+            options = self.option_names()
+            choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
+            line += hint(line, options) or choices
         else:
-            line += self.hint(line, ex is None or isinstance(ex, KeyError))
-        if not self.exit_on_error:
-            super().error(f"{MARK}{self.of_class.__name__}: {line}{MARK}", ex)
+            line += hint(line, class_names())
+        if not self.exit_on_error:  # these are the options of a class
+            super().error(f"{MARK}{self.class_name}: {line}{MARK}", ex)
         raise InputError(f"{line}. All options: python src/train.py --help")
-
-    def hint(self, line: str, of_option: bool) -> str:
-        """The option of this parser, or the class, that a word of an error was most likely meant to be."""
-        words = [word.strip("-'\"[]{},:;").partition("=")[0] for word in line.split()]
-        names = self.option_names() if of_option else sorted(cls.__name__ for cls in subclasses(*KINDS))
-        for word in reversed(words):  # what the user typed stands last
-            close = difflib.get_close_matches(word, names, n=1, cutoff=0.8)
-            if close and word not in names:
-                # YAML has last parts alone; the error may name the group that they are in.
-                full = [name for name in names if name.endswith(f".{close[0]}") and name.rpartition(".")[0] in line]
-                return f" ({HINT} {[*full, close[0]][0]}?)"
-        if not of_option or self.exit_on_error:
-            return ""
-        kinds = [kind for kind in KINDS if issubclass(self.of_class, kind)]
-        owners = [cls.__name__ for cls in subclasses(*kinds) if set(words) & signature(cls).parameters.keys()]
-        choices = f"choices: {', '.join(names)}"
-        return f" ({choices}; it belongs to {', '.join(sorted(owners))})" if owners else f" ({choices})"
 
     def option_names(self) -> list[str]:
         """Names of all options, in full and their last parts: YAML has these."""
@@ -102,9 +87,24 @@ class Parser(LightningArgumentParser):
         return list(names)
 
 
-def subclasses(*kinds: type) -> set[type]:
-    """The classes below `kinds`, and these."""
-    found: list[Any] = [*kinds]
+def class_names() -> list[str]:
+    """Names of all classes that an option takes."""
+    found: list[type] = [*KINDS]
     for cls in found:
         found += cls.__subclasses__()  # the loop goes on over these
-    return set(found)
+    return [cls.__name__ for cls in found]
+
+
+def hint(line: str, names: list[str]) -> str:
+    """The name that a word of an error was most likely meant to be."""
+    for word in reversed(line.split()):  # what the user typed stands last
+        word = word.strip("-'\"[]{},:;").partition("=")[0]
+        close = difflib.get_close_matches(
+            word,
+            names,
+            n=1,
+            cutoff=0.8,
+        )
+        if close and word not in names:
+            return f" (did you mean {close[0]}?)"
+    return ""

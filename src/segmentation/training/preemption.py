@@ -1,6 +1,7 @@
 """On a cluster: how processes were started, and what happens when the scheduler takes the machine away."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -16,11 +17,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from segmentation.errors import InputError
 from segmentation.training.entry import Preempted
-from segmentation.training.loggers import write_metrics_file
 from segmentation.training.run_folder import RunFolder
 
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
+SIGNALS = (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))  # Windows lacks it
 
 CHILD = getattr(signal, "SIGCHLD", None)
 
@@ -64,13 +64,28 @@ def check_launch(devices: Any, num_nodes: int) -> None:
         InputError: they do not fit; the message says which line to change.
     """
     env = os.environ
+    told = {"num_nodes": num_nodes}
+    if str(devices).isdigit():
+        told["devices"] = int(devices)
     if "TORCHELASTIC_RUN_ID" in env:
-        tasks, local = int(env["WORLD_SIZE"]), float(env["LOCAL_WORLD_SIZE"])
-        starter, nodes, fix_nodes, fix_devices = "torchrun", tasks / local, "--nnodes ", "--nproc-per-node "
+        starter = "torchrun"
+        started = {
+            "devices": float(env["LOCAL_WORLD_SIZE"]),
+            "num_nodes": int(env["WORLD_SIZE"]) / int(env["LOCAL_WORLD_SIZE"]),
+        }
+        fixes = {"devices": "--nproc-per-node ", "num_nodes": "--nnodes "}
     elif "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        tasks, nodes = int(env["SLURM_NTASKS"]), float(env["SLURM_NNODES"])
-        local = tasks / nodes
-        starter, fix_nodes, fix_devices = "the job", "#SBATCH --nodes=", "#SBATCH --ntasks-per-node="
+        if env["SLURM_NTASKS"] != "1" and "SLURM_STEP_ID" not in env:
+            raise InputError(
+                f"the job has {env['SLURM_NTASKS']} tasks, but the script starts one: this process would wait for the "
+                "others. Fix: srun python src/train.py, as in slurm/train.sbatch"
+            )
+        starter = "the job"
+        started = {
+            "devices": int(env["SLURM_NTASKS"]) / int(env["SLURM_NNODES"]),
+            "num_nodes": float(env["SLURM_NNODES"]),
+        }
+        fixes = {"devices": "#SBATCH --ntasks-per-node=", "num_nodes": "#SBATCH --nodes="}
     elif num_nodes > 1 and "MASTER_ADDR" not in env:
         raise InputError(
             f"trainer.num_nodes is {num_nodes}, but nothing here starts processes on other nodes: this one would wait "
@@ -78,24 +93,17 @@ def check_launch(devices: Any, num_nodes: int) -> None:
         )
     else:
         return
-    wrong = {"num_nodes": (num_nodes, nodes, "nodes", fix_nodes)}
-    if str(devices).isdigit():
-        wrong["devices"] = (int(devices), local, "processes a node", fix_devices)
-    for option, (told, started, what, fix) in wrong.items():
-        if told != started:
+    for option, number in told.items():
+        if number != started[option]:
             raise InputError(
-                f"{starter} starts {started:g} {what}, but trainer.{option} is {told}. "
-                f"Fix: {fix}{told}, or --trainer.{option} {started:g}"
+                f"trainer.{option} is {number}, but {starter} starts {started[option]:g}. "
+                f"Fix: {fixes[option]}{number}, or --trainer.{option} {started[option]:g}"
             )
-    if starter == "the job" and tasks > 1 and "SLURM_STEP_ID" not in env:
-        raise InputError(
-            f"the job has {tasks} tasks, but the script starts one: this process would wait for the others. "
-            "Fix: srun python src/train.py, as in slurm/train.sbatch"
-        )
 
 
-class PreemptionCheckpoint(Checkpoint):
-    """Saves last.ckpt within an epoch: every few minutes, and on SIGUSR1 or SIGTERM, after which it stops the run.
+class LastCheckpoint(Checkpoint):
+    """Saves last.ckpt: at each epoch's end, within an epoch every few minutes, and on SIGUSR1 or SIGTERM, which stop
+    the run.
 
     A signal's handler only notes the signal: the step is finished first, and all processes agree. Lightning's own
     handlers would save in the middle of a step. After SLURM's warning (SIGUSR1) the job is requeued.
@@ -114,8 +122,8 @@ class PreemptionCheckpoint(Checkpoint):
         self.run = run
         self.every_seconds = 60 * every_minutes
         self.saved = time.monotonic()
-        self.received = 0  # the first signal
-        self.since = 0.0  # when it came
+        self.received: int | None = None  # the first signal
+        self.since = math.inf  # when it came
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -138,6 +146,12 @@ class PreemptionCheckpoint(Checkpoint):
             signal.signal(number, self.note)
         self.of_workers = signal.getsignal(CHILD) if CHILD else None
 
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Keep the first signal: SIGTERM after SIGUSR1 still means requeue."""
+        if not self.received:
+            self.received = number
+            self.since = time.monotonic()
+
     def watch_workers(self) -> None:
         """Put back torch's handler for the death of a loader's worker. torch sets it once, with the first worker; after
         a fit Lightning puts back all handlers of before that."""
@@ -147,70 +161,78 @@ class PreemptionCheckpoint(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.watch_workers()
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Keep the first signal: SIGTERM after SIGUSR1 still means requeue."""
-        if not self.received:
-            self.received = number
-            self.since = time.monotonic()
-
     # Lightning sets its own handlers before each of these three, and takes them away by itself.
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, *args: Any) -> None:
         self.listen()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, *args: Any) -> None:
         self.listen()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, *args: Any) -> None:
         self.listen()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved = time.monotonic()  # at the end of the epoch before
-        if trainer.current_epoch and self.any_process(trainer, bool(self.received)):
-            self.stop(trainer, f"stopped by a signal at step {trainer.global_step}")
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        if not can_resume_from(trainer, batch_idx) or not self.is_time_to_agree(trainer, trainer.global_step):
-            return
+        step = trainer.global_step
         due = time.monotonic() - self.saved >= self.every_seconds
-        stop = self.any_process(trainer, bool(self.received))
-        if stop or self.any_process(trainer, due):
-            write_metrics_file(trainer)
-            trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
-            self.saved = time.monotonic()
-        if stop:
-            self.stop(trainer, f"stopped by a signal at step {trainer.global_step}")
+        if can_resume_from(trainer, batch_idx) and self.any_process(trainer, step, due or self.received):
+            self.save(trainer)
+            self.stop_if(self.received, trainer, step, f"at step {step}")
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.save(trainer)
+        self.stop_if(self.received, trainer, 0, f"at step {trainer.global_step}")
+
+    def save(self, trainer: Trainer) -> None:
+        """Save last.ckpt, after metrics.csv, which must hold all rows up to its step."""
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
+        self.saved = time.monotonic()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *others: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: int,
     ) -> None:
-        if trainer.sanity_checking or not self.is_time_to_agree(trainer, batch_idx):
-            return
-        late = bool(self.received) and time.monotonic() - self.since > GRACE
-        if self.any_process(trainer, late):
-            self.stop(trainer, "stopped by a signal in a validation that would not end in time")
+        if not trainer.sanity_checking:
+            late = time.monotonic() - self.since > GRACE
+            self.stop_if(late, trainer, batch_idx, "in a validation that would not end in time")
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *others: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: int,
     ) -> None:
-        if self.is_time_to_agree(trainer, batch_idx) and self.any_process(trainer, bool(self.received)):
-            self.stop(trainer, "stopped by a signal in the test")
+        self.stop_if(self.received, trainer, batch_idx, "in the test")
 
-    def is_time_to_agree(self, trainer: Trainer, number: int) -> bool:
-        """Whether the processes ask one another after this batch or step: each time they wait."""
-        return trainer.world_size == 1 or number % BATCHES == 0
+    def any_process(self, trainer: Trainer, number: int, wish: object) -> bool:
+        """Whether any process has a wish after this batch or step. All must ask, as then they wait for one another."""
+        if trainer.world_size > 1 and number % BATCHES:
+            return False
+        return trainer.strategy.reduce_boolean_decision(bool(wish), all=False)
 
-    def any_process(self, trainer: Trainer, wish: bool) -> bool:
-        """Whether any process has the wish. All must ask."""
-        return trainer.strategy.reduce_boolean_decision(wish, all=False)
-
-    def stop(self, trainer: Trainer, why: str) -> None:
-        """Raises Preempted, on every process."""
-        last = None
-        if trainer.is_global_zero:
-            last = str if self.received == signal.SIGTERM else requeue
-        raise Preempted(f"{why}, saved in {self.run.checkpoints}", last)
+    def stop_if(self, wish: object, trainer: Trainer, number: int, where: str) -> None:
+        """Raises Preempted, on every process, if any has the wish after this batch or step."""
+        if self.any_process(trainer, number, wish):
+            last = None
+            if trainer.is_global_zero:
+                last = str if self.received == signal.SIGTERM else requeue
+            raise Preempted(f"stopped by a signal {where}, saved in {self.run.checkpoints}", last)
 
 
 def can_resume_from(trainer: Trainer, batch_idx: int) -> bool:

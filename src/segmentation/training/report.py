@@ -1,20 +1,124 @@
-"""What a run says at its end: the table on the terminal, the files in the run folder."""
+"""What a run shows of its results: grids of images, and at its end the table and the files in the run folder."""
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from PIL.Image import Image
 from rich.console import Console
 from torch import Tensor
 
 from segmentation.checkpoint import read_checkpoint
-from segmentation.data.labels import Labels
+from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.writing import write_csv, write_json
-from segmentation.metrics import table_rows
+from segmentation.metrics import confusion_counts, mean_iou, table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
 from segmentation.training.run_folder import RunFolder
-from segmentation.visualize import confusion_figure, iou_table, save_png
+from segmentation.visualize import confusion_figure, evenly, iou_table, sample_grid, save_png, to_rgb
+
+
+@dataclass
+class PictureOptions:
+    """Grids of images in the run folder's pictures/ and mask overlays in W&B.
+
+    Args:
+        images: validation images to show, the same every time; 0 for none.
+        every_n_epochs: how often.
+    """
+
+    images: int = 6
+    every_n_epochs: int = 5
+
+
+class Pictures(Callback):
+    """Shows the same images every few epochs: image, truth, prediction and errors."""
+
+    def __init__(self, run: RunFolder, options: PictureOptions) -> None:
+        self.run = run
+        self.options = options
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        epoch = trainer.current_epoch
+        # Not every epoch is validated: the first one that is, of so many.
+        due = epoch % self.options.every_n_epochs < (trainer.check_val_every_n_epoch or 1)
+        if not trainer.sanity_checking and (due or epoch + 1 == trainer.max_epochs):
+            self.show(trainer, pl_module, "val", f"epoch-{epoch:04d}")
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        self.show(trainer, pl_module, trainer.datamodule.test_split, "test")
+
+    def show(self, trainer: Any, module: Any, split: str, name: str) -> None:
+        """Save and log evenly spaced images of a split, in rank 0 alone."""
+        if not self.options.images or not trainer.is_global_zero:
+            return
+        indices = evenly(len(trainer.datamodule.dataset.names(split)), self.options.images)
+        grid, samples = prediction_grid(
+            trainer,
+            module,
+            split,
+            indices,
+            f"{split} images, {name}",
+        )
+        save_png(grid, self.run.pictures / f"{name}.png")
+        key = "test/images" if trainer.testing else "val/images"
+        log_images(
+            trainer,
+            key,
+            samples,
+            module.labels.names,
+        )
+
+
+def prediction_grid(
+    trainer: Any,
+    module: Any,
+    split: str,
+    indices: list[int],
+    title: str,
+) -> tuple[Image, list[dict[str, Any]]]:
+    """Predict images of a split one by one, in this process alone, and draw them.
+
+    Returns:
+        The grid, and the samples with `name`, `prediction`, (H, W) class indices on the CPU, and `miou`.
+    """
+    dataset = trainer.datamodule.dataset
+    labels = module.labels
+    names = dataset.names(split)
+    samples = []
+    module.eval()
+    for index in indices:
+        sample = dataset.load(split, index)
+        image = sample["image"][None].to(module.device)
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            prediction = module.classify(module(image)).cpu()
+        matrix = confusion_counts(prediction, sample["mask"][None], labels.num_classes)
+        sample |= {"name": names[index], "prediction": prediction[0], "miou": mean_iou(matrix).item()}
+        samples.append(sample)
+    return sample_grid(samples, labels, title), samples
+
+
+def log_images(trainer: Any, key: str, samples: list[dict[str, Any]], names: list[str]) -> None:
+    """Give images to loggers that take them, with truth and prediction as masks that can be switched on and off."""
+    labels = {**dict(enumerate(names)), 255: "ignored"}
+    images = [to_rgb(sample["image"]) for sample in samples]
+    captions = [sample["name"] for sample in samples]
+    masks = []
+    for sample in samples:
+        truth = np.where(sample["mask"] == IGNORE_INDEX, 255, sample["mask"])
+        masks.append(
+            {
+                "truth": {"mask_data": truth, "class_labels": labels},
+                "prediction": {"mask_data": sample["prediction"].numpy(), "class_labels": labels},
+            }
+        )
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):  # W&B's
+            logger.log_image(key, images, trainer.global_step, caption=captions, masks=masks)
 
 
 def report(
@@ -24,11 +128,10 @@ def report(
     tested: Path,
     throughput: Throughput,
 ) -> None:
-    """Write summary.json, per_image.csv and the plot of the confusion matrix, and print the table of IoU per class.
+    """Write per_image.csv, the plot of the confusion matrix and, last, summary.json; print the table of IoU per class.
     Called in rank 0, after the test of the checkpoint `tested`."""
     data = trainer.datamodule
     labels = module.labels
-    picture = run.pictures / "confusion.png"
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     checkpoint = read_checkpoint(tested)
     summary = {
@@ -44,32 +147,31 @@ def report(
         name = str(tested)
         matrix, counts = module.test_counts
         write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
-        save_png(confusion_figure(matrix, labels), picture)
-    write_json(run.summary, summary)
-    if trainer.limit_test_batches:  # after all files: a terminal may fail
+        save_png(confusion_figure(matrix, labels), run.confusion)
         print_table(
             metrics,
             labels,
             data.test_split,
             matrix,
         )
+    write_json(run.summary, summary)
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
 
 
 def _logged_metrics(run: RunFolder, epoch: int, step: int) -> dict[str, float]:
     """Training metrics of the checkpoint's epoch and validation metrics of its step, from metrics.csv."""
     metrics: dict[str, float] = {}
-    validation: dict[str, float] = {}
     with run.metrics.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["epoch"] != str(epoch):
-                continue
-            numbers = {key: float(value) for key, value in row.items() if value}
-            metrics |= {key: value for key, value in numbers.items() if key.startswith("train/")}
-            # A validation between accumulated batches is logged under the step that is under way.
-            if "val/miou" in numbers and numbers["step"] in (step - 1, step) and not validation:
-                validation = {key: value for key, value in numbers.items() if key.startswith("val/")}
-    return metrics | validation
+        rows = [row for row in csv.DictReader(file) if row["epoch"] == str(epoch)]
+    for row in rows:
+        # A validation between accumulated batches is logged under the step that is under way.
+        validated = int(row["step"]) in (step - 1, step)
+        for key, value in row.items():
+            if value and key.startswith("train/"):
+                metrics[key] = float(value)
+            elif value and key.startswith("val/") and validated:
+                metrics.setdefault(key, float(value))
+    return metrics
 
 
 def print_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> None:

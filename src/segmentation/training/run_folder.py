@@ -1,14 +1,19 @@
-"""The folder of a run, its name, and the lock that lets one process write it."""
+"""The folder of a run: its name, the lock that lets one process write it, metrics.csv and checkpoints."""
 
+import csv
 import os
 import socket
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from segmentation.data.writing import remove_stale, write_text
+from segmentation.data.writing import remove_stale, write_csv, write_text
 from segmentation.errors import InputError
 
 RUNS = Path("runs")
@@ -31,11 +36,12 @@ class RunFolder:
         self.per_image = self.path / "per_image.csv"
         self.skipped = self.path / "skipped_files.txt"
         self.pictures = self.path / "pictures"
+        self.confusion = self.pictures / "confusion.png"
         self.checkpoints = self.path / "checkpoints"
-        last = self.checkpoints / "last.ckpt"
-        self.resuming = resume and self.config.is_file() and last.is_file()
         #: The checkpoint to go on from, if there is one.
-        self.last = last if self.resuming else None
+        self.last: Path | None = self.checkpoints / "last.ckpt"
+        if not (resume and self.config.is_file() and self.last.is_file()):
+            self.last = None
         if self.path.exists() and not resume and is_rank_zero():
             raise InputError(f"{self.path} exists: choose another --name, or add --resume to go on with that run")
 
@@ -83,7 +89,7 @@ def new_name() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     if not is_rank_zero():
         return os.environ.get("SEGMENTATION_RUN", "unnamed")
-    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:
+    if "WANDB_SWEEP_ID" in os.environ:
         name = f"sweep-{os.environ['WANDB_RUN_ID']}"
     elif job:
         name = f"slurm-{job}"
@@ -96,3 +102,88 @@ def new_name() -> str:
 def is_rank_zero() -> bool:
     """Whether this is the process that writes."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it
+
+
+class MetricsFile(Logger):
+    """`metrics.csv`, with a row for each logged step or epoch.
+
+    The file is written whole, before each checkpoint, and a resumed run keeps the rows up to its checkpoint's step, so
+    the file is exact however the run was stopped. Lightning's CSVLogger deletes a file that it finds.
+
+    Args:
+        run: the run folder.
+        step: step of the checkpoint that the run goes on from, or None.
+
+    Raises:
+        InputError: the file of the run that goes on is damaged.
+    """
+
+    name = "metrics"
+    version = ""
+
+    def __init__(self, run: RunFolder, step: int | None) -> None:
+        super().__init__()
+        self.path = run.metrics
+        self.rows: list[dict[str, Any]] = []
+        if step is None or not self.path.is_file():
+            return
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    if row["step"] and int(row["step"]) < step:
+                        self.rows.append({key: value for key, value in row.items() if value})
+        except (KeyError, ValueError, csv.Error) as error:
+            raise InputError(
+                f"{self.path}: is damaged ({error}). Remove it, and the run goes on without its earlier rows"
+            ) from error
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append({**metrics, "step": step})
+
+    @rank_zero_only
+    def save(self) -> None:
+        if self.rows:
+            write_csv(self.path, self.rows)
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+
+@dataclass
+class CheckpointOptions:
+    """What is kept: checkpoints/best.ckpt, by val/miou, and checkpoints/last.ckpt.
+
+    Args:
+        every_minutes: last.ckpt is saved at every epoch's end, and within an epoch when this many minutes have gone by.
+    """
+
+    every_minutes: float = 10.0
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """best.ckpt, by val/miou. A resumed run knows it from its own folder, which may have been moved or copied.
+
+    last.ckpt is saved by `preemption.LastCheckpoint`.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__(
+            dirpath=run.checkpoints,
+            filename="best",
+            monitor="val/miou",
+            mode="max",
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["best_model_path"]:
+            best = str(Path(self.dirpath or ".") / "best.ckpt")
+            self.best_model_score = state_dict["best_model_score"]
+            self.best_model_path = best
+            self.kth_best_model_path = best
+            self.best_k_models = {best: self.best_model_score}

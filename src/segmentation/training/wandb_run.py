@@ -7,9 +7,8 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from lightning.pytorch import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,6 +19,9 @@ from segmentation.training.run_folder import RunFolder, is_rank_zero
 
 #: W&B's settings where the environment does not say: no chatter, and at most a minute's wait for the server at the end.
 WANDB = {"WANDB_SILENT": "true", "WANDB_FINISH_TIMEOUT": "60", "WANDB_FINISH_TIMEOUT_RAISES": "true"}
+
+
+Mode = Literal["auto", "online", "offline", "disabled"]
 
 
 @dataclass
@@ -36,7 +38,7 @@ class WandbOptions:
         log_checkpoint: whether to upload the best checkpoint as an artifact.
     """
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    mode: Mode = "auto"
     project: str | None = None
     entity: str | None = None
     group: str | None = None
@@ -49,29 +51,35 @@ class WandbOptions:
         Raises:
             InputError: it is to be online and cannot be, or a variable of W&B's is unusable.
         """
-        told = os.environ.get("WANDB_MODE") or os.environ.pop("WANDB_MODE", None)  # W&B stumbles over an empty one
-        if told not in (None, "", "online", "offline", "disabled"):
+        if not os.environ.get("WANDB_MODE"):
+            os.environ.pop("WANDB_MODE", None)  # W&B stumbles over an empty one
+        told = os.environ.get("WANDB_MODE", "auto")
+        if told not in get_args(Mode):
             raise InputError(f"WANDB_MODE={told} is not for one run a job: set it to online, offline or disabled")
         asked = told if self.mode == "auto" else self.mode
-        if asked in ("offline", "disabled") or not is_rank_zero():
-            return asked or "online"
+        if asked in ("offline", "disabled"):
+            return asked
+        if not is_rank_zero():
+            return "online"
         import wandb
 
-        settings = _wandb_settings()
-        if not asked and settings.mode == "offline":
+        settings = wandb_settings()
+        if asked == "auto" and settings.mode == "offline":
             return "offline"  # by `wandb offline`
-        server, refusal = settings.base_url, ""
+        server = settings.base_url
         try:
-            if not wandb.login(prompt=False):
-                refusal = f"no key for {server} is at hand (wandb login)"
+            if wandb.login(prompt=False):
+                return "online"
+            refusal = f"no key for {server} is at hand (wandb login)"
         except wandb.errors.AuthenticationError as error:
-            refused = any(f"error {code}" in str(error) for code in (401, 403))
-            refusal = f"{server} {'refuses the key (wandb login --relogin)' if refused else 'does not answer'}"
-        if refusal and asked == "online":
+            refusal = f"{server} does not answer"
+            if "error 401" in str(error) or "error 403" in str(error):
+                refusal = f"{server} refuses the key (wandb login --relogin)"
+        if asked == "online":
             raise InputError(f"W&B is to be online, but {refusal}. To go on without: --wandb.mode offline")
         if refusal.startswith(server):
             print(f"W&B       {refusal}: this run is offline, and slurm/sync.sh uploads it later", flush=True)
-        return "offline" if refusal else "online"
+        return "offline"
 
 
 class Wandb(WandbLogger):
@@ -122,32 +130,16 @@ class Wandb(WandbLogger):
             reason = " ".join(str(error).split())
             raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
         self.experiment.define_metric("val/miou", summary="max")
+        upload = f"offline; upload by: slurm/sync.sh {self.run.path}"
+        print(f"W&B       {self.experiment.url or upload}", flush=True)
 
-
-class WandbSummary(Callback):
-    """What only W&B is told: the size of a step, the plot of the confusion matrix, by option the tested checkpoint."""
-
-    def __init__(self, logger: Wandb, log_checkpoint: bool) -> None:
-        self.logger = logger
-        self.log_checkpoint = log_checkpoint
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.is_global_zero:
-            run = self.logger.experiment
-            images = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-            run.config.update({"images_per_step": images, "processes": trainer.world_size})
-            upload = f"offline; upload by: slurm/sync.sh {self.logger.run.path}"
-            print(f"W&B       {run.url or upload}", flush=True)
-
-    def finish(self, tested: Path) -> None:
-        """Log what a run's end has written. Called in rank 0, after the test of the checkpoint `tested`."""
-        folder = self.logger.run
-        confusion = folder.pictures / "confusion.png"
-        if confusion.is_file():
-            self.logger.log_image("test/confusion", [str(confusion)])
-        if self.log_checkpoint and not self.logger.failed:
-            name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name)  # what W&B allows
-            self.logger.experiment.log_artifact(str(tested), name=name, type="model")
+    def log_results(self, checkpoint: Path | None) -> None:
+        """Log the plot of the confusion matrix and, if there is one, a checkpoint. Called in rank 0, after the test."""
+        if self.run.confusion.is_file():
+            self.log_image("test/confusion", [str(self.run.confusion)])
+        if checkpoint and not self.failed:
+            name = re.sub(r"[^A-Za-z0-9_.-]", "-", self.run.name)  # what W&B allows
+            self.experiment.log_artifact(str(checkpoint), name=name, type="model")
 
 
 def make_wandb(run: RunFolder, options: WandbOptions) -> Wandb | None:
@@ -155,8 +147,9 @@ def make_wandb(run: RunFolder, options: WandbOptions) -> Wandb | None:
     mode = options.resolved_mode()
     if mode == "disabled":
         return None
-    _wandb_settings()
-    logging.getLogger().addFilter(_is_of_use)
+    wandb_settings()
+    # W&B warns of images of unequal sizes, which a data set may well have.
+    logging.getLogger().addFilter(lambda record: "Images sizes do not match" not in record.getMessage())
     environment = os.environ
     name = run.name
     folder = str(run.path.resolve())
@@ -177,7 +170,7 @@ def make_wandb(run: RunFolder, options: WandbOptions) -> Wandb | None:
     )
 
 
-def _wandb_settings() -> Any:
+def wandb_settings() -> Any:
     """W&B's settings, from its files and the environment, which it reads once a process."""
     import wandb
 
@@ -187,11 +180,6 @@ def _wandb_settings() -> Any:
         return wandb.setup().settings
     except ValueError as error:
         raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
-
-
-def _is_of_use(record: logging.LogRecord) -> bool:
-    """W&B warns in the root logger of images of unequal sizes, which a data set may well have."""
-    return "Images sizes do not match" not in record.getMessage()
 
 
 def run_id(run: RunFolder) -> str:
