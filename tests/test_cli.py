@@ -149,7 +149,7 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         (["--model.loss", "Dice", "--model.loss.gamma", "3"], ["model.loss", "Dice", "gamma", "class_weights"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (["--data.batch_size", "many"], ["data.batch_size", "int", "many"]),
-        (["--data.batch_size", "0"], ["batch_size", "positive"]),
+        (["--data.batch_size", "0"], ["data.batch_size 0", "1 or more"]),
         (["--model.threshold", "2"], ["threshold", "between 0 and 1"]),
         (["--model.net.class_path", "nowhere.Net"], ["model.net", "nowhere"]),
         (["--model.mean", "[0.5]", "--model.std", "[0.5]"], ["model.mean", "3", "1"]),

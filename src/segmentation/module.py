@@ -102,8 +102,10 @@ class SegmentationModule(LightningModule):
         self.schedule_interval = schedule_interval
         self.encoder_lr = encoder_lr
         self.lr: float | None = None  # LearningRateFinder sets it; it replaces the optimizer's
-        if not 0 < threshold < 1 or not 0 <= (boundary_iou or 0) < 1:
-            raise InputError(f"model.threshold {threshold} and model.boundary_iou {boundary_iou} must be below 1")
+        if not 0 < threshold < 1:
+            raise InputError(f"model.threshold {threshold} must be between 0 and 1")
+        if not 0 <= (boundary_iou or 0) < 1:
+            raise InputError(f"model.boundary_iou {boundary_iou} is a share of the image's diagonal: below 1, or null")
         self.logit_threshold = math.log(threshold / (1 - threshold))
         self.boundary_iou = boundary_iou
         self.init_from = init_from

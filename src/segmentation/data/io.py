@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from segmentation.errors import InputError
 
@@ -181,13 +181,13 @@ def _decode(
         if pictures > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
             raise InputError(f"{path}: holds {pictures} pictures. Save each as a file of its own")
         image.load()
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16 and image.mode != "I;16":
             import imagecodecs  # it takes long to import, and most data sets do without
 
-            return imagecodecs.png_decode(path.read_bytes())
-        ImageOps.exif_transpose(image, in_place=True)
+            return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
         has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
-        return np.asarray(image.convert("RGB") if has_colors else image)
+        return _upright(np.asarray(image.convert("RGB") if has_colors else image), orientation)
 
 
 def _decode_tiff(
@@ -202,18 +202,18 @@ def _decode_tiff(
     limit = 2 * (Image.MAX_IMAGE_PIXELS or area)
     if area > limit:  # a damaged header may claim any size
         raise Image.DecompressionBombError(f"{area} pixels are more than {limit}")
-    if first.tags.valueof("Orientation", 1) != 1:
-        raise InputError(f"{path}: is stored turned or mirrored, as its Orientation tag says. Save it upright")
     if len(pages) not in (1, channels):
         raise InputError(
             f"{path}: holds {len(pages)} pictures. Save each as a file of its own, or, if they are channels, declare "
             f"channels: {len(pages)}"
         )
     if len(pages) > 1:
-        return np.dstack([page.asarray() for page in pages])
-    pixels = first.asarray(out="memmap" if first.size > LARGE else None)
-    # Move the channels behind the rows and columns where one plane follows the other.
-    return pixels if first.axes[0] == "Y" else np.moveaxis(pixels, 0, -1)
+        pixels = np.dstack([page.asarray() for page in pages])
+    else:
+        pixels = first.asarray(out="memmap" if first.size > LARGE else None)
+        if first.axes[0] != "Y":  # one plane after the other
+            pixels = np.moveaxis(pixels, 0, -1)
+    return _upright(pixels, int(first.tags.valueof("Orientation", 1)))
 
 
 def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
@@ -226,3 +226,14 @@ def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
         if first == channels != last or (channels is None and first < last):
             pixels = np.moveaxis(pixels, 0, -1)
     return np.array(pixels)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, ...) as stored, turned as the orientation tag of EXIF and TIFF says."""
+    if orientation in (5, 6, 7, 8):  # stored on their side
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = np.fliplr(pixels)
+    if orientation in (3, 4, 7, 8):
+        pixels = np.flipud(pixels)
+    return pixels
