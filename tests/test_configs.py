@@ -39,7 +39,13 @@ def _pixels(path: Path):
     return np.array(Image.open(path))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT / "configs")) for path in CONFIGS])
+def slow_part(path: Path) -> object:
+    """Those of single data sets and of the benchmarks take minutes together."""
+    slow = path.parent.name in ("data", "experiment")
+    return pytest.param(path, id=str(path.relative_to(ROOT / "configs")), marks=[pytest.mark.slow] * slow)
+
+
+@pytest.mark.parametrize("path", map(slow_part, CONFIGS))
 def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = yaml.safe_load(path.read_text())
     monkeypatch.setenv("SEG_DATA", str(tmp_path / "data"))

@@ -82,6 +82,7 @@ def main(kind: str, rounds: int) -> None:
     assert refused
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as Linux does")
 def test_damaged_files(place: Path) -> None:
     code = f"import sys; sys.path[:0] = [{str(ROOT / 'src')!r}, {str(ROOT / 'tests')!r}]; import test_fuzz; "

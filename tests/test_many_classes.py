@@ -77,6 +77,7 @@ def test_a_predicted_mask_holds_every_class(three_hundred: Path) -> None:
         predict([str(three_hundred), images, "other", "--format", "palette", "--accelerator", "cpu"])
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_class(three_hundred: Path) -> None:
     evaluate([str(three_hundred), "--output", "out.json", *CPU])
     rows = Path("out_per_image.csv").read_text().splitlines()

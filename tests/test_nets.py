@@ -126,7 +126,9 @@ def test_gate_for_binary():
 
 
 @pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "deep"])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", ["unet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet++", "unet3+"))]
+)
 def test_overfits_a_batch(name, deep):
     """Shapes of all classes, learnt by heart; in eval mode, with the statistics that training gathered."""
     torch.manual_seed(0)

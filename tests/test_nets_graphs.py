@@ -41,7 +41,8 @@ def test_export_is_dynamic(name):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", SLOW_BUT_UNET_PLUS_PLUS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
 def test_compiles_into_one_graph(name):
     """Training step and prediction, with the gradients and batch-norm statistics of the eager net."""
     torch._dynamo.reset()

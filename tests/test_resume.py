@@ -86,6 +86,7 @@ def test_a_lengthened_run_that_was_interrupted_is_not_finished() -> None:
     assert train(*longer).trainer.global_step == 3 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -118,7 +119,13 @@ def test_max_steps_in_mid_epoch() -> None:
     assert table("whole") == table("broken")
 
 
-@pytest.mark.parametrize("ema", [[], ["--config", str(ROOT / "configs/trainer/ema.yaml")]], ids=["plain", "ema"])
+@pytest.mark.parametrize(
+    "ema",
+    [
+        pytest.param([], id="plain"),
+        pytest.param(["--config", str(ROOT / "configs/trainer/ema.yaml")], id="ema", marks=pytest.mark.slow),
+    ],
+)
 def test_no_validation_is_lost_between_checkpoint_and_death(ema: list[str]) -> None:
     args = [*ARGS, *ema, "--trainer.val_check_interval", "2"]
     train(*args, "--name", "whole")
@@ -133,8 +140,12 @@ def test_no_validation_is_lost_between_checkpoint_and_death(ema: list[str]) -> N
 
 @pytest.mark.parametrize(
     ("batches", "workers"),
-    [(3, 0), (4, 0), (5, 2), (8, 0)],
-    ids=["epoch end", "mid-epoch", "mid-epoch, workers", "late"],
+    [
+        pytest.param(3, 0, id="epoch end", marks=pytest.mark.slow),
+        pytest.param(4, 0, id="mid-epoch", marks=pytest.mark.slow),
+        pytest.param(5, 2, id="mid-epoch, workers"),
+        pytest.param(8, 0, id="late", marks=pytest.mark.slow),
+    ],
 )
 def test_same_weights_and_figures_as_unbroken(batches: int, workers: int) -> None:
     extra = ["--data.num_workers", str(workers)]
@@ -239,13 +250,8 @@ CHANGING = {
 }
 
 
-FAST = ("plateau", "early stopping")
-
-
-@pytest.mark.parametrize(
-    "given",
-    [pytest.param(given, id=name, marks=() if name in FAST else pytest.mark.slow) for name, given in CHANGING.items()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [pytest.param(given, id=name) for name, given in CHANGING.items()])
 def test_what_changes_at_an_epochs_end_is_not_lost(given: str) -> None:
     """Cut off after an epoch's checkpoint, in a validation, within an epoch, and in the test: one run, the unbroken."""
     args = [*ARGS, "--trainer.max_epochs", "4", *shlex.split(given)]

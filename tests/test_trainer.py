@@ -54,6 +54,7 @@ def test_the_batch_size_that_was_found_is_used(capsys: pytest.CaptureFixture) ->
     assert equal("found", "given")
 
 
+@pytest.mark.slow
 def test_the_learning_rate_that_was_found_is_used(capsys: pytest.CaptureFixture) -> None:
     options = ["--trainer.max_epochs", "8", "--trainer.check_val_every_n_epoch", "3"]
     cli = train(*TINY, *options, "--name", "found", RATE)

@@ -126,7 +126,7 @@ BUILDS: dict[Callable, list[str]] = {
     evaluated: [*NET, *DATA, *LOSS],
     exported: [*NET, *DATA],
 }
-JOBS = [predicted, pruned, evaluated, pytest.param(exported, marks=pytest.mark.slow)]
+JOBS = [predicted, pruned, *(pytest.param(job, marks=pytest.mark.slow) for job in (evaluated, exported))]
 
 
 def leaves(value: Any, place: tuple = ()) -> Iterator[tuple[tuple, Any]]:

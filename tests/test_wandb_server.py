@@ -107,7 +107,7 @@ def test_config_counts_more_than_the_environment(server: Server) -> None:
     assert len(list(Path("elsewhere/wandb").glob("run-*-abcd"))) == 1
 
 
-@pytest.fixture(params=["unknown", *(pytest.param(each, marks=pytest.mark.slow) for each in ("closed", "silent"))])
+@pytest.fixture(params=["unknown", "closed", "silent"])
 def nobody(request: pytest.FixtureRequest) -> Iterator[str]:
     """An address where nobody listens; one that takes calls and never answers; one that is none."""
     with socket.socket() as listener:
@@ -118,6 +118,7 @@ def nobody(request: pytest.FixtureRequest) -> Iterator[str]:
         yield f"http://{host}:{listener.getsockname()[1]}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_without_an_answer(nobody: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     """Offline, and said so, where W&B is not asked for by name."""
