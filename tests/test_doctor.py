@@ -22,7 +22,7 @@ def test_nothing_is_wrong(place: Path, capsys: pytest.CaptureFixture) -> None:
     root = make_folder(place / "data", {"train": 4, "val": 2})
     assert diagnose(options(root)) == []
     out = capsys.readouterr().out
-    for text in ("FolderData in", "train  4", "(48, 40)", "uint8", "cell", "255", "nothing is wrong", "overlay"):
+    for text in ("FolderData in", "train  4", "sizes 40x48", "uint8", "cell", "255", "nothing is wrong", "overlay"):
         assert text in out, text
     assert (place / "doctor/train.png").is_file()
     assert (place / "doctor/val.png").is_file()

@@ -181,7 +181,8 @@ def _print_data(module: SegmentationDataModule) -> None:
             sizes = sorted(statistics.sizes, key=math.prod)
             low = min(record.low for record in records)
             high = max(record.high for record in records)
-            line += f"; heights and widths {sizes[0]} to {sizes[-1]}"
+            ends = [f"{width}x{height}" for height, width in (sizes[0], sizes[-1])]
+            line += f"; sizes {' to '.join(dict.fromkeys(ends))}"
             line += f"; values {low:g} to {high:g}"
         print(line)
     images = (found["train"].counts > 0).sum(axis=0)
