@@ -177,7 +177,11 @@ class SegmentationModule(LightningModule):
         )
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Scale integers to 0..1 and standardise each channel: (N, C, H, W) as the file has it -> float32."""
+        """Scale integers to 0..1 and standardise each channel.
+
+        Shape:
+            (N, C, H, W) as the file has it -> (N, C, H, W) float32
+        """
         mean = self.mean.view(-1, 1, 1)
         std = self.std.view(-1, 1, 1)
         x = image.float() / scale_of(image.dtype, self.labels)
@@ -191,7 +195,11 @@ class SegmentationModule(LightningModule):
         return self.net.predict(self.normalize(image))
 
     def classify(self, logits: Tensor) -> Tensor:
-        """Class indices (..., H, W) of logits (..., K, H, W): by threshold for one logit, else the largest."""
+        """Class indices: by threshold for one logit, else the largest.
+
+        Shape:
+            (..., K, H, W) -> (..., H, W)
+        """
         if logits.shape[-3] == 1:
             return (logits[..., 0, :, :] > self.logit_threshold).long()
         return logits.argmax(dim=-3)
