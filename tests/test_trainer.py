@@ -149,3 +149,13 @@ def test_the_learning_rate_is_found_on_two_devices() -> None:
     assert done.returncode == 0, done.stderr
     losses = [[float(row["train/loss"]) for row in rows(name) if row["train/loss"]] for name in ("run", "given")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_fused_optimizer_that_would_clip_is_one_line() -> None:
+    mixed = ["--model.optimizer.fused", "true", "--trainer.precision", "bf16-mixed"]
+    done = script("train", *TINY, "--name", "run", *mixed)
+    assert done.returncode == 2
+    assert "Fix: --trainer.gradient_clip_val null" in done.stderr
+    assert done.stderr.count("\n") == 1
+    script("train", *TINY, "--name", "other", *mixed, "--trainer.gradient_clip_val", "null").check_returncode()

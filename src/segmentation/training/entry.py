@@ -50,6 +50,10 @@ WORKER_KILLED = (
 )
 WORKER_DIED = "a worker of the data loader has died. Start again with --resume; if it dies again, --data.num_workers 0"
 LOST_PEER = "another process of this run has died; its message is above. Start again with --resume"
+FUSED = (
+    "a fused optimizer cannot clip its gradient in mixed precision. Fix: --trainer.gradient_clip_val null, or "
+    "--model.optimizer.fused false"
+)
 NOT_DETERMINISTIC = (
     "--trainer.deterministic true: this net or loss uses a kernel without a deterministic version. Take another "
     "encoder (--config configs/model/unet_resnet34.yaml), or --trainer.deterministic warn"
@@ -67,6 +71,7 @@ KNOWN = {
     "by peer": (1, LOST_PEER),  # gloo: connection closed, or reset
     "ncclremoteerror": (1, LOST_PEER),
     "nccl communicator was aborted": (1, LOST_PEER),
+    "does not allow for gradient clipping": (2, FUSED),
     "deterministic implementation": (2, NOT_DETERMINISTIC),
     "memoryerror": (2, OUT_OF_MEMORY),
     "out of memory": (2, OUT_OF_MEMORY),
