@@ -16,10 +16,10 @@ from torchmetrics import Metric, MetricCollection
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
 
-#: Unit of an IoU that is summed as an integer.
+#: Fixed-point step: IoUs are summed as int64 multiples of it, so that the order of summation does not matter.
 UNIT = 2.0**-40
 
-#: Unit of a loss times its weight_sum, and of a weight_sum. 64 bits hold the sum of 100,000 products of LARGEST.
+#: The same for loss * weight_sum and for weight_sum. An int64 holds the sum of 100,000 products of size LARGEST.
 LOSS_UNIT = 2.0**-16
 LARGEST = 2.0**30
 
@@ -27,10 +27,12 @@ LARGEST = 2.0**30
 class SegmentationMetrics(MetricCollection):
     """All metrics of a split, under their logged keys.
 
-    Add a metric of torchmetrics as one more entry of `metrics`, and it is logged under its key:
+    To add a torchmetrics metric, add an entry to `metrics`; it is logged as `train/`, `val/` and `test/KEY`:
     `"kappa": MulticlassCohenKappa(labels.num_classes, ignore_index=IGNORE_INDEX)`.
 
-    `update` takes keyword arguments: `preds` and `target` (N, H, W), and those of the metrics below.
+    It must return a scalar, or a dict of scalars, and have `full_state_update = False`, so that a run can be resumed.
+    `preds` and `target`, (N, H, W), are class indices, not probabilities. Pass `update` keyword arguments only: each
+    metric takes those that it names.
 
     Args:
         labels: the classes.
@@ -95,7 +97,7 @@ class ClassMetrics(CountMetric):
         images: number of images in the split, to keep counts of each image in `table`; 0 for none.
 
     Attributes:
-        collapsed: whether the last `compute` found one class predicted everywhere, but more in the target.
+        collapsed: whether the last `compute` found a single predicted class but several target classes.
     """
 
     confmat: Tensor
@@ -191,8 +193,8 @@ class MeanLoss(CountMetric):
 class BoundaryIoU(CountMetric):
     """Boundary IoU of each class and their mean (Cheng et al. 2021, https://arxiv.org/abs/2103.16562).
 
-    The boundary of a class is its pixels within d of a pixel that is not of the class; outside the image, no pixel is.
-    Boundary IoU is the IoU of the predicted and the true boundary. Ignored pixels do not count, and make no boundary.
+    The boundary of a class is its pixels within distance d of a pixel of another class, or of the image border.
+    Boundary IoU is the IoU of the predicted and the true boundary. Ignored pixels neither count nor form a boundary.
 
     Args:
         labels: the classes.

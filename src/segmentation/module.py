@@ -28,7 +28,7 @@ from segmentation.schedulers import WarmupDecay
 Batch = dict[str, Any]
 
 
-def one_by_one(batch: Batch) -> list[Batch]:
+def split_batch(batch: Batch) -> list[Batch]:
     """The images of a batch, each as a batch of its own."""
     images = []
     for i in range(len(batch["image"])):
@@ -43,8 +43,8 @@ class SegmentationModule(LightningModule):
         net: the network, by class name; its channels and classes follow from the data.
         labels: `Labels.as_dict()` of the data set; the command line fills it in.
         loss: the loss, applied to every head.
-        head_weights: factor on each head's loss, the first head first; null means 1 each, `halving` 1 for the last head
-            and half as much for each one before it.
+        head_weights: one factor per head on its loss, head 1 first; null: 1 each; `halving`: 1 for the last head, 1/2
+            for the one before it, then 1/4, ...
         optimizer: any torch optimizer.
         encoder_lr: factor on the learning rate of a net's pretrained encoder.
         schedule: any torch learning-rate scheduler; WarmupDecay learns the number of steps by itself.
@@ -86,7 +86,6 @@ class SegmentationModule(LightningModule):
         self.labels = Labels(**labels)
         self.net = net
         self.loss = loss or CrossEntropy()
-        # What the net has, and what the labels need.
         has = net.in_channels, net.num_classes
         needs = self.labels.channels, self.labels.num_outputs
         if has != needs:
@@ -96,7 +95,8 @@ class SegmentationModule(LightningModule):
         self.head_weights = head_weights or [1.0] * net.num_heads
         if len(self.head_weights) != net.num_heads:
             raise InputError(f"model.head_weights has {len(self.head_weights)} numbers for {net.num_heads} heads")
-        # In functions, which a copy of the module shares: what the command line gives would be copied with its trainer.
+        # Lambdas, because deepcopy (in a weight-averaging callback) shares functions; it would copy what the command
+        # line gives, and with it the trainer.
         self.optimizer = lambda groups: optimizer(groups)
         self.schedule = lambda built: schedule(built)
         self.schedule_interval = schedule_interval
@@ -113,7 +113,7 @@ class SegmentationModule(LightningModule):
         self.compile_net = compile
         self.logged_step = 0  # index of the step under way, or just done
         self.warned = False  # of a collapse
-        # Normalisation travels with the weights: prediction cannot drift from training.
+        # Buffers, so that mean and std are saved in the checkpoint with the weights.
         self.register_buffer("mean", torch.zeros(self.labels.channels))
         self.register_buffer("std", torch.ones(self.labels.channels))
         self.normalization_given = mean is not None and std is not None
@@ -215,14 +215,14 @@ class SegmentationModule(LightningModule):
         if isinstance(schedule, WarmupDecay):
             epochs = self.trainer.max_epochs if self.schedule_interval == "epoch" else None
             schedule.set_total_steps(epochs or self.trainer.estimated_stepping_batches)
-        # Lightning does not start an epoch where a run goes on within it.
+        # Lightning does not call on_train_epoch_start when a run resumes in mid-epoch: call it here.
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does not declare it
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(self.trainer)
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        # The last epoch is validated in any case. (The others as given: a finder may have seen the last one.)
+        # Always validate after the last epoch. Set it in the others too: a finder's trial run may have left 1.
         every = self.validate_every
         if every and self.current_epoch + 1 == self.trainer.max_epochs:
             every = 1
@@ -240,7 +240,8 @@ class SegmentationModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         heads = self.net(self.normalize(batch["image"]))
-        # Pixels of each class in a batch of this optimizer step, averaged over its batches and all processes.
+        # Pixels per class, averaged over the accumulated batches and all processes: dividing by it makes the mean of
+        # the batches' losses equal to the loss of one large batch.
         pixels = batch["step_pixels"].to(self.device)
         step_pixels = self.trainer.strategy.reduce(pixels, reduce_op="mean")
         loss, terms = self.compute_loss(heads, batch, step_pixels)
@@ -259,16 +260,17 @@ class SegmentationModule(LightningModule):
         return {"logits": self.evaluate("test", batch)}
 
     def evaluate(self, split: str, batch: Batch) -> Tensor:
-        """Validation and test: one pass, the loss of each image, and the metrics.
+        """One validation or test batch: forward pass, loss of each image, metrics.
 
-        A loss of overlap depends on how images are batched; that of each image does not. The loss of class presence is
-        no mean over pixels and is left out.
+        The loss is computed per image because overlap losses (Dice, ...) depend on how images are batched. The
+        class-presence loss is left out, as it is not a mean over pixels.
 
         Returns:
-            Logits that predict, (N, K, H, W).
+            The logits to predict from, (N, K, H, W).
         """
-        images = one_by_one(batch)
-        if self.device.type == "cpu" and len(images) > 1:  # whose float32 is rounded otherwise for another batch size
+        images = split_batch(batch)
+        # On a CPU, float32 results depend on the batch size: take the images one at a time.
+        if self.device.type == "cpu" and len(images) > 1:
             return torch.cat([self.evaluate(split, image) for image in images])
         heads = self.net(self.normalize(batch["image"]))
         losses = []
@@ -290,10 +292,12 @@ class SegmentationModule(LightningModule):
         batch: Batch,
         step_pixels: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Deep supervision: the weighted sum of the heads' losses.
+        """The weighted sum of the heads' losses (deep supervision); of one head, its loss.
+
+        `training_step` adds the class-presence loss; `WeightedSum` in losses/combined.py sums several losses.
 
         Returns:
-            The sum, and what it is the sum of, by logged key (without the split).
+            The sum, and its terms by logged key (without the split).
         """
         losses = []
         terms = {}
@@ -322,17 +326,17 @@ class SegmentationModule(LightningModule):
         loss: Tensor,
         pixels: Tensor,
     ) -> Tensor:
-        """Count a batch.
+        """Update the metrics of a split with one batch.
 
         Args:
             split: `train`, `val` or `test`.
-            heads: what the net gave.
-            batch: what the datamodule gave.
-            loss: of the batch, or of each image, (N,).
-            pixels: of each class that `loss` is of, (K,), or (N, K).
+            heads: output of the net.
+            batch: batch of the datamodule.
+            loss: loss of the batch, or of each image, (N,).
+            pixels: pixels per class that `loss` was averaged over, (K,), or (N, K).
 
         Returns:
-            Logits that predict, (N, K, H, W).
+            The logits to predict from, (N, K, H, W).
         """
         logits = self.net.combine(heads)
         metrics = getattr(self, f"{split}_metrics")
@@ -440,7 +444,7 @@ class SegmentationModule(LightningModule):
             optimizer = self.optimizer([{"params": group} for group in groups])
             for group in optimizer.param_groups:
                 group["lr"] = self.lr or group["lr"]
-            optimizer.param_groups[-1]["lr"] *= self.encoder_lr
+            optimizer.param_groups[-1]["lr"] *= self.encoder_lr  # the encoder's group, or the only one times 1
             scheduler = self.schedule(optimizer)
         except ValueError as error:  # torch's own checks of the user's numbers
             raise InputError(f"model.optimizer or model.schedule: {error}") from error
@@ -459,8 +463,8 @@ class SegmentationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = self.trainer.precision
-        checkpoint["should_stop"] = self.trainer.should_stop  # by early stopping, say: the run is to be tested only
-        # Counts of an epoch that a mid-epoch checkpoint interrupts, those of all processes: the sum of them goes on.
+        checkpoint["should_stop"] = self.trainer.should_stop  # e.g. by early stopping: a resumed run then only tests
+        # Training counts of the epoch so far, summed over all processes: a run resumed in mid-epoch continues them.
         checkpoint["train_counts"] = self.train_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

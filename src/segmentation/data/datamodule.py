@@ -22,8 +22,8 @@ from segmentation.data.statistics import SplitStatistics, available_cores, compu
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError, Problem
 
-#: Seconds to wait for a batch, after which a worker counts as hung and the run ends, to be resumed: before Python 3.12
-#: a fork beside other threads can hang, and so do files on a server that is gone.
+#: DataLoader timeout in seconds. A worker can hang on a file server that is gone or, before Python 3.12, in a fork
+#: beside other threads; the run then ends and can be resumed.
 PATIENCE = 600.0
 
 
@@ -43,14 +43,14 @@ class SegmentationDataModule(LightningDataModule):
             never put into one batch. No metric depends on it.
         crop: side of the random square crop to train on, or [height, width]; null for whole images.
         zoom: [smallest, largest] random enlargement of a crop; null: none.
-        rare_crops: share of the training crops that hold a rare class at least, which is one with less than half of an
-            equal share of the pixels; images that have one come more often.
+        rare_crops: minimum share of training crops that contain a rare class: one with fewer than 1 / (2 * num_classes)
+            of the pixels. Images with a rare class are drawn more often.
         augment: transforms of torchvision.transforms.v2, applied to image, mask, instances and weights together.
         num_workers: processes that read and augment, for each training process; null means the machine's cores
             shared among the training processes, 8 at most.
         cache: keep decoded images in memory: for data that is small, or slow to read.
-        folds: divide what there is to train and validate into so many folds; null: take the splits as they are.
-        fold: the one to validate on, 0..folds - 1.
+        folds: cross-validate: merge train and val and divide them into this many folds; null: use the splits as given.
+        fold: index of the fold to validate on, 0..folds - 1.
         on_bad_file: what to do about a file that cannot be used: `error`, or `skip` it and list it in the run folder.
         seed: of the order and the augmentation of the training samples, and of the folds.
     """
@@ -220,7 +220,7 @@ class SegmentationDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         if not self._overfits():
             return self._eval_loader("val")
-        split, batches = self._training_data()  # does the net know by heart what it was trained on?
+        split, batches = self._training_data()  # overfit_batches: validate on the training crops
         return DataLoader(
             split,
             batch_sampler=batches,
@@ -309,7 +309,7 @@ class SegmentationDataModule(LightningDataModule):
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""
         workers = self.num_workers
         if workers is None:
-            # The cores of a task of SLURM are its own, but where torchrun starts several processes in it; others share.
+            # A SLURM task has its cores to itself, unless torchrun starts several processes in it; else they share.
             cores = available_cores() // max(1, self.trainer.num_devices)
             if "TORCHELASTIC_RUN_ID" not in os.environ:
                 cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))

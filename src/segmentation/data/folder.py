@@ -1,4 +1,8 @@
-"""FolderData: images and masks in folders of files, which is what most people have."""
+"""FolderData: images and masks as files in folders, one mask file or more per image.
+
+A new file format goes into `segmentation.data.io`. Masks that are not files (RLE in a CSV, say) need a data set of your
+own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
+"""
 
 import os
 import re
@@ -29,7 +33,7 @@ class FolderData(SegmentationData):
     Args:
         root: the data set's folder; environment variables and ~ are expanded.
         classes: name -> mask value, list of values, "#RRGGBB", or {value: ..., color: "#RRGGBB" to display it}.
-        ignore: mask value, or list of values, of pixels that count nowhere (void).
+        ignore: mask value, or list of values, of pixels that loss and metrics ignore (void).
         channels: channels of the images; null: those of the first image.
         images: folder of the images below root, or a pattern of their paths, with `{split}` where each split has its
             own. By default `{split}/images` where root/train exists, else `images`.
@@ -41,9 +45,9 @@ class FolderData(SegmentationData):
         val_fraction: share to validate on, of the pool, or of train where there is no val; null: 0.2 of a pool.
         test_fraction: share of the pool to test on.
         split_seed: seed of that division.
-        group: regular expression; samples whose names it finds the same text in (its first group, if it has one) are
-            of one patient, video or slide, and never divided.
-        scale: what stands for 1.0 in an image, e.g. 4095 for 12 bits; null: the largest integer of its type.
+        group: regular expression on sample names. Samples with the same match (of its first group, if it has one)
+            belong together (one patient, video or slide) and always land in the same split.
+        scale: pixel value that becomes 1.0, e.g. 4095 for 12 bits; null: the largest integer of the dtype.
         mask_threshold: gray level from which a mask's pixel is foreground: for masks saved as JPEG.
         as_rgb: take gray, palette, RGBA and CMYK pictures as RGB: photographs from the web come mixed.
 
@@ -104,9 +108,9 @@ class FolderData(SegmentationData):
             if any(len(files["mask"]) > 1 for files in samples.values()):
                 self.one_mask_per_object = True
         #: Whether masks only tell objects from the background.
-        self.two_valued = mask_threshold is not None or self.folders_name_classes or self.one_mask_per_object
+        self.binary_masks = mask_threshold is not None or self.folders_name_classes or self.one_mask_per_object
         two_classes = self.labels.num_classes == 2 or self.folders_name_classes
-        if self.two_valued and (self.labels.by_color or not two_classes):
+        if self.binary_masks and (self.labels.by_color or not two_classes):
             raise InputError(
                 "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
                 f"{', '.join(self.labels.names)}. For more, name folders after the classes: {{class}} in images, masks"
@@ -129,7 +133,7 @@ class FolderData(SegmentationData):
         for file, pixels in zip(files["mask"] + files.get("instance", []), masks + ids, strict=True):
             _check_size(file, pixels, path, image)
         values = np.maximum.reduce(masks)
-        if self.two_valued:
+        if self.binary_masks:
             values = self._declared(values, name)
         index_mask = self.labels.encode(values, str(files["mask"][0]))
         if self.one_mask_per_object and not ids:
@@ -197,10 +201,10 @@ class FolderData(SegmentationData):
         raise errors[0]
 
     def _declared(self, values: np.ndarray, name: str) -> np.ndarray:
-        """Declared values, of a mask that only tells objects from the background."""
+        """A binary mask in declared values: background, and the class of the objects (or of the folder)."""
         labels = self.labels
         first = [int(values[0]) for values in labels.values]
-        background, thing = min(first), max(first)
+        background, foreground = min(first), max(first)
         if self.folders_name_classes:
             folder = name.partition("/")[0]
             if folder not in labels.names:
@@ -208,8 +212,8 @@ class FolderData(SegmentationData):
                     f"{self.root}: the folder {folder!r} names no class. Declared: {', '.join(labels.names)}. "
                     "Rename the folder, or declare the class"
                 )
-            background, thing = first[0], first[labels.names.index(folder)]
-        declared = np.where(values >= (self.mask_threshold or 1), thing, background)
+            background, foreground = first[0], first[labels.names.index(folder)]
+        declared = np.where(values >= (self.mask_threshold or 1), foreground, background)
         if self.mask_threshold is None:
             declared = np.where(np.isin(values, labels.ignore), values, declared)
         return declared

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from segmentation.errors import InputError
 
-#: Suffixes that count as images in a data folder.
+#: Suffixes that count as images in a data folder. A new one also needs a branch in `_decode`.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
 
 #: Pixels from which an image is kept on disk (memory-mapped) where its format allows it.

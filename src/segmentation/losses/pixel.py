@@ -14,8 +14,10 @@ from segmentation.losses.base import SegmentationLoss, Weights, divide
 
 
 class PixelLoss(SegmentationLoss):
-    """`sum of f(p_t) * w[y] over the pixels, divided by` the number of valid pixels for one logit, and by the sum of
-    w[y] over them for K logits; p_t is the probability of the pixel's own class y, and a subclass says what f is.
+    """Weighted mean over valid pixels of f(p_t), where p_t is the predicted probability of the pixel's true class y.
+
+    The sum of f(p_t) * w[y] is divided by the number of valid pixels (one logit), or by the sum of w[y] over them (K
+    logits). A subclass defines f in `of_pixel`.
     """
 
     @abstractmethod
@@ -40,10 +42,10 @@ class PixelLoss(SegmentationLoss):
     ) -> Tensor:
         total = super().forward(logits, mask, weight)
         if step_pixels is None:
-            return divide(total, self.weight_sum_of(logits, mask))
+            return divide(total, self.weight_sum_from_mask(logits, mask))
         return divide(total, self.weight_sum(logits, step_pixels))
 
-    def weight_sum_of(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def weight_sum_from_mask(self, logits: Tensor, mask: Tensor) -> Tensor:
         """`weight_sum` of a batch, from its mask."""
         valid = mask != IGNORE_INDEX
         if logits.shape[1] > 1 and self.class_weights is not None:
@@ -60,7 +62,7 @@ class PixelLoss(SegmentationLoss):
             log_p = -F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
         loss = torch.where(valid, self.of_pixel(log_p), 0.0)
         if class_weights is not None:
-            loss = loss * class_weights[mask * valid]
+            loss = loss * class_weights[mask * valid]  # ignored pixels look up class 0; their loss is 0 anyway
         if weight is not None:
             loss = loss * weight
         return loss.sum()

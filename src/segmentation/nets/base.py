@@ -1,4 +1,4 @@
-"""The contract that every net obeys, so that module, metrics, pruning and export know one thing only."""
+"""The base class of the nets and their output type; training, metrics, pruning and export rely on nothing else."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple, Self
@@ -11,13 +11,13 @@ from segmentation.errors import InputError
 
 Inference = Literal["last", "mean", 1, 2, 3, 4, 5]
 
-# The logit of a class that the gate closes: sigmoid and softmax give exactly 0, float16 holds it, means and sums of a
-# few of them stay finite (minus infinity would turn a mean, or a softmax of nothing else, into NaN).
+# Logit of a class that `gate` rules out. Low enough that sigmoid and softmax give exactly 0, yet finite in float16:
+# minus infinity could become NaN in a mean, or in a softmax over classes that are all ruled out.
 CLOSED = -1e4
 
 
 class Heads(NamedTuple):
-    """What a net says about a batch. A NamedTuple because dataclasses fail torch.export."""
+    """Output of a net for a batch. A NamedTuple because torch.export does not take dataclasses."""
 
     #: Raw, ungated logits, each (N, K, H, W) at the input's size, ordered so that the last predicts.
     logits: tuple[Tensor, ...]
@@ -26,7 +26,7 @@ class Heads(NamedTuple):
 
 
 class SegmentationNet(nn.Module, ABC):
-    """Base class of the nets. A subclass sets `stride` and writes `compute`; padding is done here.
+    """Base class of the nets. A subclass sets `stride` and implements `compute` (not `forward`, which pads and crops).
 
     Args:
         in_channels: channels of the image.
@@ -35,7 +35,7 @@ class SegmentationNet(nn.Module, ABC):
         num_heads: logits in `Heads`.
 
     Attributes:
-        stride: sides of what `compute` gets are multiples of it.
+        stride: height and width are padded to multiples of it before `compute`.
 
     Raises:
         InputError: `inference` asks for heads that the net does not have.
@@ -117,7 +117,7 @@ class SegmentationNet(nn.Module, ABC):
         return self.combine(heads)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, but not for a frozen backbone, whose batch norms use, not gather, statistics."""
+        """Keep a frozen backbone in eval mode, so that its batch norms do not update their running statistics."""
         super().train(mode)
         if self.backbone is not None:
             frozen = not any(p.requires_grad for p in self.backbone.parameters())
@@ -131,7 +131,7 @@ class SegmentationNet(nn.Module, ABC):
 
     @property
     def backbone(self) -> nn.Module | None:
-        """What a library pretrained, for a learning rate of its own; None where the net has the paper's encoder."""
+        """The library's encoder, which can have its own learning rate; None with the paper's encoder."""
         encoder = getattr(self, "encoder", None)
         return getattr(encoder, "body", None)
 
@@ -144,9 +144,9 @@ class SegmentationNet(nn.Module, ABC):
 def gate(logits: Tensor, class_logits: Tensor) -> Tensor:
     """Logits in which a class that is absent from the image gets no pixel (UNet3+, section 2.3, for K classes).
 
-    The paper multiplies its probabilities by 0 or 1. On logits (N, K, H, W) the same is `CLOSED` for 0: a factor of 0
-    would say "half sure". A class is present where its class logit, (N, K), is above 0. Where every one of several
-    classes is called absent, that is no answer, and the image stays ungated.
+    A class is present if its class logit, (N, K), is above 0. The paper multiplies probabilities by 0 or 1; on logits,
+    (N, K, H, W), an absent class gets `CLOSED` instead, as a logit of 0 would mean a probability of 1/2. If all of
+    several classes are predicted absent, the image is left ungated.
     """
     absent = class_logits <= 0
     if logits.shape[1] > 1:

@@ -22,20 +22,20 @@ class UNet(SegmentationNet):
     ```
 
     31,037,633 parameters for 3 channels and 1 class at the paper's widths with transposed convolutions. The paper's own
-    net, 1 channel and 2 classes, has 31,030,658: biases in place of norms, and unpadded, so that 572 pixels give 388.
+    net (1 channel, 2 classes) has 31,030,658: conv biases, no norms. It does not pad: 572x572 pixels give 388x388.
 
     Args:
         in_channels: channels of the image.
         num_classes: channels of the output: 1 for a binary task, K for K classes.
-        widths: channels of each level, the finest first; their number is the depth: 5 go down to a stride of 16, 6 to
-            32. With an `encoder` they are the stem's and the decoder's, and the last only counts as a level.
-        deep_supervision: a 1x1 head at every decoder level, up-sampled to the input's size, the coarsest first.
-        encoder: null for the paper's, or a name that segmentation-models-pytorch knows: resnet34, tu-convnext_tiny.
-        encoder_weights: null for random ones, a name such as imagenet, or a file.
+        widths: channels of each level, full resolution first. Their number sets the depth: 5 levels reach stride 16, 6
+            reach 32. With a named `encoder` they apply to the stem and the decoder; the last only adds a level.
+        deep_supervision: add a 1x1 head at every decoder level, up-sampled to the input size; head 1 is the coarsest.
+        encoder: null for the paper's, or an encoder of segmentation-models-pytorch: resnet34, tu-convnext_tiny, ...
+        encoder_weights: null for random initialisation, a name such as imagenet, or a path.
         freeze_encoder: keep the encoder's weights as they are.
         upsample: `transposed` (the paper's 2x2 up-convolution) or `bilinear`.
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
-        inference: which head predicts: `last`, `mean`, or a level.
+        inference: the head to predict from: `last`, the `mean` of all, or a number (1: the coarsest).
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class UNet(SegmentationNet):
         self.heads = nn.ModuleList()
         channels = self.encoder.channels  # of x0 .. x4
         for i in range(depth):
-            below = widths[i + 1] if i + 1 < depth else channels[depth]
+            below = widths[i + 1] if i + 1 < depth else channels[depth]  # from decoder level i + 1, or from x4
             up = Up(below, widths[i], upsample)
             self.up.append(up)
             self.fuse.append(DoubleConv(channels[i] + up.out_channels, widths[i], norm))
@@ -77,8 +77,8 @@ class UNet(SegmentationNet):
         y = x[-1]
         for i in reversed(range(wanted[-1], len(self.up))):  # y3 .. y0
             y = self.up[i](y)  # up-conv 2x2
-            y = torch.cat([x[i], y], dim=1)  # copy
-            y = self.fuse[i](y)  # conv 3x3, ReLU, twice
+            y = torch.cat([x[i], y], dim=1)  # skip connection, the figure's "copy and crop"
+            y = self.fuse[i](y)  # twice: conv 3x3, norm, ReLU
             if i in wanted:
                 head = self.heads[i](y)  # conv 1x1
                 logits.append(upsample(head, 2**i))

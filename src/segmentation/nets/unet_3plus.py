@@ -21,8 +21,8 @@ class FullScaleNode(nn.Module):
     The paper has norm and ReLU in each branch; over the concatenation batch norm is the same function with the same
     parameters, and a training step keeps one map less. (Group norm's groups may span two branches.)
 
-    Maps have these `channels`, the finest first, and the node is at place `scale` among them. Each branch has `width`
-    channels, the node as many times more as there are branches.
+    `channels` are those of the feature maps, the finest first; the node is at index `scale` of them. Each branch has
+    `width` output channels, the node `width * len(channels)`.
     """
 
     def __init__(self, channels: Sequence[int], scale: int, width: int, norm: Norm) -> None:
@@ -140,11 +140,11 @@ class UNet3Plus(SegmentationNet):
 
 
 def conv3x3_after_upsample(x: Tensor, weight: Tensor, factor: int) -> Tensor:
-    """`conv3x3(upsample(x, factor))` with zero padding, computed at the size of x: exact, from a fraction of the work.
+    """Equals `F.conv2d(upsample(x, factor), weight, padding=1)`, but convolves at the size of x, with far less work.
 
-    Three steps are linear and change places. A 3x3 convolution is nine 1x1 convolutions, the taps, whose results are
-    shifted by (dy, dx) and added; a 1x1 convolution may as well come before the up-sampling, on factor^2 times fewer
-    pixels; and shifts and bilinear up-sampling treat rows and columns separately:
+    A 3x3 convolution is a sum of nine 1x1 convolutions (taps), each shifted by (dy, dx). All steps are linear, so a 1x1
+    convolution can be applied before the up-sampling, to factor^2 times fewer pixels. Shifts and bilinear up-sampling
+    are separable, into rows and columns:
 
         conv(up(x)) = sum over dy of  shift_dy( up_y( sum over dx of  shift_dx( up_x( W[dy, dx] . x ))))
 

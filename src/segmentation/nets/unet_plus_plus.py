@@ -41,7 +41,7 @@ class UNetPlusPlus(SegmentationNet):
             X40                                H/16 x W/16
     ```
 
-    Head L needs the nodes with i + j <= L and no other, which is why the net can be cut to its level L: `prune`.
+    Head L depends only on nodes with i + j <= L, so the net can be pruned to level L (`prune`).
 
     9,159,780 parameters for 3 channels, 1 class and four heads at the paper's widths. The usual PyTorch form has 3,648
     more, 9,163,428: a bias in each convolution before a batch norm, which takes it away again. The authors' Keras net
@@ -59,7 +59,7 @@ class UNetPlusPlus(SegmentationNet):
         upsample: `bilinear` (the usual PyTorch form) or `transposed` (the authors' 2x2).
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, the `mean` (the paper's accurate mode), or a level (its fast mode).
-        pad_to: sides are padded to a multiple of it; null for the smallest that fits. A pruned net has its parent's.
+        pad_to: pad height and width to multiples of it; null: the net's own stride. `prune` passes on the full net's.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class UNetPlusPlus(SegmentationNet):
         super().__init__(in_channels, num_classes, inference, num_heads=depth if deep_supervision else 1)
         self.depth = depth
         self.widths = list(widths)
-        self.arguments = {
+        self.init_args = {
             "in_channels": in_channels,
             "num_classes": num_classes,
             "encoder": encoder,
@@ -132,4 +132,4 @@ class UNetPlusPlus(SegmentationNet):
             raise InputError("prune needs a head at every level: train with model.net.init_args.deep_supervision: true")
         if not 1 <= level <= self.num_heads:
             raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
-        return self.arguments | {"widths": self.widths[: level + 1], "pad_to": self.stride}
+        return self.init_args | {"widths": self.widths[: level + 1], "pad_to": self.stride}

@@ -62,8 +62,8 @@ OURS = {
     "model_registry",
 }
 
-#: Options that a resumed run may change, as they cannot change its result.
-FREE = (
+#: Options, or prefixes of options, that `--resume` may change, as they do not affect the result.
+CHANGEABLE = (
     "data.cache",
     "data.num_workers",
     "trainer.enable_progress_bar",
@@ -179,7 +179,7 @@ class SegmentationCLI(LightningCLI):
             # max_steps is not free: a stop within an epoch ends that epoch
             endless = (None, -1)
             longer = key == "trainer.max_epochs" and before not in endless and (after in endless or after > before)
-            if longer or key.startswith(FREE):
+            if longer or key.startswith(CHANGEABLE):
                 own[key] = after
             else:
                 wrong.append(f"{key} (run: {before}, now: {after})")
@@ -232,7 +232,7 @@ class SegmentationCLI(LightningCLI):
         )
 
     def run(self) -> None:
-        """The whole run. Afterwards signals mean what they meant before, and other processes may write the folder."""
+        """Train and test; afterwards restore the signal handlers and release the lock of the run folder."""
         try:
             with self.last_checkpoint.listening():
                 self.train_and_test()
@@ -257,11 +257,11 @@ class SegmentationCLI(LightningCLI):
             self.prepare()
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=run.last, weights_only=True)
         progress: Any = trainer.fit_loop.epoch_progress.current
-        progress.completed = progress.processed  # Lightning forgets it where a run that has stopped early is resumed
+        progress.completed = progress.processed  # Lightning does not set it when it resumes a run that stopped early
         if self.config.trainer.overfit_batches:
             miou = trainer.callback_metrics.get("val/miou")
             if miou is not None:  # else the run had finished before
-                rank_zero_only(print)(verdict(float(miou)))
+                rank_zero_only(print)(overfit_verdict(float(miou)))
             return
         tested = run.checkpoints / ("best.ckpt" if self.best_checkpoint.best_model_path else "last.ckpt")
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
@@ -296,19 +296,19 @@ class SegmentationCLI(LightningCLI):
 
 
 def train() -> None:
-    """train.py."""
+    """Entry point of src/train.py."""
     SegmentationCLI().run()
 
 
 def as_list(given: Any) -> list[Any]:
-    """What Lightning takes as one, as several, or as none."""
+    """An option that Lightning takes as None, as one object or as a list of them."""
     if given is None:
         return []
     return given if isinstance(given, list) else [given]
 
 
-def verdict(miou: float) -> str:
-    """What overfitting one batch has shown."""
+def overfit_verdict(miou: float) -> str:
+    """Whether the net could overfit one batch, as a line to print."""
     if miou > 0.95:
         return f"debug     learnt by heart (mIoU {miou:.3f}): net, loss and masks fit together"
     return (

@@ -105,8 +105,9 @@ class LastCheckpoint(Checkpoint):
     """Saves last.ckpt: at each epoch's end, within an epoch every few minutes, and on SIGUSR1 or SIGTERM, which stop
     the run.
 
-    A signal's handler only notes the signal: the step is finished first, and all processes agree. Lightning's own
-    handlers would save in the middle of a step. After SLURM's warning (SIGUSR1) the job is requeued.
+    The signal handler only records the signal; the optimizer step is finished first, and all processes agree to stop.
+    Lightning's own handlers would save in the middle of a step. After SIGUSR1, SLURM's warning, the job is requeued;
+    after SIGTERM (scancel, say) it is not.
 
     Lightning cannot go on from between an epoch's last step and its end, nor from between accumulated batches, and goes
     on behind a validation that follows a step: there the saving is left to the epoch's end or to the next step.
@@ -231,7 +232,7 @@ class LastCheckpoint(Checkpoint):
         if self.any_process(trainer, number, wish):
             last = None
             if trainer.is_global_zero:
-                last = str if self.received == signal.SIGTERM else requeue
+                last = str if self.received == signal.SIGTERM else requeue  # str() is "": nothing to do or to add
             raise Preempted(f"stopped by a signal {where}, saved in {self.run.checkpoints}", last)
 
 
