@@ -190,11 +190,19 @@ def test_unequal_sizes_without_a_crop_are_refused_with_the_fix(place: Path, size
 
 def test_transforms_that_make_sizes_unequal_are_refused_too() -> None:
     data = ShapesData(4, 1, 0, size=48)
-    resized = attach(SegmentationDataModule(data, 4, crop=32, augment=[v2.RandomResize(16, 64)], num_workers=0))
-    with pytest.raises(InputError, match=r"unequal sizes: .*data\.augment"):
-        list(resized.train_dataloader())
-    cropped = [v2.RandomResize(32, 64), v2.RandomCrop(32)]
-    list(attach(SegmentationDataModule(data, 4, crop=32, augment=cropped, num_workers=0)).train_dataloader())
+    with pytest.raises(InputError, match=r"unequal sizes .*transforms in data\.augment that keep the size"):
+        SegmentationDataModule(data, 2, crop=32, augment=[v2.RandomResize(16, 64)]).check()
+    SegmentationDataModule(data, 2, crop=32, augment=[v2.RandomResize(32, 64), v2.RandomCrop(32)]).check()
+    with pytest.raises(InputError, match=r"data\.augment cannot take train-0000: "):
+        SegmentationDataModule(data, 2, augment=[v2.RandomCrop(512)]).check()
+
+
+def test_a_transform_may_give_unequal_sizes_one_shape(place: Path) -> None:
+    for name, size in (("a", (40, 48)), ("b", (64, 50)), ("c", (40, 48)), ("d", (40, 48))):
+        write_image(place / f"data/images/{name}.png", np.zeros((*size, 3), np.uint8))
+        write_image(place / f"data/masks/{name}.png", np.eye(*size, dtype=np.uint8) * 255)
+    data = FolderData(str(place / "data"), CLASSES)
+    SegmentationDataModule(data, 2, augment=[v2.RandomResizedCrop(32)]).check()
 
 
 def test_unequal_sizes_are_fine_to_validate(place: Path) -> None:

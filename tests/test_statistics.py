@@ -141,7 +141,7 @@ def test_an_unwritable_cache_only_costs_time(place: Path, monkeypatch: pytest.Mo
     data.reads = 0
     module.check()
     assert module.train_size() == (48, 40)
-    assert data.reads == 3 + 1  # each sample once, and one to try the augmentation
+    assert data.reads == 3 + 2  # each sample once, and the training samples for their shapes after augmentation
 
 
 def test_bad_files_are_counted_and_nothing_is_cached(place: Path) -> None:

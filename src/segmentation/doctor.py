@@ -105,7 +105,9 @@ def _examine_data(config: Namespace, problems: list[Problem]) -> None:
         dataset.init_args.classes = suggested
         module = build_data(config)
         others = module.find_problems()
-    unusable = module.skipped()
+    unusable = list(module.dataset.problems)
+    for statistics in module.counted.values():
+        unusable += [str(error) for error in statistics.bad.values() if not isinstance(error, UndeclaredValues)]
     if unusable:
         text = f"{len(unusable)} files cannot be used, e.g. {unusable[0]}. To leave them out: data.on_bad_file: skip"
         problems.append(Problem(text, bad_files_stop))
@@ -234,6 +236,8 @@ def _find_weights(config: Namespace, problems: list[Problem]) -> str:
     name = options.get("encoder")
     weights = options.get("encoder_weights")
     if not (name and weights):
+        if config.prefetch:
+            problems.append(Problem("--prefetch: the net has no pretrained encoder: set model.net.encoder_weights"))
         return "not pretrained"
     from segmentation.nets.pretrained import library_encoder, weights_file
 

@@ -166,7 +166,7 @@ def sample_grid(
                 cell.axis("off")
                 cell.set_title(heading, loc="left", size=9)
             axes[0].set_title(readable(sample["name"])[-40:], loc="left", size=9)  # names differ at their ends
-            if "miou" in sample:
+            if not math.isnan(sample.get("miou", math.nan)):
                 axes[-1].set_title(f"mIoU {sample['miou']:.2f}", loc="right", size=9)
         figure.legend(
             handles=legend,

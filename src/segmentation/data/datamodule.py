@@ -20,7 +20,7 @@ from segmentation.data.sampler import TrainBatches, TrainLoader, eval_batches
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics, find_leaks
 from segmentation.data.transforms import Augment
-from segmentation.errors import InputError, Problem
+from segmentation.errors import InputError, Problem, readable
 
 #: DataLoader timeout in seconds. A worker can hang on a file server that is gone or, before Python 3.12, in a fork
 #: beside other threads; the run then ends and can be resumed.
@@ -171,7 +171,7 @@ class SegmentationDataModule(LightningDataModule):
         """Read every sample of `splits`, and say what would stop or spoil a run: leaks, absent classes, unequal sizes.
 
         Raises:
-            InputError: a split is empty (the test split may be), or a transform cannot take these images.
+            InputError: a split is empty (the test split may be).
         """
         for split in splits:
             if self.dataset.names(split):
@@ -187,12 +187,28 @@ class SegmentationDataModule(LightningDataModule):
                 fix = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
                 problems.append(Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}"))
         if "train" in splits and self.dataset.names("train"):
-            sizes = self.statistics("train").sizes
-            if len(set(sizes)) > 1 and self.batch_size > 1 and not self.augment.crop:
-                fix = f"Fix: data.crop: {suggest_crop(sizes)}, or data.batch_size: 1"
-                problems.append(Problem(f"training images of unequal sizes cannot be batched. {fix}", stops=True))
-            self.augment(self.dataset.load("train", 0), self.seed)
+            problems += self._try_augmentation()
         return problems
+
+    def _try_augmentation(self) -> list[Problem]:
+        """Augment a few training images, those of extreme sizes among them: in a batch they must have one shape."""
+        sizes = self.statistics("train").sizes
+        train = SplitDataset(self.dataset, "train", self.augment, self.seed)
+        shapes = set()
+        for index in {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}:
+            try:
+                shapes.add(train[int(index)]["mask"].shape)
+            except (ValueError, TypeError, RuntimeError) as error:  # of torchvision
+                return [Problem(f"data.augment cannot take {train.names[index]}: {readable(str(error))}", stops=True)]
+            except InputError as error:
+                return [Problem(str(error), stops=True)]
+        if len(shapes) < 2 or self.batch_size == 1:
+            return []
+        fix = f"data.crop: {suggest_crop(sizes)}"
+        if self.augment.crop:
+            fix = "transforms in data.augment that keep the size"
+        text = f"training images of unequal sizes cannot be batched. Fix: {fix}, or data.batch_size: 1"
+        return [Problem(text, stops=True)]
 
     def setup(self, stage: str) -> None:
         """Give every process the statistics that rank 0 has counted: nodes need not share a cache."""

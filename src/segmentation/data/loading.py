@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,7 +56,8 @@ class SplitDataset(Dataset):
         self.names = self.data.names(self.split)
         self.cached: list[Batch] = []
         if self.cache:
-            self.cached = [self._read(index) for index in range(len(self))]
+            with ThreadPoolExecutor() as pool:
+                self.cached = list(pool.map(self._read, range(len(self))))
 
     def __len__(self) -> int:
         return len(self.names)

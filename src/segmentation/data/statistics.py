@@ -156,7 +156,8 @@ def compute_statistics(data: SegmentationData, split: str) -> SplitStatistics:
 def _count(data: SegmentationData, split: str) -> SplitStatistics:
     """Read every sample of a split, in several threads and with a progress bar."""
     statistics = SplitStatistics(data.labels.names, [])
-    with ThreadPoolExecutor(available_cores()) as pool:
+    pool = ThreadPoolExecutor(available_cores())
+    try:
         futures = []
         for index, name in enumerate(data.names(split)):
             futures.append(pool.submit(examine, data, split, index, name))
@@ -171,7 +172,9 @@ def _count(data: SegmentationData, split: str) -> SplitStatistics:
             try:
                 statistics.records.append(future.result())
             except InputError as error:
-                statistics.bad[index] = error
+                statistics.bad[index] = error.with_traceback(None)  # whose frames hold the image
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C the others are not read
     return statistics
 
 
@@ -211,9 +214,9 @@ def examine(
     if mask.dtype != torch.int64 or not known.all():
         last = labels.num_classes - 1
         raise InputError(f"{where}: the mask must be int64 in 0..{last}, or {IGNORE_INDEX} to ignore")
-    values = image.flatten(start_dim=1).double()
-    if not values.isfinite().all():
+    if not image.isfinite().all():
         raise InputError(f"{where}: the image holds NaN or infinite values. Replace them")
+    values = image.flatten(start_dim=1).double()
     scale = scale_of(image.dtype, labels)
     pixels = count_pixels(mask, labels.num_classes)[:-1]
     squares = torch.einsum("cp,cp->c", values, values)  # without a copy of the image
@@ -244,15 +247,18 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
     messages = []
     for first, second in combinations(splits, 2):
         names = data.names(second)
-        digests = {record.digest for record in splits[first].records}
-        records = splits[second].records
-        same = [name for name, record in zip(names, records, strict=True) if record.digest in digests]
+        digests = [record.digest for record in splits[first].records]
+        first_names = dict(zip(digests, data.names(first), strict=True))
+        same = []
+        for name, record in zip(names, splits[second].records, strict=True):
+            if record.digest in first_names:
+                same.append(f"{first_names[record.digest]} and {name}")
         groups = set(map(data.group, names))
         groups &= set(map(data.group, data.names(first)))
         torn = sorted(groups.difference(names))  # a name is its own group where nothing says otherwise
         where = f"are in {first} and in {second}: metrics will flatter."
         if same:
-            messages.append(f"{len(same)} images (in {second}: {same[0]}) {where} Remove one of each")
+            messages.append(f"{len(same)} images ({same[0]}) {where} Remove one of each")
         if torn:
             examples = ", ".join(torn[:3])
             fix = "Move each into one split, or let data.folds divide them"

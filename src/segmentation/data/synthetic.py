@@ -13,6 +13,7 @@ import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.labels import Labels
+from segmentation.errors import InputError
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart; the ground is dark, so that shapes stand out.
 CLASSES = {
@@ -51,6 +52,10 @@ class ShapesData(SegmentationData):
         seed: int = 0,
     ) -> None:
         super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
+        if min(train, val, test, seed, size - 1) < 0:
+            raise InputError(
+                f"data.dataset: train={train}, val={val}, test={test}, seed={seed} or {size=} is too small"
+            )
         self.counts = {"train": train, "val": val, "test": test}
         self.size = size
         self.seed = seed

@@ -211,7 +211,7 @@ class IntensityJitter(v2.Transform):
         b = b + self.bands * (2 * torch.rand(len(image), 1, 1) - 1)
         x = image * c + (mean * (1 - c) + std * b)
         if not image.is_floating_point():
-            x = x.round().clamp(0, torch.iinfo(image.dtype).max)
+            x = x.round().clamp(0, 255 if image.dtype == torch.uint8 else 65535)  # 16 bits are int32 here
         return {**sample, "image": tv_tensors.Image(x.to(image.dtype))}
 
 

@@ -5,7 +5,7 @@ import os
 from argparse import Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -90,11 +90,10 @@ def predict(args: list[str] | None = None) -> int:
 def is_large(file: Path) -> bool:
     """Whether an image may take gigabytes: by its header, as a small file may hold any number of equal pixels."""
     check_file(file)
-    try:
-        with Image.open(file) as image:
-            return image.width * image.height > LARGE
-    except (OSError, Image.DecompressionBombError):
-        return file.stat().st_size > LARGE_FILE
+    pixels = 0
+    with suppress(Exception), Image.open(file) as image:  # reading it says what is wrong
+        pixels = image.width * image.height
+    return pixels > LARGE or file.stat().st_size > LARGE_FILE
 
 
 def parse(args: list[str] | None) -> Namespace:
@@ -139,7 +138,7 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
     """The images of the command line and their names: the path below the folder given, without the ending.
 
     Raises:
-        InputError: an input has none. An image in OUTPUT is none: it may be an earlier run's mask.
+        InputError: there is none. An image in OUTPUT is none: it may be an earlier run's mask.
     """
     found: dict[Path, Path] = {}  # file -> its path below what was given
     for text in inputs:
@@ -156,11 +155,12 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
                 folder = folder.parent
         else:
             raise InputError(f"{text}: no such file or folder")
-        files = [file for file in files if not file.parent.resolve().is_relative_to(output.resolve())]
-        if not files:
-            raise InputError(f"{text}: no image here ({', '.join(sorted(IMAGE_SUFFIXES))}) that is not in {output}")
         for file in files:
-            found[file] = file.relative_to(folder)
+            if not file.parent.resolve().is_relative_to(output.resolve()):
+                found[file] = file.relative_to(folder)
+    if not found:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"{' '.join(inputs)}: no image here ({suffixes}) that is not in {output}")
     stems = Counter(path.with_suffix("") for path in found.values())
     images = {}
     for file, path in found.items():

@@ -33,7 +33,6 @@ class Results:
     """The results of some images in an output folder.
 
     Args:
-        output: the folder.
         images: the files and their names.
         options: those of the command line.
         labels: the classes.

@@ -97,8 +97,8 @@ def prediction_grid(
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             prediction = module.classify(module(image)).cpu()
         matrix = confusion_counts(prediction, sample["mask"][None], labels.num_classes)
-        sample |= {"name": names[index], "prediction": prediction[0], "miou": mean_iou(matrix).item()}
-        samples.append(sample)
+        shown = {"name": names[index], "prediction": prediction[0], "miou": mean_iou(matrix).item()}
+        samples.append({**sample, **shown})
     return sample_grid(samples, labels, title), samples
 
 
