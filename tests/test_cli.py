@@ -140,6 +140,10 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         (["--model.loss", "WeightedSum", "--model.loss.losses", "[Dicee]"], ["model.loss", "did you mean Dice?"]),
         (["--trainer.callbacks", "EarlyStoppin"], ["trainer.callbacks", "did you mean EarlyStopping?"]),
         (["--data.augment", "[{class_path: RandomRotation, init_args: {degrees: [3]}}]"], ["option", "degrees"]),
+        (
+            ["--data.augment", "[{class_path: RandomRotation, init_args: {degrees: 30}}]"],
+            ["config.yaml", "[-180, 180]"],
+        ),
         (["--trainer.max_epoch", "3"], ["did you mean trainer.max_epochs?"]),
         (["--nam", "x"], ["did you mean name?"]),
         (

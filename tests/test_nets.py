@@ -102,6 +102,7 @@ def test_inference_rules(name):
         (lambda: UNet(widths=WIDTHS).prune(1), "UNetPlusPlus"),
         (lambda: UNetPlusPlus(widths=WIDTHS).prune(1), "deep_supervision: true"),
         (lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(5), "1 to 4"),
+        (lambda: UNetPlusPlus(widths=WIDTHS, pad_to=8), "multiple of 16"),
         (lambda: SmpNet(architecture="Unett"), "Unett .*'unet'"),
     ],
 )

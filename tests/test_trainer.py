@@ -151,6 +151,13 @@ def test_the_learning_rate_is_found_on_two_devices() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("monitor", ["miou", "val/mIoU"])
+def test_a_plateau_of_what_is_not_logged_is_refused(monitor: str) -> None:
+    plateau = ["--model.schedule", "lightning.pytorch.cli.ReduceLROnPlateau", "--model.schedule.monitor", monitor]
+    with pytest.raises(InputError, match=f"model.schedule.monitor {monitor} is not logged.* val/miou"):
+        train(*TINY, "--name", "run", *plateau)
+
+
 @pytest.mark.slow
 def test_a_fused_optimizer_that_would_clip_is_one_line() -> None:
     mixed = ["--model.optimizer.fused", "true", "--trainer.precision", "bf16-mixed"]

@@ -56,6 +56,7 @@ PRECISIONS = (
 
 #: Options of more parts than this (a comma is one) are an attack: nested references to one list can unfold to billions.
 MAX_VALUES = 300_000
+MAX_LENGTH = 10_000_000
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -86,8 +87,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _check_plain(values: Any) -> None:
     """Raise unless the values are numbers and texts, in lists and dicts: what JSON can hold."""
-    for number, _ in enumerate(JSONEncoder().iterencode(values)):
-        if number > MAX_VALUES:
+    length = 0
+    for number, text in enumerate(JSONEncoder().iterencode(values)):
+        length += len(text)  # a long text may be referred to many times
+        if number > MAX_VALUES or length > MAX_LENGTH:
             raise ValueError("too many values")
 
 
@@ -255,7 +258,8 @@ def warm_start(net: nn.Module, path: str) -> None:
     fitting = {}
     new = []
     for name, weight in own.items():
-        given = saved.get(f"net.{name}")
+        old = name.replace("encoder.levels.", "encoder.stem.")  # in version 0.1
+        given = saved.get(f"net.{name}", saved.get(f"net.{old}"))
         if given is not None and given.shape == weight.shape:
             fitting[name] = given
         else:

@@ -383,7 +383,7 @@ class SegmentationModule(LightningModule):
                 if key.startswith(f"{split}/"):
                     logged[key] = value.item()
             self.write_metrics(logged)
-            self.step_on_plateau(found)
+            self.step_on_plateau(split, found)
             if metrics["classes"].collapsed and not self.warned:
                 self.warned = True
                 rank_zero_warn(
@@ -404,14 +404,17 @@ class SegmentationModule(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 
-    def step_on_plateau(self, found: dict[str, Tensor]) -> None:
+    def step_on_plateau(self, split: str, found: dict[str, Tensor]) -> None:
         """Tell a ReduceLROnPlateau the metric that it monitors, as soon as it is known.
 
         Lightning would tell it after the epoch's checkpoint, and a run resumed from that would lack the step.
         """
         scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ReduceLROnPlateau) and scheduler.monitor in found:
-            scheduler.step(found[scheduler.monitor])
+        if not isinstance(scheduler, ReduceLROnPlateau) or not scheduler.monitor.startswith(f"{split}/"):
+            return
+        if scheduler.monitor not in found:
+            raise InputError(f"model.schedule.monitor {scheduler.monitor} is not logged; choose of {', '.join(found)}")
+        scheduler.step(found[scheduler.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if not isinstance(scheduler, ReduceLROnPlateau):  # see step_on_plateau
@@ -453,6 +456,8 @@ class SegmentationModule(LightningModule):
             "interval": self.schedule_interval,
         }
         if isinstance(scheduler, ReduceLROnPlateau):
+            if not scheduler.monitor.startswith(("train/", "val/")):
+                raise InputError(f"model.schedule.monitor {scheduler.monitor} is not logged; val/loss and val/miou are")
             config["interval"] = "epoch"
             config["monitor"] = scheduler.monitor
             config["strict"] = False  # warn where it is not logged: not every epoch is validated
@@ -470,6 +475,12 @@ class SegmentationModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not self.trainer.training:
             return
-        if self.trainer.is_global_zero:
-            self.train_metrics.load(checkpoint["train_counts"])
-        self.trainer.should_stop = checkpoint["should_stop"]
+        try:
+            if self.trainer.is_global_zero:
+                self.train_metrics.load(checkpoint["train_counts"])
+            self.trainer.should_stop = checkpoint["should_stop"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                "last.ckpt is of another version of this project, which alone can go on with it. To start a new run "
+                "from its weights: --model.init_from last.ckpt --name another"
+            ) from error

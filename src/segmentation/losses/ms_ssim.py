@@ -123,9 +123,9 @@ def gaussian(side: int, like: Tensor) -> Tensor:
 
     The line is reflected at its ends.
     """
-    taps = torch.arange(-RADIUS, RADIUS + 1).to(like) / 1.5
+    taps = torch.arange(-RADIUS, RADIUS + 1, dtype=like.dtype, device=like.device) / 1.5
     weights = torch.softmax(-taps * taps / 2, dim=0)
-    lines = torch.eye(side).to(like)
+    lines = torch.eye(side, dtype=like.dtype, device=like.device)
     lines = F.pad(
         lines,
         pad=(RADIUS, RADIUS),

@@ -68,7 +68,7 @@ def rename_stem(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
     """Load checkpoints of version 0.1, where the levels that a body lacks were called its stem."""
     for key in list(state):
         if key.startswith(f"{prefix}stem."):
-            state[key.replace("stem.", "levels.", 1)] = state.pop(key)
+            state[f"{prefix}levels.{key.removeprefix(prefix + 'stem.')}"] = state.pop(key)
 
 
 def build_encoder(

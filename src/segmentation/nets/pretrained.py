@@ -67,9 +67,9 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
 
 def check_encoder_name(name: str) -> None:
     """Raise InputError, with the names that are nearest, if there is no such encoder."""
-    names = [*encoders, *(f"tu-{model}" for model in timm.list_models())]
-    if name.split(".")[0] in names:
+    if name in encoders or (name.startswith("tu-") and timm.is_model(name.removeprefix("tu-").split(".")[0])):
         return
+    names = [*encoders, *(f"tu-{model}" for model in timm.list_models())]
     close = get_close_matches(name, names, n=3)
     raise InputError(f"encoder: segmentation-models-pytorch has no {name}; near to it: {', '.join(close) or 'none'}")
 

@@ -49,8 +49,9 @@ class SmpNet(SegmentationNet):
             raise InputError(f"{architecture} cannot be built with encoder {encoder}: {error}") from error
         if encoder_weights is not None:
             pretrained = library_encoder(encoder, in_channels, 5, encoder_weights)
+            state = pretrained.state_dict()
             # Some architectures take a part of the encoder only.
-            self.model.encoder.load_state_dict(pretrained.state_dict(), strict=False)
+            self.model.encoder.load_state_dict({key: state[key] for key in self.model.encoder.state_dict()})
             self.model.encoder.statistics = pretrained.statistics
         logits = probe(self.model, f"{architecture} with encoder {encoder}", in_channels, stride=32)
         self.stride = logits[0].shape[-1]

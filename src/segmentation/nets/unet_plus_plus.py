@@ -90,6 +90,8 @@ class UNetPlusPlus(SegmentationNet):
         }
         self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
         self.stride = pad_to or self.encoder.stride
+        if self.stride % self.encoder.stride:
+            raise InputError(f"pad_to: {pad_to} is no multiple of {self.encoder.stride}, which this net needs")
         channels = [[first] for first in self.encoder.channels]  # channels[i][j] of X(i, j)
         self.nodes = nn.ModuleDict()
         for j in range(1, depth + 1):

@@ -255,6 +255,9 @@ class StopAtNonFinite(Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.check(trainer)
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.check(trainer)
+
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.check(trainer)
 
@@ -268,7 +271,7 @@ class StopAtNonFinite(Callback):
             step.arrived.synchronize()
         gradient, *losses = step.finite.tolist()
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # it skips steps by itself
-        if gradient or (scaled and all(losses)):
+        if gradient:
             return
         found: list[str] = []
         for loss, names in zip(losses, step.names, strict=True):
@@ -278,6 +281,8 @@ class StopAtNonFinite(Callback):
             everywhere: list[list[str]] = [[]] * trainer.world_size
             torch.distributed.all_gather_object(everywhere, found)
             found = [*chain(*everywhere)]
+        if scaled and not found:  # asked after all have gathered: each process has losses of its own
+            return
         what = "loss" if found else "gradient"
         where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step - 1}"
         files = ", ".join(found or chain(*step.names))

@@ -199,6 +199,10 @@ class SegmentationCLI(LightningCLI):
         check_launch(options["devices"], options["num_nodes"])
         callbacks = as_list(options["callbacks"])
         check_callbacks(callbacks)
+        for line in self.config_text.splitlines():
+            if "Unable to serialize" in line:  # by jsonargparse, in place of the value
+                fix = "write it as words, numbers or a list, e.g. [-180, 180]"
+                raise InputError(f"an option cannot be written to config.yaml ({line.strip()}): {fix}")
         if run.last:
             callbacks = without_finders(callbacks)
         options["plugins"] = [AtomicCheckpointIO(), *as_list(options["plugins"])]

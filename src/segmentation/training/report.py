@@ -45,7 +45,7 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch
         # Not every epoch is validated: the first one that is, of so many.
-        due = epoch % self.options.every_n_epochs < (trainer.check_val_every_n_epoch or 1)
+        due = epoch % max(1, self.options.every_n_epochs) < (trainer.check_val_every_n_epoch or 1)
         if not trainer.sanity_checking and (due or epoch + 1 == trainer.max_epochs):
             self.show(trainer, pl_module, "val", f"epoch-{epoch:04d}")
 
@@ -148,13 +148,14 @@ def report(
         matrix, counts = module.test_counts
         write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
         save_png(confusion_figure(matrix, labels), run.confusion)
+    write_json(run.summary, summary)
+    if trainer.limit_test_batches:  # after all files: a terminal may fail
         print_table(
             metrics,
             labels,
             data.test_split,
             matrix,
         )
-    write_json(run.summary, summary)
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
 
 

@@ -89,7 +89,7 @@ def new_name() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     if not is_rank_zero():
         return os.environ.get("SEGMENTATION_RUN", "unnamed")
-    if "WANDB_SWEEP_ID" in os.environ:
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:
         name = f"sweep-{os.environ['WANDB_RUN_ID']}"
     elif job:
         name = f"slurm-{job}"
@@ -120,11 +120,13 @@ class MetricsFile(Logger):
 
     name = "metrics"
     version = ""
+    EVERY = 50  # rows after which `save` writes: Lightning calls it for each
 
     def __init__(self, run: RunFolder, step: int | None) -> None:
         super().__init__()
         self.path = run.metrics
         self.rows: list[dict[str, Any]] = []
+        self.written = 0
         if step is None or not self.path.is_file():
             return
         try:
@@ -141,13 +143,19 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.append({**metrics, "step": step})
 
-    @rank_zero_only
     def save(self) -> None:
+        if len(self.rows) - self.written >= self.EVERY:
+            self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Write the file, if there is a row."""
         if self.rows:
             write_csv(self.path, self.rows)
+            self.written = len(self.rows)
 
     def finalize(self, status: str) -> None:
-        self.save()
+        self.write()
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""

@@ -31,6 +31,8 @@ def make_trainer(**options: Any) -> Trainer:
             f"trainer.precision {trainer.precision} keeps weights and normalisation in fewer bits than they need. "
             "Fix: --trainer.precision bf16-mixed"
         )
+    if options.get("sync_batchnorm") and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise InputError("trainer.sync_batchnorm is for GPUs only: set it to false here")
     launcher = trainer.strategy.launcher
     forks = launcher is not None and launcher.is_interactive_compatible
     if forks or "spawn" in str(options.get("strategy")):
