@@ -95,7 +95,7 @@ def test_an_exported_mask_holds_every_class(three_hundred: Path, form: str) -> N
         import onnxruntime
 
         logits, mask = onnxruntime.InferenceSession(path).run(None, {"image": pixels.numpy()})
-        assert "int32" in onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["outputs"]
+        assert mask.dtype == np.int32
     else:
         logits, mask = (found.numpy() for found in torch.export.load(path).module()(pixels))
     assert mask.max() > 255
