@@ -11,16 +11,19 @@ import numpy as np
 
 @dataclass
 class Estimate:
-    """A value and its 95 % interval; NaN for a class without a pixel."""
+    """A value and its 95 % interval; NaN for a class without a pixel. `f"{estimate:+}"` shows the signs."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        return f"{self}"
+
+    def __format__(self, sign: str) -> str:
         if np.isnan(self.value):
             return "-"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
