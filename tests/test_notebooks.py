@@ -115,7 +115,7 @@ def test_runs_and_shows(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     notebook.cells.append(nbformat.v4.new_code_cell(dedent(SHOWN[path.stem])))
     # Odd ones start in the root of the clone, even ones in notebooks/, as both must do.
     where = folder.parent if int(path.stem[0]) % 2 else folder
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(where)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(where)}}).execute()
     assert names(notebook) == committed
     assert "not logged in" in texts(notebook) or path.stem != "4_compare_runs"
     assert sorted(entry.name for entry in folder.parent.iterdir()) == ["configs", "notebooks", "src"]  # nothing left
