@@ -135,7 +135,7 @@ class SegmentationModule(LightningModule):
 
     @property
     def data(self) -> SegmentationDataModule:
-        """What feeds this module."""
+        """The attached datamodule."""
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -88,23 +88,10 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     drawn = bootstrap([run.counts for run in runs.values()])
     ious = {}
     differences = {}
-    for name, value, resampled in zip(
-        runs,
-        values,
-        drawn,
-        strict=True,
-    ):
-        ious[name] = intervals(
-            rows,
-            value,
-            resampled,
-        )
+    for name, value, resampled in zip(runs, values, drawn, strict=True):
+        ious[name] = intervals(rows, value, resampled)
         if name != first:
-            differences[name] = intervals(
-                rows,
-                value - values[0],
-                resampled - drawn[0],
-            )
+            differences[name] = intervals(rows, value - values[0], resampled - drawn[0])
 
     _print_table(f"IoU and its 95 % interval, {len(runs[first].images):,} images", ious)
     if differences:
@@ -164,20 +151,8 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     images = list(dict.fromkeys(table[:, 0].tolist()))
     classes = list(dict.fromkeys(table[:, 1].tolist()))
     counts = table[:, 2:].astype(np.int64)
-    counts = counts.reshape(
-        len(images),
-        len(classes),
-        3,
-    )
-    return (
-        images,
-        classes,
-        counts.transpose(
-            0,
-            2,
-            1,
-        ),
-    )
+    counts = counts.reshape(len(images), len(classes), 3)
+    return images, classes, counts.transpose(0, 2, 1)
 
 
 def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
@@ -185,16 +160,8 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
     rows = list(next(iter(ious.values())))
     row_height = 0.25 + 0.13 * len(ious)
     figure, axes = plot(7.5, 1 + row_height * len(rows))
-    shifts = np.linspace(
-        -0.2,
-        0.2,
-        len(ious),
-    )  # of the runs' points within a row
-    for shift, (name, each) in zip(
-        shifts,
-        ious.items(),
-        strict=True,
-    ):
+    shifts = np.linspace(-0.2, 0.2, len(ious))  # of the runs' points within a row
+    for shift, (name, each) in zip(shifts, ious.items(), strict=True):
         value, low, high = np.transpose([astuple(estimate) for estimate in each.values()])
         axes.errorbar(
             value,
@@ -222,11 +189,7 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
 
 
 def _print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:
-    shown = table(
-        title,
-        "",
-        *columns,
-    )
+    shown = table(title, "", *columns)
     for row in next(iter(columns.values())):
         values = [column[row] for column in columns.values()]
         shown.add_row(row, *[f"{value:.4g}" if isinstance(value, float) else str(value) for value in values])

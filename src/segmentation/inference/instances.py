@@ -17,11 +17,7 @@ from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.errors import InputError
 
 #: IoU above which an instance counts as found: 0.5, 0.55, ..., 0.95, as in COCO and the Data Science Bowl 2018.
-THRESHOLDS = np.linspace(
-    0.5,
-    0.95,
-    10,
-).round(2)
+THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
 SMALLEST = 12  # pixels of an instance; less is noise
 SMOOTHING = 1.5  # sigma, in pixels, for distances: a ragged edge must not split an object
 SADDLE = 0.75  # pixels by which two maxima of the distance must rise above their saddle to be two instances

@@ -34,7 +34,6 @@ KEPT = (
     "precision",
 )
 
-
 ROUNDS = 20  # predictions that a level is timed over
 
 

@@ -175,20 +175,10 @@ class Results:
 def describe_classes(labels: Labels) -> list[dict[str, Any]]:
     """Name, mask value and colour of each class, in the order of their indices."""
     values = [of_class[0] for of_class in labels.values]
-    table = zip(
-        labels.names,
-        values,
-        labels.colors,
-        strict=True,
-    )
-    return [
-        {
-            "name": name,
-            "value": value,
-            "color": color,
-        }
-        for name, value, color in table
-    ]
+    described = []
+    for name, value, color in zip(labels.names, values, labels.colors, strict=True):
+        described.append({"name": name, "value": value, "color": color})
+    return described
 
 
 def mask_image(index: np.ndarray, labels: Labels, form: str) -> Image.Image:

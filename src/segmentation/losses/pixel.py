@@ -1,4 +1,4 @@
-"""Losses of single pixels: cross-entropy and the focal loss, weighted against imbalance."""
+"""Per-pixel losses: cross-entropy and the focal loss, weighted against imbalance."""
 
 from abc import abstractmethod
 from typing import Literal
@@ -111,7 +111,7 @@ class CrossEntropy(PixelLoss):
 
 class Focal(PixelLoss):
     """Focal loss (Lin et al. 2017): cross-entropy times (1 - p_t)^gamma, which is 0.0025 at p_t = 0.95 and 0.36 at 0.4
-    for gamma = 2: what is already right counts for little. gamma = 0 is weighted cross-entropy.
+    for gamma = 2, so that well-classified pixels contribute little. gamma = 0 is weighted cross-entropy.
 
     One logit: `-alpha (1-p)^gamma y log p - (1-alpha) p^gamma (1-y) log(1-p)`, averaged over valid pixels; as
     `torchvision.ops.sigmoid_focal_loss`. K logits: `-alpha[y] (1-p[y])^gamma log p[y]`, divided by the sum of alpha[y].

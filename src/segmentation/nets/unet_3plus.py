@@ -85,8 +85,8 @@ class UNet3Plus(SegmentationNet):
         deep_supervision: a 3x3 head at every decoder node and at the deepest map, up-sampled to the input's size.
         classification_guided: predict which classes are in the image, from the deepest map (section 2.3): dropout, 1x1
             convolution, global max-pool. At inference a class that is not there gets no pixel.
-        encoder: null for the paper's, or a name that segmentation-models-pytorch knows: resnet34, tu-convnext_tiny.
-        encoder_weights: null for random ones, a name such as imagenet, or a file.
+        encoder: null for the paper's, or an encoder of segmentation-models-pytorch: resnet34, tu-convnext_tiny, ...
+        encoder_weights: null for random initialisation, a name such as imagenet, or a path.
         freeze_encoder: keep the encoder's weights as they are.
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, `mean`, or a level.

@@ -53,8 +53,8 @@ class UNetPlusPlus(SegmentationNet):
         widths: channels of each row, the finest first; their number is the size of the triangle: 5 go down to a stride
             of 16, 6 to 32. With an `encoder` they are those of the nodes it does not give, and the last only counts.
         deep_supervision: a head on each of X(0,1), X(0,2), ..., not only on the last.
-        encoder: null for the paper's, or a name that segmentation-models-pytorch knows: resnet34, tu-convnext_tiny.
-        encoder_weights: null for random ones, a name such as imagenet, or a file.
+        encoder: null for the paper's, or an encoder of segmentation-models-pytorch: resnet34, tu-convnext_tiny, ...
+        encoder_weights: null for random initialisation, a name such as imagenet, or a path.
         freeze_encoder: keep the encoder's weights as they are.
         upsample: `bilinear` (the usual PyTorch form) or `transposed` (the authors' 2x2).
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.

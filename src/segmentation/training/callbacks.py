@@ -270,7 +270,6 @@ class StopAtNonFinite(Callback):
         if step.arrived is not None:
             step.arrived.synchronize()
         gradient, *losses = step.finite.tolist()
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # it skips steps by itself
         if gradient:
             return
         found: list[str] = []
@@ -281,7 +280,9 @@ class StopAtNonFinite(Callback):
             everywhere: list[list[str]] = [[]] * trainer.world_size
             torch.distributed.all_gather_object(everywhere, found)
             found = [*chain(*everywhere)]
-        if scaled and not found:  # asked after all have gathered: each process has losses of its own
+        # A gradient scaler skips such a step by itself. Asked after the gathering: losses differ between processes.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if scaled and not found:
             return
         what = "loss" if found else "gradient"
         where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step - 1}"

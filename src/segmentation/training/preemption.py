@@ -188,7 +188,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
         self.save(trainer)
-        self.stop_if(self.received, trainer, 0, f"at step {trainer.global_step}")
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.current_epoch:  # not at the epoch's end: callbacks of the user may save it too
+            self.stop_if(self.received, trainer, 0, f"at step {trainer.global_step}")
 
     def save(self, trainer: Trainer) -> None:
         """Save last.ckpt, after metrics.csv, which must hold all rows up to its step."""

@@ -47,12 +47,14 @@ class Pictures(Callback):
         # Not every epoch is validated: the first one that is, of so many.
         due = epoch % max(1, self.options.every_n_epochs) < (trainer.check_val_every_n_epoch or 1)
         if not trainer.sanity_checking and (due or epoch + 1 == trainer.max_epochs):
-            self.show(trainer, pl_module, "val", f"epoch-{epoch:04d}")
+            title = f"val images after epoch {epoch + 1}"
+            self.show(trainer, pl_module, "val", f"epoch-{epoch:04d}", title)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        self.show(trainer, pl_module, trainer.datamodule.test_split, "test")
+        split = trainer.datamodule.test_split
+        self.show(trainer, pl_module, split, "test", f"{split} images, best checkpoint")
 
-    def show(self, trainer: Any, module: Any, split: str, name: str) -> None:
+    def show(self, trainer: Any, module: Any, split: str, name: str, title: str) -> None:
         """Save and log evenly spaced images of a split, in rank 0 alone."""
         if not self.options.images or not trainer.is_global_zero:
             return
@@ -62,7 +64,7 @@ class Pictures(Callback):
             module,
             split,
             indices,
-            f"{split} images, {name}",
+            title,
         )
         save_png(grid, self.run.pictures / f"{name}.png")
         key = "test/images" if trainer.testing else "val/images"

@@ -20,7 +20,6 @@ from segmentation.training.run_folder import RunFolder, is_rank_zero
 #: W&B's settings where the environment does not say: no chatter, and at most a minute's wait for the server at the end.
 WANDB = {"WANDB_SILENT": "true", "WANDB_FINISH_TIMEOUT": "60", "WANDB_FINISH_TIMEOUT_RAISES": "true"}
 
-
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 
