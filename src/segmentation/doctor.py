@@ -192,12 +192,7 @@ def _print_data(module: SegmentationDataModule) -> None:
     print("\nclass                 images", *heads, " mask value")
     for index, name in enumerate(labels.names):
         shares = [f"{statistics.shares[index]:>8.2%}" for statistics in found.values()]
-        print(
-            f"{name:<20} {images[index]:>8,}",
-            *shares,
-            "",
-            labels.values[index],
-        )
+        print(f"{name:<20} {images[index]:>8,}", *shares, "", labels.values[index])
     print()
 
 

@@ -78,11 +78,7 @@ class CountMetric(Metric):
     full_state_update = False
 
     def add_count(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> None:
-        self.add_state(
-            name,
-            torch.zeros(shape, dtype=dtype),
-            dist_reduce_fx="sum",
-        )
+        self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
 
 
 class ClassMetrics(CountMetric):

@@ -302,12 +302,7 @@ class SegmentationModule(LightningModule):
         losses = []
         terms = {}
         for index, logits in enumerate(heads.logits):
-            loss = self.loss(
-                logits,
-                batch["mask"],
-                batch.get("weight"),
-                step_pixels,
-            )
+            loss = self.loss(logits, batch["mask"], batch.get("weight"), step_pixels)
             losses.append(self.head_weights[index] * loss)
             head = ""
             if len(heads.logits) > 1:
@@ -363,12 +358,7 @@ class SegmentationModule(LightningModule):
             for key, loss in losses.items():
                 logged[f"train/{key}"] = loss.item()
             self.write_metrics(logged)
-            self.log(
-                "loss",
-                losses["loss_step"].detach(),
-                prog_bar=True,
-                logger=False,
-            )
+            self.log("loss", losses["loss_step"].detach(), prog_bar=True, logger=False)
 
     def log_epoch_metrics(self, split: str) -> None:
         """Log a finished epoch's metrics, which are those of all processes, and what callbacks have logged so far."""

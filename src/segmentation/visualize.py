@@ -130,12 +130,7 @@ def sample_grid(
     heights = []  # in inches: a panel is at most 3 x 3
     present: set[int] = set()
     for sample in samples:
-        row = panels(
-            sample["image"],
-            sample["mask"],
-            sample.get("prediction"),
-            labels,
-        )
+        row = panels(sample["image"], sample["mask"], sample.get("prediction"), labels)
         rows.append(row)
         height, width = sample["mask"].shape
         heights.append(3 * min(1.0, max(0.1, height / width)))
@@ -148,18 +143,8 @@ def sample_grid(
     total = sum(heights) + 0.25 * len(rows) + 0.22 * lines + 0.7
     with matplotlib.rc_context({"text.parse_math": False}):  # a name may hold a dollar
         figure = Figure((3.1 * columns, total), dpi=110, layout="constrained")
-        figure.suptitle(
-            title,
-            x=0.01,
-            ha="left",
-            weight="bold",
-        )
-        grid = figure.subplots(
-            len(rows),
-            columns,
-            squeeze=False,
-            height_ratios=heights,
-        )
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
         for axes, row, sample in zip(grid, rows, samples, strict=True):
             for cell, (heading, panel) in zip(axes, row.items(), strict=True):
                 cell.imshow(panel, interpolation="nearest")  # masks must never blend two classes
@@ -224,25 +209,10 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     figure, axes = plot(side, side)
     axes.set_facecolor("#E9EAEC")  # shines through where there is no share
     # Rare confusions matter: the square root keeps them from fading into white.
-    axes.imshow(
-        shares.sqrt(),
-        cmap="Blues",
-        vmin=0,
-        vmax=10,
-        interpolation="nearest",
-    )
+    axes.imshow(shares.sqrt(), cmap="Blues", vmin=0, vmax=10, interpolation="nearest")
     axes.grid(visible=False)
-    axes.set_xticks(
-        range(size),
-        labels.names,
-        rotation=90,
-        parse_math=False,
-    )
-    axes.set_yticks(
-        range(size),
-        labels.names,
-        parse_math=False,
-    )
+    axes.set_xticks(range(size), labels.names, rotation=90, parse_math=False)
+    axes.set_yticks(range(size), labels.names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"mIoU {mean_iou(counts):.3f}  ·  % of the true class", loc="left")

@@ -237,11 +237,7 @@ class SegmentationDataModule(LightningDataModule):
         if not self._overfits():
             return self._eval_loader("val")
         split, batches = self._training_data()  # overfit_batches: validate on the training crops
-        return DataLoader(
-            split,
-            batch_sampler=batches,
-            **self._loader_options(),
-        )
+        return DataLoader(split, batch_sampler=batches, **self._loader_options())
 
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)
@@ -292,11 +288,7 @@ class SegmentationDataModule(LightningDataModule):
         samples = np.flatnonzero(statistics.counts[:, classes].any(axis=1))
         if not len(samples):
             raise InputError(f"data.rare_crops {self.rare_crops}: no training image has a rare class. Set it to 0")
-        return RareCrops(
-            self.rare_crops,
-            classes.tolist(),
-            samples.tolist(),
-        )
+        return RareCrops(self.rare_crops, classes.tolist(), samples.tolist())
 
     def _progress(self) -> tuple[int, int, int]:
         """What the trainer has done, which a checkpoint gives back to it."""
@@ -310,16 +302,8 @@ class SegmentationDataModule(LightningDataModule):
             self.trainer.global_rank,
             self.trainer.world_size,
         )
-        dataset = SplitDataset(
-            self.dataset,
-            split,
-            cache=self.cache,
-        )
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            **self._loader_options(),
-        )
+        dataset = SplitDataset(self.dataset, split, cache=self.cache)
+        return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""

@@ -70,11 +70,7 @@ def open_image(
     Raises:
         InputError: the file is missing, not an image, cut off, or has another number of channels.
     """
-    pixels = _read(
-        path,
-        channels,
-        white=255 if as_rgb else 1,
-    )
+    pixels = _read(path, channels, white=255 if as_rgb else 1)
     if as_rgb:
         pixels = _to_rgb(pixels)
     elif len(pixels) in (2, 4) and channels in (None, len(pixels) - 1):

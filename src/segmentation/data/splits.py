@@ -81,7 +81,11 @@ def cross_validation(data: SegmentationData, folds: int, number: int, seed: int)
     chosen = fold(groups, folds, seed)
     val = chosen.pop(number)
     train = sorted(chain(*chosen))
-    samples = {"train": [pool[i] for i in train], "val": [pool[i] for i in val], "test": _samples(data, "test")}
+    samples = {
+        "train": [pool[i] for i in train],
+        "val": [pool[i] for i in val],
+        "test": _samples(data, "test"),
+    }
     return Subset(data, samples)
 
 

@@ -85,13 +85,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
     """
     y, x = np.mgrid[:size, :size].astype(np.float32)
     hue = rng.random()
-    image = texture(
-        rng,
-        x,
-        y,
-        hue,
-        size,
-    )
+    image = texture(rng, x, y, hue, size)
     instance = np.zeros((size, size), np.int64)
     classes = [0]  # of each instance; 0 is the ground
     needed = [0.0]  # pixels of each instance that stay visible
@@ -109,12 +103,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
             y[rows, columns] - cy,
             rng.uniform(0, 2 * pi),
         )
-        distance = outline(
-            u,
-            v,
-            kind,
-            radius,
-        )
+        distance = outline(u, v, kind, radius)
 
         candidate = instance.copy()
         candidate[rows, columns][distance < 0] = len(classes)
@@ -138,12 +127,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         )  # never the ground's own hue
         edge = np.clip(0.5 - distance, 0, 1)  # soft, as a camera gives it
         patch += edge * (fill - patch)
-    image *= 0.75 + 0.5 * cloud(
-        rng,
-        x / size,
-        y / size,
-        2,
-    )  # light falls unevenly
+    image *= 0.75 + 0.5 * cloud(rng, x / size, y / size, 2)  # light falls unevenly
     strength = rng.uniform(0.01, 0.05)
     image += strength * rng.standard_normal(image.shape, dtype=np.float32)
     pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
@@ -221,11 +205,7 @@ def texture(
     size: int,
 ) -> np.ndarray:
     """A pattern in two tones of one hue, (3, H, W) float32 in 0..1: gradient, stripes, checks, dots or clouds."""
-    u, v = rotate(
-        u,
-        v,
-        rng.uniform(0, pi),
-    )
+    u, v = rotate(u, v, rng.uniform(0, pi))
     wave = 2 * pi / (size * rng.uniform(0.05, 0.12))
     stripes = np.sin(u * wave)
     across = np.sin(v * wave)
@@ -239,24 +219,11 @@ def texture(
         case 3:
             mix = np.clip(2 * (stripes + across) - 1, 0, 1)
         case _:
-            mix = cloud(
-                rng,
-                u / size,
-                v / size,
-                8,
-            )
+            mix = cloud(rng, u / size, v / size, 8)
 
     light = rng.uniform(0.35, 0.75)
-    first = colorsys.hls_to_rgb(
-        hue % 1,
-        light - 0.05,
-        rng.uniform(0.4, 0.8),
-    )
-    second = colorsys.hls_to_rgb(
-        (hue + 0.05) % 1,
-        light + 0.06,
-        rng.uniform(0.4, 0.8),
-    )
+    first = colorsys.hls_to_rgb(hue % 1, light - 0.05, rng.uniform(0.4, 0.8))
+    second = colorsys.hls_to_rgb((hue + 0.05) % 1, light + 0.06, rng.uniform(0.4, 0.8))
     tones = np.array([first, second], np.float32)[..., None, None]
     return tones[0] + (tones[1] - tones[0]) * mix
 
@@ -271,11 +238,7 @@ def cloud(
     total = np.zeros_like(u)
     for _ in range(4):
         frequency = waves * rng.uniform(0.5, 1)
-        a, b = rotate(
-            u,
-            v,
-            rng.uniform(0, 2 * pi),
-        )
+        a, b = rotate(u, v, rng.uniform(0, 2 * pi))
         wave = 2 * pi * (frequency * a + rng.random())
         total += np.sin(wave + np.sin(2 * pi * frequency * b))
     return 0.5 + total / 8

@@ -79,11 +79,7 @@ class Augment:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
             if self.crop:
-                sample = self._random_crop(
-                    sample,
-                    self.crop,
-                    focus,
-                )
+                sample = self._random_crop(sample, self.crop, focus)
             if self.transforms:
                 sample = self._transform(sample)
         mask = sample["mask"] - 1

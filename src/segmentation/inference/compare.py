@@ -20,12 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Keys of summary.json to show beside each other.
-COSTS = (
-    "parameters",
-    "images_per_second",
-    "minutes",
-    "epoch",
-)
+COSTS = ("parameters", "images_per_second", "minutes", "epoch")
 
 
 @dataclass
@@ -65,11 +60,7 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
         default=Path("comparison.png"),
         help="the plot (default: comparison.png)",
     )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace it",
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace it")
     options = parser.parse_args(args)
     refuse_existing([options.output], options.overwrite)
 
@@ -171,20 +162,11 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
             markersize=5,
             label=name,
         )
-    axes.set_yticks(
-        range(len(rows)),
-        rows,
-        parse_math=False,
-    )
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("IoU, 95 % interval of a bootstrap over images")
     axes.grid(axis="y", visible=False)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=4,
-        frameon=False,
-    )
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
     return figure
 
 

@@ -35,12 +35,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
             options.output,
         ]
         rank_zero_only(refuse_existing)(files, options.overwrite)
-    module, data, config = open_trained(
-        "eval",
-        options,
-        rest,
-        options.split,
-    )
+    module, data, config = open_trained("eval", options, rest, options.split)
     if options.tile is not None or options.tta != "none":  # the loss is then that of the mean probabilities
         module.net = TiledInference(module.net, options.tile, options.tta)
         module.head_weights = [1.0]
@@ -58,12 +53,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         metrics |= scores.metrics.compute()  # on every process: their counts are added
     if trainer.is_global_zero:
         matrix, counts = module.test_counts
-        print_table(
-            logged,
-            module.labels,
-            data.test_split,
-            matrix,
-        )
+        print_table(logged, module.labels, data.test_split, matrix)
         if scores:
             shown = table("instances", "metric", "value")
             for key, value in metrics.items():

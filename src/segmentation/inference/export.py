@@ -140,11 +140,7 @@ def to_torch(
     about: dict[str, Any],
 ) -> Exported:
     """Write an archive of torch.export, and run it as loaded again."""
-    program = torch.export.export(
-        model,
-        (example,),
-        dynamic_shapes=(DYNAMIC,),
-    )
+    program = torch.export.export(model, (example,), dynamic_shapes=(DYNAMIC,))
     archive = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
     torch.export.save(
         program,

@@ -40,11 +40,7 @@ def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.nda
         else:
             distance = gaussian_filter(distance_transform_edt(inside), SMOOTHING)
             markers = components(h_maxima(distance, SADDLE) * inside)
-            found = watershed(
-                -distance,
-                markers,
-                mask=inside,
-            )
+            found = watershed(-distance, markers, mask=inside)
         area = np.bincount(found.ravel())
         found[area[found] < SMALLEST] = 0
         first = int(ids.max()) + 1
@@ -72,16 +68,8 @@ class InstanceMetrics(Metric):
         super().__init__()
         self.names = labels.names
         self.classes = instance_classes(labels)
-        zeros = torch.zeros(
-            labels.num_classes,
-            3 + len(THRESHOLDS),
-            dtype=torch.int64,
-        )
-        self.add_state(
-            "counts",
-            zeros,
-            dist_reduce_fx="sum",
-        )
+        zeros = torch.zeros(labels.num_classes, 3 + len(THRESHOLDS), dtype=torch.int64)
+        self.add_state("counts", zeros, dist_reduce_fx="sum")
 
     def update(
         self,
@@ -161,14 +149,5 @@ class InstanceScores(Callback):
         for i, position in enumerate(batch["index"].tolist()):
             if position < 0:  # a filler
                 continue
-            found = separate(
-                predictions[i],
-                self.labels,
-                self.by,
-            )
-            self.metrics.update(
-                found,
-                predictions[i],
-                truths[i],
-                masks[i],
-            )
+            found = separate(predictions[i], self.labels, self.by)
+            self.metrics.update(found, predictions[i], truths[i], masks[i])

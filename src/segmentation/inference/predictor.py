@@ -110,12 +110,7 @@ class TiledInference(SegmentationNet):
             device=device,
         )
         # Weighted sums of probabilities and, as the last channel, of weights.
-        sums = torch.zeros(
-            self.num_classes + 1,
-            0,
-            width,
-            device=device,
-        )
+        sums = torch.zeros(self.num_classes + 1, 0, width, device=device)
         for top, next_top in itertools.pairwise([*self.starts(height), height]):
             # Below what the row of tiles above has left, zeros for this one.
             rows = min(self.tile, height - top)
@@ -150,11 +145,7 @@ class TiledInference(SegmentationNet):
         last = max(0, padded - self.tile)
         step = max(stride, self.tile * 3 // 4 // stride * stride)
         return [
-            *range(
-                0,
-                last,
-                step,
-            ),
+            *range(0, last, step),
             last,
         ]
 
@@ -187,22 +178,13 @@ class Predictor:
     ) -> None:
         allow_large()
         checkpoint = read_checkpoint(path)
-        module = load_module(
-            SegmentationModule,
-            checkpoint,
-            str(path),
-            with_loss=False,
-        )
+        module = load_module(SegmentationModule, checkpoint, str(path), with_loss=False)
         dataset = checkpoint["datamodule_hyper_parameters"]["dataset"]
         self.as_rgb = arguments_of(dataset).get("as_rgb", False)
         self.labels = module.labels
         self.fabric = make_fabric(accelerator, precision or checkpoint["precision"])
         self.device = self.fabric.device
-        self.net = TiledInference(
-            module.net,
-            tile,
-            tta,
-        )
+        self.net = TiledInference(module.net, tile, tta)
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
@@ -212,11 +194,7 @@ class Predictor:
         channels = self.labels.channels
         dtype = self.labels.dtype
         try:
-            image = open_image(
-                path,
-                channels,
-                self.as_rgb,
-            )
+            image = open_image(path, channels, self.as_rgb)
         except WrongChannels as error:
             raise InputError(
                 f"{path}: has {error.found} channels, but the net was trained on {channels}. Convert it, or train with "
@@ -261,11 +239,7 @@ def make_fabric(accelerator: str, precision: Any) -> Fabric:
     """
     for choice in (precision, "32-true"):
         try:
-            return Fabric(
-                accelerator=accelerator,
-                devices=1,
-                precision=choice,
-            )
+            return Fabric(accelerator=accelerator, devices=1, precision=choice)
         except (ValueError, RuntimeError, MisconfigurationException) as error:
             reason = str(error)
     raise InputError(f"--accelerator {accelerator}: {reason}")

@@ -135,11 +135,7 @@ class Results:
                 raise InputError(f"{path}: {ids.max()} instances are more than 16 bits can number")
             save_png(Image.fromarray(ids.astype(np.uint16)), path)
         if "mask" in self.kinds:
-            picture = mask_image(
-                index,
-                self.labels,
-                self.options.format,
-            )
+            picture = mask_image(index, self.labels, self.options.format)
             save_png(picture, self.path(name, "mask"))
 
     def end(self, bad: list[str]) -> None:

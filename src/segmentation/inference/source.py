@@ -51,18 +51,8 @@ def open_trained(
     check_meeting_place()
     path = options.checkpoint
     checkpoint = read_checkpoint(path)
-    module = load_module(
-        SegmentationModule,
-        checkpoint,
-        path,
-        with_loss=job == "eval",
-    )
-    parser, config = configure(
-        job,
-        checkpoint,
-        options,
-        rest,
-    )
+    module = load_module(SegmentationModule, checkpoint, path, with_loss=job == "eval")
+    parser, config = configure(job, checkpoint, options, rest)
     try:
         chosen = parser.instantiate_classes(config).data
         if not isinstance(chosen.get("dataset"), SegmentationData):
@@ -128,12 +118,7 @@ def configure(
         skip={"dataset"},
         **typed,
     )
-    parser.add_class_arguments(
-        Trainer,
-        "trainer",
-        skip=OURS | {"callbacks"},
-        **typed,
-    )
+    parser.add_class_arguments(Trainer, "trainer", skip=OURS | {"callbacks"}, **typed)
     words = {word.partition("=")[0] for word in rest}
     if "dataset" in section or words & {"--data.dataset", "--data.dataset.class_path"}:
         parser.add_subclass_arguments(SegmentationData, "data.dataset", fail_untyped=False)

@@ -15,11 +15,7 @@ def presence_loss(class_logits: Tensor, mask: Tensor) -> Tensor:
     """
     class_logits = class_logits.float()
     present = one_hot(mask, class_logits.shape[1], class_logits).amax(dim=(2, 3))
-    losses = F.binary_cross_entropy_with_logits(
-        class_logits,
-        present,
-        reduction="none",
-    )
+    losses = F.binary_cross_entropy_with_logits(class_logits, present, reduction="none")
     losses = losses.mean(dim=1)
     known = (mask != IGNORE_INDEX).flatten(1).any(dim=1)
     return divide((losses * known).sum(), known.sum())

@@ -126,14 +126,6 @@ def gaussian(side: int, like: Tensor) -> Tensor:
     taps = torch.arange(-RADIUS, RADIUS + 1, dtype=like.dtype, device=like.device) / 1.5
     weights = torch.softmax(-taps * taps / 2, dim=0)
     lines = torch.eye(side, dtype=like.dtype, device=like.device)
-    lines = F.pad(
-        lines,
-        pad=(RADIUS, RADIUS),
-        mode="reflect",
-    )
-    windows = lines.unfold(
-        dimension=1,
-        size=len(weights),
-        step=1,
-    )
+    lines = F.pad(lines, pad=(RADIUS, RADIUS), mode="reflect")
+    windows = lines.unfold(dimension=1, size=len(weights), step=1)
     return windows @ weights

@@ -101,12 +101,7 @@ def build_encoder(
     from segmentation.nets.pretrained import library_encoder  # takes seconds to import
 
     deepest = len(widths) - 1
-    body = library_encoder(
-        name,
-        in_channels,
-        depth=max(deepest, 3),
-        weights=weights,
-    )
+    body = library_encoder(name, in_channels, depth=max(deepest, 3), weights=weights)
     maps = probe(
         body,
         f"encoder: {name}",

@@ -244,11 +244,7 @@ class StopAtNonFinite(Callback):
         arrived = None
         if norm.is_cuda:
             arrived = torch.cuda.current_stream(norm.device).record_event()
-        self.last = UncheckedStep(
-            self.names,
-            finite,
-            arrived,
-        )
+        self.last = UncheckedStep(self.names, finite, arrived)
         self.names = []
         self.losses = []
 

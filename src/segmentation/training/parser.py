@@ -99,12 +99,7 @@ def hint(line: str, names: list[str]) -> str:
     """The name that a word of an error was most likely meant to be."""
     for word in reversed(line.split()):  # what the user typed stands last
         word = word.strip("-'\"[]{},:;").partition("=")[0]
-        close = difflib.get_close_matches(
-            word,
-            names,
-            n=1,
-            cutoff=0.8,
-        )
+        close = difflib.get_close_matches(word, names, n=1, cutoff=0.8)
         if close and word not in names:
             return f" (did you mean {close[0]}?)"
     return ""

@@ -59,21 +59,10 @@ class Pictures(Callback):
         if not self.options.images or not trainer.is_global_zero:
             return
         indices = evenly(len(trainer.datamodule.dataset.names(split)), self.options.images)
-        grid, samples = prediction_grid(
-            trainer,
-            module,
-            split,
-            indices,
-            title,
-        )
+        grid, samples = prediction_grid(trainer, module, split, indices, title)
         save_png(grid, self.run.pictures / f"{name}.png")
         key = "test/images" if trainer.testing else "val/images"
-        log_images(
-            trainer,
-            key,
-            samples,
-            module.labels.names,
-        )
+        log_images(trainer, key, samples, module.labels.names)
 
 
 def prediction_grid(
@@ -152,12 +141,7 @@ def report(
         save_png(confusion_figure(matrix, labels), run.confusion)
     write_json(run.summary, summary)
     if trainer.limit_test_batches:  # after all files: a terminal may fail
-        print_table(
-            metrics,
-            labels,
-            data.test_split,
-            matrix,
-        )
+        print_table(metrics, labels, data.test_split, matrix)
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
 
 
