@@ -98,7 +98,7 @@ def logged(run: Path) -> plt.Figure:
     draw(rate, key, rows, {key: ""}, TRAIN_VAL)
     left, right = pictures.subplots(1, 2, width_ratios=[1.75, 1])
     picture = Image.open(sorted((run / "pictures").glob("epoch-*.png"))[-1])
-    left.imshow(picture.crop((0, 0, picture.width, int(picture.width * 0.318))))
+    left.imshow(picture.crop((0, 0, picture.width, int(picture.width * 0.285))))
     right.imshow(Image.open(run / "pictures/confusion.png"))
     for axes in (left, right):
         axes.axis("off")

@@ -105,6 +105,15 @@ def test_truth_over_image_is_half_of_each() -> None:
     assert np.array_equal(both, image // 2 + truth // 2)
 
 
+def test_what_is_right_is_gray_among_the_errors() -> None:
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 2, 2)
+    truth = torch.tensor([[0, 1], [1, 0]])
+    errors = panels(red, truth, torch.tensor([[0, 0], [1, 0]]), THREE)["Errors"]
+    right = errors[(truth == torch.tensor([[0, 0], [1, 0]])).numpy()]
+    assert (right == right[:, :1]).all()
+    assert errors[0, 1].tolist() == [*WRONG]
+
+
 def test_multiclass_errors_have_one_colour_whatever_the_class() -> None:
     truth = torch.tensor([[0, 1], [2, 2]])
     errors = panels(gray_image(2, 2), truth, torch.tensor([[1, 0], [0, 2]]), THREE)["Errors"]

@@ -90,7 +90,8 @@ def panels(
         return drawn
     predicted = np.asarray(prediction)[::step, ::step]
     wrong = (true != predicted) & ~ignored
-    errors = photo // 3
+    gray = photo.mean(axis=2, keepdims=True) / 2  # so that what has a colour is an error
+    errors = np.repeat(gray, 3, axis=2).astype(np.uint8)
     errors[wrong] = WRONG
     if labels.task == "binary":
         errors[wrong & (true == 1)] = MISSED
