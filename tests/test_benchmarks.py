@@ -105,6 +105,7 @@ def test_nets() -> None:
         assert 0 < float(row["of peak"].rstrip("%")) <= float(row["of limit"].rstrip("%"))
 
 
+@pytest.mark.slow
 def test_nets_refuses_graphs_without_a_gpu() -> None:
     done = run("nets", "--modes", "graphs")
     assert done.returncode == 2

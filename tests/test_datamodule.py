@@ -333,6 +333,7 @@ def test_a_cache_changes_nothing_but_where_samples_come_from() -> None:
         assert all(torch.equal(plain[index][key], kept[index][key]) for key in ("image", "mask", "instance"))
 
 
+@pytest.mark.slow
 def test_the_wait_for_data_is_logged_and_told_once(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -75,6 +75,7 @@ def test_kernels_of_losses(loss: type[nn.Module], channels: int, deterministic: 
     assert not refused(lambda: loss()(logits, mask))
 
 
+@pytest.mark.slow
 def test_a_refused_kernel_is_one_line(tmp_path: Any) -> None:
     (tmp_path / "refusing.py").write_text(
         "from segmentation.losses import Dice\n\n\nclass Refusing(Dice):\n    def compute(self, *args):\n"

@@ -134,6 +134,7 @@ def test_what_is_missing_altogether(place: Path, capsys: pytest.CaptureFixture) 
     assert "machine" in capsys.readouterr().out  # the machine is examined all the same
 
 
+@pytest.mark.slow
 def test_the_machine(place: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -22,12 +22,10 @@ NETS = {
     "unet++ pruned": lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(2),
     "smp": lambda: SmpNet(encoder="resnet18"),
 }
-SLOW_BUT_UNET_PLUS_PLUS = [
-    pytest.param(name, marks=[] if name == "unet++" else pytest.mark.slow) for name in NETS
-]  # seconds each: one in the default run
 
 
-@pytest.mark.parametrize("name", SLOW_BUT_UNET_PLUS_PLUS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
 def test_export_is_dynamic(name):
     """A padded side must stay over one stride: torch.export takes a map of 1x1 for another graph."""
     net = NETS[name]().eval()

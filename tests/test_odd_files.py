@@ -63,6 +63,7 @@ def test_one_line(kind: str, words: str, what: str, place: Path) -> None:
         SegmentationDataModule(FolderData(str(root), CLASSES)).check()
 
 
+@pytest.mark.slow
 def test_a_run_on_the_rest(odd: Path) -> None:
     options = ["--data.dataset", "FolderData", "--data.dataset.root", str(odd), "--data.on_bad_file", "skip"]
     options += ["--data.dataset.classes", "{background: 0, cell: 255}", *TINY_RUN]

@@ -266,6 +266,7 @@ def test_what_changes_at_an_epochs_end_is_not_lost(given: str) -> None:
     assert sheets("whole") == sheets("broken")
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_was_moved_keeps_its_best(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     """By a copy, and where a folder of another name is mounted: the best score and its checkpoint go with it."""
     still = ["--model.optimizer.lr", "0", "--model.net.norm", "group"]  # all epochs are alike: the first is the best

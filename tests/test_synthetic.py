@@ -52,6 +52,7 @@ def test_sample_depends_on_nothing_but_seed_split_and_index() -> None:
     assert not equal(first, ShapesData().load("test", 7))
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_sample() -> None:
     code = "import pickle, sys; from segmentation.data.synthetic import ShapesData; s = ShapesData().load('test', 5); "
     code += "sys.stdout.buffer.write(pickle.dumps({key: value.numpy() for key, value in s.items()}))"

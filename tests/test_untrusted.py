@@ -291,6 +291,7 @@ def test_a_text_that_is_there_many_times_does_not_hang_a_job(run: Path) -> None:
         read_checkpoint("many.ckpt")
 
 
+@pytest.mark.slow
 def test_a_file_that_would_fill_the_memory_is_not_loaded(run: Path, gadgets: None) -> None:
     """Packed: zeros of 256 MiB in a file of less than one, of which the size is said before it is loaded. Zeros that
     are asked for by their number. And options that hold one list twice, and that another twice, and so on: few bytes,

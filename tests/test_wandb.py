@@ -125,6 +125,7 @@ def test_two_runs_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids[0] != ids[1]
 
 
+@pytest.mark.slow
 def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """Online only with a key that the server takes; WANDB_MODE counts; the config counts most."""
     import wandb
