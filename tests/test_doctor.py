@@ -64,9 +64,10 @@ def test_everything_that_is_wrong_is_found_at_once(place: Path, capsys: pytest.C
     texts = "\n".join(problem.text for problem in problems)
     assert "7 (1,920 pixels)" in texts
     assert "classes: {background: 0, cell: 255, class_7: 7}" in texts
-    assert "7 files cannot be used" in texts
+    assert "6 files cannot be used" in texts
     assert texts.count("does not declare") == 1
     assert "data.on_bad_file: skip" in texts
+    assert "as_rgb: true (2 files)" in texts
     assert "are in train and in val" in texts
     assert [problem.stops for problem in problems] == sorted((p.stops for p in problems), reverse=True)
     assert "✗ stops a run" in out

@@ -12,13 +12,14 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from segmentation.data import SegmentationDataModule
+from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.data.base import SPLITS
 from segmentation.data.datamodule import suggest_crop
-from segmentation.data.labels import ClassesMissing, UndeclaredValues, Value
+from segmentation.data.labels import UndeclaredValues
+from segmentation.data.mask_values import Counts
 from segmentation.data.statistics import available_cores
 from segmentation.data.writing import write_text
-from segmentation.errors import InputError, Problem
+from segmentation.errors import InputError, Problem, plural
 from segmentation.training.cli import SegmentationCLI
 from segmentation.training.parser import Parser
 from segmentation.training.trainer import has_bf16
@@ -68,13 +69,14 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     Returns:
         What is wrong. What would stop a run comes first.
     """
-    config = DoctorCLI(args).config
+    cli = DoctorCLI(args)
     problems: list[Problem] = []
+    remove_results(Path(cli.config.output))
     try:
-        _examine_data(config, problems)
+        _examine_data(cli, problems)
     except InputError as error:
         problems.append(Problem(str(error), stops=True))
-    _examine_machine(config, problems)
+    _examine_machine(cli.config, problems)
     problems.sort(key=lambda problem: not problem.stops)
     for problem in problems:
         mark = "✗ stops a run  " if problem.stops else "! look at this "
@@ -84,90 +86,119 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     return problems
 
 
-def _examine_data(config: Namespace, problems: list[Problem]) -> None:
-    """Read all data, print and write what is there. Where classes are missing, go on with those that masks suggest."""
-    dataset = config.data.dataset
-    bad_files_stop = config.data.on_bad_file == "error"
-    config.data.on_bad_file = "skip"  # to find all that is wrong
-    try:
-        module = build_data(config)
-    except ClassesMissing as error:
-        problems.append(Problem(str(error), stops=True))
-        dataset.init_args.classes = error.suggested
-        module = build_data(config)
-    others = module.find_problems()
-    bad = module.skipped()
-    values = _undeclared(module)
-    if values:
-        problems.append(Problem(module.labels.explain_undeclared(values), bad_files_stop))
-    suggested = module.labels.suggest_classes(values)
-    if suggested:
-        dataset.init_args.classes = suggested
-        module = build_data(config)
-        others = module.find_problems()
-    unusable = list(module.dataset.problems)
-    for statistics in module.counted.values():
-        unusable += [str(error) for error in statistics.bad.values() if not isinstance(error, UndeclaredValues)]
-    if unusable:
-        text = f"{len(unusable)} files cannot be used, e.g. {unusable[0]}. To leave them out: data.on_bad_file: skip"
-        problems.append(Problem(text, bad_files_stop))
-    problems += others
+def remove_results(output: Path) -> None:
+    """What an earlier call found may be of other data."""
+    for name in ("overlay.yaml", "bad_files.txt", *(f"{split}.png" for split in SPLITS)):
+        (output / name).unlink(missing_ok=True)
 
+
+def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
+    """Read all data, print and write what is there. Where options would mend it, set them and go on."""
+    data = cli.config.data
+    given = data.on_bad_file
+    data.on_bad_file = "skip"  # to find all that is wrong
+    tried: list[dict[str, Any]] = []
+    bad: list[str] = []
+    while True:
+        try:
+            module = build_data(cli.config)
+        except InputError as error:
+            if not error.fix or error.fix in tried:
+                raise
+            text = str(error)
+            fix = error.fix
+            stops = True
+        else:
+            others = module.find_problems()
+            text, fix = _find_fix(module)
+            stops = given == "error"
+            bad = bad or module.skipped()
+        if text and fix not in tried:
+            problems.append(Problem(text, stops))
+        if not fix or fix in tried:
+            break
+        tried.append(fix)
+        data.dataset.init_args.update(Namespace(fix))
+
+    unusable = list(module.dataset.problems)
+    unusable += [str(error) for error in _errors(module) if not isinstance(error, UndeclaredValues)]
+    if unusable:
+        count = plural(len(unusable), "file")
+        text = f"{count} cannot be used, e.g. {unusable[0]}. To leave such files out: data.on_bad_file: skip"
+        problems.append(Problem(text, given == "error"))
+    problems += others
     _print_data(module)
-    output = Path(config.output)
+    output = Path(cli.config.output)
     _write_grids(output, module)
-    lines = [f"{message}\n" for message in bad]
-    write_text(output / "bad_files.txt", "".join(lines))
-    print(f"pictures   {output}/*.png; every bad file: {output}/bad_files.txt\n")
+    write_text(output / "bad_files.txt", "".join(f"{message}\n" for message in bad))
+    print(f"bad files  {len(bad):,}, listed in {output}/bad_files.txt\n")
+    if not module.skipped():
+        data.on_bad_file = given
     sizes = module.counted["train"].sizes
-    if sizes:
-        options = {}
-        for key, value in dataset.init_args.as_dict().items():
-            if value is not None:
-                options[key] = value
-        data: dict[str, Any] = {
-            "dataset": {
-                "class_path": dataset.class_path,
-                "init_args": options,
-            },
-        }
-        if len(set(sizes)) > 1 or max(sizes[0]) > 512:
-            data["crop"] = suggest_crop(sizes)
-        overlay = yaml.safe_dump(
-            {"data": data},
-            sort_keys=False,
-            allow_unicode=True,
-            default_flow_style=None,
-            width=110,
-        )
-        write_text(output / "overlay.yaml", overlay)
-        print(f"suggested overlay: python src/train.py --config {output}/overlay.yaml\n{overlay}")
+    is_large = len(set(sizes)) > 1 or max(max(sizes, default=(0,))) > 512
+    if is_large and data.crop is None:
+        data.crop = suggest_crop(sizes)
+        if any(problem.stops for problem in others):
+            others = build_data(cli.config).find_problems()
+    if any(problem.stops for problem in others):
+        print("no overlay: these options do not mend what stops a run\n")
+        return
+    section = yaml.safe_load(cli.parser.dump(cli.config, skip_default=True))["data"]
+    overlay = yaml.safe_dump(
+        {"data": section},
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=110,
+    )
+    write_text(output / "overlay.yaml", overlay)
+    print(f"suggested overlay: python src/train.py --config {output}/overlay.yaml\n{overlay}")
 
 
 def build_data(config: Namespace) -> SegmentationDataModule:
     """The datamodule of a parsed command line.
 
     Raises:
-        ClassesMissing: nobody declared the classes; the error suggests some.
-        InputError: an option cannot be used.
+        InputError: an option cannot be used, or nobody declared the classes.
     """
     parser = Parser(allow_abbrev=False)
     parser.add_lightning_class_args(SegmentationDataModule, "data")
     return parser.instantiate_classes(Namespace(data=config.data)).data
 
 
-def _undeclared(module: SegmentationDataModule) -> Counter[Value]:
-    """Count the values of the masks that hold undeclared ones.
-
-    Returns:
-        value -> pixels.
-    """
-    values: Counter[Value] = Counter()
+def _errors(module: SegmentationDataModule) -> list[InputError]:
+    """What is wrong with samples."""
+    errors: list[InputError] = []
     for statistics in module.counted.values():
-        for error in statistics.bad.values():
-            if isinstance(error, UndeclaredValues):
-                values.update(error.counts)
-    return values
+        errors += statistics.bad.values()
+    return errors
+
+
+def _find_fix(module: SegmentationDataModule) -> tuple[str, dict[str, Any]]:
+    """What is wrong with samples that options of the data set would mend, and these options."""
+    errors = _errors(module)
+    wrong = [error.counts for error in errors if isinstance(error, UndeclaredValues)]
+    dataset = module.hparams["dataset"]
+    text = ""
+    if wrong and isinstance(dataset, FolderData):
+        text, fix = dataset.explain(wrong, _known_values(module))
+        if fix:
+            return text, fix
+    fixable = [error for error in errors if error.fix]
+    if fixable:
+        return f"{fixable[0]} ({plural(len(fixable), 'file')})", fixable[0].fix
+    return text, {}
+
+
+def _known_values(module: SegmentationDataModule) -> list[Counts]:
+    """The values of each mask that can be used: the first one of each class."""
+    first = [values[0] for values in module.labels.values]
+    masks = []
+    for statistics in module.counted.values():
+        for record in statistics.records:
+            pixels = dict(zip(first, record.pixels, strict=True))
+            masks.append(+Counter(pixels))
+    return masks
 
 
 def _print_data(module: SegmentationDataModule) -> None:
@@ -175,10 +206,11 @@ def _print_data(module: SegmentationDataModule) -> None:
     labels = module.labels
     found = module.counted
     print(f"{module.description}: {labels.task}, {labels.num_classes} classes")
-    print(f"{labels.channels} channels of {labels.dtype or 'any type'}")
+    print(f"{plural(labels.channels, 'channel')} of {labels.dtype or 'any type'}")
     for split, statistics in found.items():
         records = statistics.records
-        line = f"{split:<6} {len(records):,} images, {len(statistics.bad)} bad"
+        count = plural(len(records), "image")
+        line = f"{split:<6} {count}, {len(statistics.bad)} bad"
         if records:
             sizes = sorted(statistics.sizes, key=math.prod)
             low = min(record.low for record in records)
@@ -204,7 +236,9 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
         chosen = evenly(len(names), 8)
         samples = [{**data.load(split, index), "name": names[index]} for index in chosen]
         grid = sample_grid(samples, module.labels, f"{split}: {len(chosen)} of {len(names):,}")
-        save_png(grid, output / f"{split}.png")
+        path = output / f"{split}.png"
+        save_png(grid, path)
+        print(f"pictures   {path}")
 
 
 def _examine_machine(config: Namespace, problems: list[Problem]) -> None:

@@ -20,7 +20,7 @@ from segmentation.data.sampler import TrainBatches, TrainLoader, eval_batches
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics, find_leaks
 from segmentation.data.transforms import Augment
-from segmentation.errors import InputError, Problem, readable
+from segmentation.errors import InputError, Problem, plural, readable
 
 #: DataLoader timeout in seconds. A worker can hang on a file server that is gone or, before Python 3.12, in a fork
 #: beside other threads; the run then ends and can be resumed.
@@ -161,7 +161,7 @@ class SegmentationDataModule(LightningDataModule):
         """
         problems = self.dataset.problems
         if problems and not self.skip:
-            raise InputError(f"{problems[0]} ({len(problems)} files have such problems)")
+            raise InputError(f"{problems[0]} ({plural(len(problems), 'file')} with such problems)")
         for problem in self.find_problems(splits):
             if problem.stops:
                 raise InputError(problem.text)

@@ -6,19 +6,20 @@ own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
 
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.data.io import read_image, read_mask
-from segmentation.data.labels import ClassesMissing, Labels, Value, count_values
+from segmentation.data.io import hide_nodata, read_image, read_mask
+from segmentation.data.labels import IGNORE_INDEX, Labels, UndeclaredValues, count_values
 from segmentation.data.layout import Layout
+from segmentation.data.mask_values import Counts, MaskValues, Value, add, code_of, describe, shorten
 from segmentation.data.splits import divide
 from segmentation.errors import InputError
 
@@ -48,8 +49,10 @@ class FolderData(SegmentationData):
         group: regular expression on sample names. Samples with the same match (of its first group, if it has one)
             belong together (one patient, video or slide) and always land in the same split.
         scale: pixel value that becomes 1.0, e.g. 4095 for 12 bits; null: the largest integer of the dtype.
-        mask_threshold: gray level from which a mask's pixel is foreground: for masks saved as JPEG.
+        mask_threshold: gray level from which a mask's pixel is foreground: 128 for masks saved as JPEG, or smeared by
+            resizing; 1 for masks of instances' ids.
         as_rgb: take gray, palette, RGBA and CMYK pictures as RGB: photographs from the web come mixed.
+        nodata: pixel value that means no data, as NaN does, e.g. -9999: such pixels are 0 and ignored; null: none.
 
     Raises:
         InputError: a folder is missing, a split is empty, no image can be read; classes are not declared, or not two
@@ -59,7 +62,7 @@ class FolderData(SegmentationData):
     def __init__(
         self,
         root: str,
-        classes: dict[str, int | str | list | dict] | None = None,
+        classes: dict[str | int, int | str | list | dict] | list | None = None,
         ignore: Value | Sequence[Value] = (),
         channels: int | None = None,
         images: str | None = None,
@@ -74,6 +77,7 @@ class FolderData(SegmentationData):
         scale: float | None = None,
         mask_threshold: int | None = None,
         as_rgb: bool = False,
+        nodata: float | None = None,
     ) -> None:
         self.root = expand(root)
         if not self.root.is_dir():
@@ -90,6 +94,8 @@ class FolderData(SegmentationData):
         self.layout = Layout(self.root, patterns, called, lists)
         self.mask_threshold = mask_threshold
         self.as_rgb = as_rgb
+        self.nodata = nodata
+        self.mask_pattern = patterns["mask"]
         #: Whether a sample's folder names the class of what is not 0 in its mask.
         self.folders_name_classes = "{class}" in patterns["image"]
         self.files, problems = self.layout.find()
@@ -99,16 +105,16 @@ class FolderData(SegmentationData):
                 reason = f"{problems[0]} (nothing is left in the {split} split)" if problems else self._fix(split)
                 raise InputError(reason)
         first = self._first_image(channels)
-        if classes is None:
-            raise ClassesMissing(self._mask_values())
-        super().__init__(replace(Labels.parse(classes, ignore, len(first)), dtype=str(first.dtype), scale=scale))
-        self.problems = problems
         self.one_mask_per_object = False
         for samples in self.files.values():
             if any(len(files["mask"]) > 1 for files in samples.values()):
                 self.one_mask_per_object = True
         #: Whether masks only tell objects from the background.
         self.binary_masks = mask_threshold is not None or self.folders_name_classes or self.one_mask_per_object
+        if classes is None:
+            raise self._classes_missing()
+        super().__init__(replace(Labels.parse(classes, ignore, len(first)), dtype=str(first.dtype), scale=scale))
+        self.problems = problems
         two_classes = self.labels.num_classes == 2 or self.folders_name_classes
         if self.binary_masks and (self.labels.by_color or not two_classes):
             raise InputError(
@@ -132,10 +138,14 @@ class FolderData(SegmentationData):
         ids = [read_mask(file).astype(np.int64) for file in files.get("instance", [])]
         for file, pixels in zip(files["mask"] + files.get("instance", []), masks + ids, strict=True):
             _check_size(file, pixels, path, image)
+        image, hidden = hide_nodata(image, self.nodata, path)
         values = np.maximum.reduce(masks)
         if self.binary_masks:
+            for file, mask in zip(files["mask"], masks, strict=True):
+                self._check_two_values(mask, file)
             values = self._declared(values, name)
         index_mask = self.labels.encode(values, str(files["mask"][0]))
+        index_mask[hidden] = IGNORE_INDEX
         if self.one_mask_per_object and not ids:
             ids = [np.zeros(index_mask.shape, np.int64)]
             for number, mask in enumerate(masks, start=1):
@@ -153,7 +163,8 @@ class FolderData(SegmentationData):
             for path in chain.from_iterable(files.values()):
                 stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
                 stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
-        return repr((self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, stamps))
+        options = (self.mask_threshold, self.folders_name_classes, self.as_rgb, self.nodata)
+        return repr((self.labels, options, stamps))
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name) if self.group_pattern else None
@@ -204,27 +215,89 @@ class FolderData(SegmentationData):
         """A binary mask in declared values: background, and the class of the objects (or of the folder)."""
         labels = self.labels
         first = [int(values[0]) for values in labels.values]
-        background, foreground = min(first), max(first)
+        background = min(first)
+        foreground = max(first)
+        is_object = values >= (self.mask_threshold or 1)
         if self.folders_name_classes:
             folder = name.partition("/")[0]
-            if folder not in labels.names:
+            background = first[0]
+            if folder in labels.names:
+                foreground = first[labels.names.index(folder)]
+            elif is_object.any():  # a folder without objects needs no class
                 raise InputError(
                     f"{self.root}: the folder {folder!r} names no class. Declared: {', '.join(labels.names)}. "
                     "Rename the folder, or declare the class"
                 )
-            background, foreground = first[0], first[labels.names.index(folder)]
-        declared = np.where(values >= (self.mask_threshold or 1), foreground, background)
+        declared = np.where(is_object, foreground, background)
         if self.mask_threshold is None:
             declared = np.where(np.isin(values, labels.ignore), values, declared)
         return declared
 
-    def _mask_values(self) -> Counter[Value]:
-        """Value -> pixels, of about twenty training masks."""
-        counts: Counter[Value] = Counter()
-        files = [files["mask"][0] for files in self.files["train"].values()]
-        for path in files[:: max(1, len(files) // 20)]:
-            counts += count_values(read_mask(path), str(path))
-        return counts
+    def _check_two_values(self, mask: np.ndarray, file: Path) -> None:
+        """In a mask that tells objects from the background, smeared edges must not count as objects unasked."""
+        if self.mask_threshold is not None or mask.ndim == 3:
+            return
+        foreground = mask[mask != 0]
+        foreground = foreground[~np.isin(foreground, self.labels.ignore)]
+        if len(foreground) and foreground.min() != foreground.max():
+            counts = count_values(mask, str(file))
+            text, _ = self.explain([counts])
+            raise UndeclaredValues(f"{file}: {text}", counts)
+
+    def explain(
+        self,
+        masks: Sequence[Counts],
+        others: Sequence[Counts] = (),
+    ) -> tuple[str, dict[str, Any]]:
+        """`Labels.explain` of masks of this folder."""
+        text, options = self.labels.explain(
+            masks,
+            others,
+            self.binary_masks,
+        )
+        return text, self._complete(options)
+
+    def _classes_missing(self) -> InputError:
+        """What to say where nobody declared the classes: the options that the masks suggest."""
+        files: list[tuple[str, Path]] = []
+        for samples in self.files.values():
+            files += [(name, kinds["mask"][0]) for name, kinds in samples.items()]
+        names: list[str] = []
+        masks: list[Counts] = []
+        errors: list[InputError] = []
+        step = max(1, len(files) // 1000)
+        for name, path in files[::step]:
+            try:
+                counts = count_values(read_mask(path), str(path))
+            except InputError as error:
+                errors.append(error)
+                continue
+            names.append(name)
+            masks.append(shorten(counts))
+        if not masks:
+            return errors[0]
+        found = MaskValues(
+            masks,
+            declared={},
+            objects=self.binary_masks,
+        )
+        if self.folders_name_classes:
+            least = found.options.get("mask_threshold", 1)
+            classes = {"background": 0}
+            for name, mask in zip(names, masks, strict=True):
+                if max(map(code_of, mask)) >= least:
+                    classes.setdefault(name.partition("/")[0], len(classes))
+            found.options["classes"] = classes
+        text = f"classes is not declared. The masks hold {describe(add(masks))}. {found}"
+        return InputError(text, self._complete(found.options))
+
+    def _complete(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Suggested options with what this folder knows: a threshold that was given, and where ids of masks lie."""
+        if self.mask_threshold is not None:
+            options["mask_threshold"] = self.mask_threshold
+        if "instances" in options:
+            options["instances"] = self.mask_pattern
+        return options
 
 
 def _check_size(file: Path, pixels: np.ndarray, path: Path, image: np.ndarray) -> None:

@@ -17,6 +17,9 @@ from segmentation.errors import InputError
 #: Suffixes that count as images in a data folder. A new one also needs a branch in `_decode`.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
 
+#: What GeoTIFFs hold where there is no data.
+NODATA = (-9999, -32768)
+
 #: Pixels from which an image is kept on disk (memory-mapped) where its format allows it.
 LARGE = 64_000_000
 
@@ -38,7 +41,7 @@ class WrongChannels(InputError):
         message: str,
         found: int,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, {"as_rgb": True, "channels": None})
         self.found = found
 
 
@@ -87,6 +90,35 @@ def open_image(
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     return pixels.astype(np.float32)  # torch cannot compute with most other types
+
+
+def hide_nodata(
+    image: np.ndarray,
+    nodata: float | None,
+    path: Path,
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image with 0 where it has no data, and where that is: (C, H, W), and (H, W) bool.
+
+    Args:
+        image: pixels (C, H, W).
+        nodata: the value that means no data, as NaN and infinity do; None: there are no such pixels.
+        path: the file, for the error.
+
+    Raises:
+        InputError: there are such pixels, and `nodata` is None.
+    """
+    if nodata is not None:
+        hidden = ((image == nodata) | ~np.isfinite(image)).any(axis=0)
+        return np.where(hidden, image.dtype.type(0), image), hidden
+    if image.dtype == np.float32:
+        lowest = float(image.min())
+        if lowest in NODATA or not lowest > -1e30:  # NaN, too
+            value = lowest if lowest > -1e30 else NODATA[0]
+            raise InputError(
+                f"{path}: holds {lowest:g}, where it has no data. Fix: nodata: {value:g} ignores these pixels, and NaN",
+                {"nodata": value},
+            )
+    return image, np.zeros(image.shape[1:], bool)
 
 
 def read_mask(path: Path, by_color: bool = False) -> np.ndarray:

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
-from segmentation.data.io import WrongChannels, allow_large, open_image
+from segmentation.data.io import WrongChannels, allow_large, hide_nodata, open_image
 from segmentation.errors import InputError
 from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
@@ -181,6 +181,7 @@ class Predictor:
         module = load_module(SegmentationModule, checkpoint, str(path), with_loss=False)
         dataset = checkpoint["datamodule_hyper_parameters"]["dataset"]
         self.as_rgb = arguments_of(dataset).get("as_rgb", False)
+        self.nodata = arguments_of(dataset).get("nodata")
         self.labels = module.labels
         self.fabric = make_fabric(accelerator, precision or checkpoint["precision"])
         self.device = self.fabric.device
@@ -205,7 +206,7 @@ class Predictor:
                 f"{path}: is {image.dtype}, but the net was trained on {dtype}. Save it as {dtype}, on the scale of "
                 "the training images"
             )
-        return image
+        return hide_nodata(image, self.nodata, path)[0]
 
     def logits(self, image: np.ndarray | Tensor) -> Tensor:
         """Logits (K, H, W) of an image (C, H, W), on the CPU; `module.classify` makes class indices of them."""

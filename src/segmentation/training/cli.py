@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from segmentation.checkpoint import find_class, read_checkpoint
 from segmentation.data import SegmentationData, SegmentationDataModule
 from segmentation.data.writing import write_text
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 from segmentation.losses import SegmentationLoss
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet
@@ -294,7 +294,7 @@ class SegmentationCLI(LightningCLI):
         skipped = self.datamodule.skipped()
         if skipped:
             write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
-            print(f"skipped   {len(skipped)} bad files, listed in {run.skipped}", flush=True)
+            print(f"skipped   {plural(len(skipped), 'bad file')}, listed in {run.skipped}", flush=True)
         if self.wandb:
             self.wandb.describe({**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names})
 
