@@ -246,3 +246,18 @@ def test_pixels_without_data_are_ignored(place: Path) -> None:
     assert (sample["mask"][:9] == IGNORE_INDEX).all()
     assert (sample["image"][:, :9] == 0).all()
     assert (sample["mask"][9:] >= 0).all()
+
+
+@pytest.mark.slow
+def test_a_run_on_images_with_pixels_without_data(place: Path) -> None:
+    root = write_case(place / "data", lambda index: np.uint8(DISCS * 255))
+    for path in (root / "images").iterdir():
+        image = np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32)
+        image[:8] = -9999
+        image[8] = np.nan
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), image)
+    diagnose(["--data.dataset", "FolderData", "--data.dataset.root", str(root)])
+    cli = train("--config", "doctor/overlay.yaml", *TINY_RUN, "--trainer.max_epochs", "1", "--name", "run")
+    assert np.isfinite(float(cli.trainer.callback_metrics["test/loss"]))
+    assert predict(["runs/run/checkpoints/last.ckpt", str(root / "images"), "out", "--accelerator", "cpu"]) == 8

@@ -40,8 +40,16 @@ class DoctorCLI(SegmentationCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--output", default="doctor", help="folder of pictures, lists, overlay")
-        parser.add_argument("--prefetch", action="store_true", help="fetch the net's pretrained weights into the cache")
+        parser.add_argument(
+            "--output",
+            default="doctor",
+            help="folder of pictures, lists, overlay",
+        )
+        parser.add_argument(
+            "--prefetch",
+            action="store_true",
+            help="fetch the net's pretrained weights into the cache",
+        )
 
     def parse_arguments(
         self,
@@ -88,8 +96,11 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
 
 def remove_results(output: Path) -> None:
     """What an earlier call found may be of other data."""
-    for name in ("overlay.yaml", "bad_files.txt", *(f"{split}.png" for split in SPLITS)):
-        (output / name).unlink(missing_ok=True)
+    names = ["overlay.yaml", "bad_files.txt"]
+    names += [f"{split}.png" for split in SPLITS]
+    for name in names:
+        path = output / name
+        path.unlink(missing_ok=True)
 
 
 def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
@@ -121,7 +132,9 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
         data.dataset.init_args.update(Namespace(fix))
 
     unusable = list(module.dataset.problems)
-    unusable += [str(error) for error in _errors(module) if not isinstance(error, UndeclaredValues)]
+    for reason in _errors(module):
+        if not isinstance(reason, UndeclaredValues):
+            unusable.append(str(reason))
     if unusable:
         count = plural(len(unusable), "file")
         text = f"{count} cannot be used, e.g. {unusable[0]}. To leave such files out: data.on_bad_file: skip"
@@ -130,20 +143,25 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
     _print_data(module)
     output = Path(cli.config.output)
     _write_grids(output, module)
-    write_text(output / "bad_files.txt", "".join(f"{message}\n" for message in bad))
-    print(f"bad files  {len(bad):,}, listed in {output}/bad_files.txt\n")
+    bad_files = output / "bad_files.txt"
+    lines = [f"{message}\n" for message in bad]
+    write_text(bad_files, "".join(lines))
+    print(f"bad files  {len(bad):,}, listed in {bad_files}\n")
     if not module.skipped():
         data.on_bad_file = given
     sizes = module.counted["train"].sizes
-    is_large = len(set(sizes)) > 1 or max(max(sizes, default=(0,))) > 512
-    if is_large and data.crop is None:
+    needs_crop = len(set(sizes)) > 1
+    if sizes and max(sizes[0]) > 512:
+        needs_crop = True
+    if needs_crop and data.crop is None:
         data.crop = suggest_crop(sizes)
         if any(problem.stops for problem in others):
             others = build_data(cli.config).find_problems()
     if any(problem.stops for problem in others):
         print("no overlay: these options do not mend what stops a run\n")
         return
-    section = yaml.safe_load(cli.parser.dump(cli.config, skip_default=True))["data"]
+    given_options = cli.parser.dump(cli.config, skip_default=True)
+    section = yaml.safe_load(given_options).get("data", {})
     overlay = yaml.safe_dump(
         {"data": section},
         sort_keys=False,
@@ -186,7 +204,9 @@ def _find_fix(module: SegmentationDataModule) -> tuple[str, dict[str, Any]]:
             return text, fix
     fixable = [error for error in errors if error.fix]
     if fixable:
-        return f"{fixable[0]} ({plural(len(fixable), 'file')})", fixable[0].fix
+        first = fixable[0]
+        count = plural(len(fixable), "file")
+        return f"{first} ({count})", first.fix
     return text, {}
 
 
@@ -196,7 +216,13 @@ def _known_values(module: SegmentationDataModule) -> list[Counts]:
     masks = []
     for statistics in module.counted.values():
         for record in statistics.records:
-            pixels = dict(zip(first, record.pixels, strict=True))
+            pixels = dict(
+                zip(
+                    first,
+                    record.pixels,
+                    strict=True,
+                )
+            )
             masks.append(+Counter(pixels))
     return masks
 
@@ -205,8 +231,9 @@ def _print_data(module: SegmentationDataModule) -> None:
     """Print what each split holds, and how often each class occurs."""
     labels = module.labels
     found = module.counted
+    channels = plural(labels.channels, "channel")
     print(f"{module.description}: {labels.task}, {labels.num_classes} classes")
-    print(f"{plural(labels.channels, 'channel')} of {labels.dtype or 'any type'}")
+    print(f"{channels} of {labels.dtype or 'any type'}")
     for split, statistics in found.items():
         records = statistics.records
         count = plural(len(records), "image")
@@ -215,16 +242,29 @@ def _print_data(module: SegmentationDataModule) -> None:
             sizes = sorted(statistics.sizes, key=math.prod)
             low = min(record.low for record in records)
             high = max(record.high for record in records)
-            ends = [f"{width}x{height}" for height, width in (sizes[0], sizes[-1])]
-            line += f"; sizes {' to '.join(dict.fromkeys(ends))}"
+            ends = []
+            for height, width in dict.fromkeys([sizes[0], sizes[-1]]):
+                ends.append(f"{width}x{height}")
+            line += f"; sizes {' to '.join(ends)}"
             line += f"; values {low:g} to {high:g}"
         print(line)
     images = (found["train"].counts > 0).sum(axis=0)
     heads = [f"{split:>8}" for split in found]
-    print("\nclass                 images", *heads, " mask value")
+    print(
+        "\nclass                 images",
+        *heads,
+        " mask value",
+    )
     for index, name in enumerate(labels.names):
         shares = [f"{statistics.shares[index]:>8.2%}" for statistics in found.values()]
-        print(f"{name:<20} {images[index]:>8,}", *shares, "", labels.values[index])
+        count = f"{images[index]:>8,}"
+        print(
+            f"{name:<20}",
+            count,
+            *shares,
+            "",
+            labels.values[index],
+        )
     print()
 
 
@@ -234,8 +274,12 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
     for split in filter(data.names, SPLITS):
         names = data.names(split)
         chosen = evenly(len(names), 8)
-        samples = [{**data.load(split, index), "name": names[index]} for index in chosen]
-        grid = sample_grid(samples, module.labels, f"{split}: {len(chosen)} of {len(names):,}")
+        samples = []
+        for index in chosen:
+            sample = data.load(split, index)
+            samples.append({**sample, "name": names[index]})
+        title = f"{split}: {len(chosen)} of {len(names):,}"
+        grid = sample_grid(samples, module.labels, title)
         path = output / f"{split}.png"
         save_png(grid, path)
         print(f"pictures   {path}")
@@ -248,13 +292,16 @@ def _examine_machine(config: Namespace, problems: list[Problem]) -> None:
     except InputError as error:
         wandb = "no key"
         problems.append(Problem(str(error), stops=True))
-    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        devices.append(torch.cuda.get_device_name(index))
     print("machine")
     print(f"torch    {torch.__version__}")
     print(f"devices  {', '.join(devices) or 'no CUDA GPU'}")
     print(f"bf16     {'yes' if has_bf16('auto') else 'no: trains in 32-true'}")
     print(f"cores    {available_cores()}")
-    print(f"disk     {shutil.disk_usage('.').free / 2**30:,.1f} GiB free")
+    free = shutil.disk_usage(".").free / 2**30
+    print(f"disk     {free:,.1f} GiB free")
     print(f"W&B      {wandb}")
     print(f"encoder  {_find_weights(config, problems)}\n")
 
@@ -272,8 +319,17 @@ def _find_weights(config: Namespace, problems: list[Problem]) -> str:
 
     try:
         if config.prefetch:
-            library_encoder(name, 3, 5, weights)
-        file = weights_file(name, weights, download=False)
+            library_encoder(
+                name,
+                3,
+                5,
+                weights,
+            )
+        file = weights_file(
+            name,
+            weights,
+            download=False,
+        )
     except InputError as error:
         problems.append(Problem(str(error), stops=config.prefetch))
         return f"{name}, {weights}: not here"

@@ -88,10 +88,18 @@ class FolderData(SegmentationData):
             raise InputError(f"group {group!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error
         called = {split: split for split in SPLITS} | (splits or {})
         prefix = "{split}/" if (self.root / called["train"]).is_dir() else ""
-        patterns = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks"}
+        patterns = {
+            "image": images or f"{prefix}images",
+            "mask": masks or f"{prefix}masks",
+        }
         if instances:
             patterns["instance"] = instances
-        self.layout = Layout(self.root, patterns, called, lists)
+        self.layout = Layout(
+            self.root,
+            patterns,
+            called,
+            lists,
+        )
         self.mask_threshold = mask_threshold
         self.as_rgb = as_rgb
         self.nodata = nodata
@@ -99,7 +107,11 @@ class FolderData(SegmentationData):
         #: Whether a sample's folder names the class of what is not 0 in its mask.
         self.folders_name_classes = "{class}" in patterns["image"]
         self.files, problems = self.layout.find()
-        self._divide(val_fraction, test_fraction, split_seed)
+        self._divide(
+            val_fraction,
+            test_fraction,
+            split_seed,
+        )
         for split in ("train", "val"):
             if not self.files.get(split):
                 reason = f"{problems[0]} (nothing is left in the {split} split)" if problems else self._fix(split)
@@ -113,7 +125,9 @@ class FolderData(SegmentationData):
         self.binary_masks = mask_threshold is not None or self.folders_name_classes or self.one_mask_per_object
         if classes is None:
             raise self._classes_missing()
-        super().__init__(replace(Labels.parse(classes, ignore, len(first)), dtype=str(first.dtype), scale=scale))
+        labels = Labels.parse(classes, ignore, len(first))
+        labels = replace(labels, dtype=str(first.dtype), scale=scale)
+        super().__init__(labels)
         self.problems = problems
         two_classes = self.labels.num_classes == 2 or self.folders_name_classes
         if self.binary_masks and (self.labels.by_color or not two_classes):
@@ -129,19 +143,40 @@ class FolderData(SegmentationData):
         name = self.names(split)[index]
         files = self.files[split][name]
         path = files["image"][0]
-        image = read_image(path, self.labels.channels, self.as_rgb)
+        image = read_image(
+            path,
+            self.labels.channels,
+            self.as_rgb,
+        )
         if str(image.dtype) != self.labels.dtype:
             raise InputError(
                 f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
             )
         masks = [read_mask(mask, self.labels.by_color) for mask in files["mask"]]
         ids = [read_mask(file).astype(np.int64) for file in files.get("instance", [])]
-        for file, pixels in zip(files["mask"] + files.get("instance", []), masks + ids, strict=True):
-            _check_size(file, pixels, path, image)
-        image, hidden = hide_nodata(image, self.nodata, path)
+        for file, pixels in zip(
+            files["mask"] + files.get("instance", []),
+            masks + ids,
+            strict=True,
+        ):
+            _check_size(
+                file,
+                pixels,
+                path,
+                image,
+            )
+        image, hidden = hide_nodata(
+            image,
+            self.nodata,
+            path,
+        )
         values = np.maximum.reduce(masks)
         if self.binary_masks:
-            for file, mask in zip(files["mask"], masks, strict=True):
+            for file, mask in zip(
+                files["mask"],
+                masks,
+                strict=True,
+            ):
                 self._check_two_values(mask, file)
             values = self._declared(values, name)
         index_mask = self.labels.encode(values, str(files["mask"][0]))
@@ -183,8 +218,16 @@ class FolderData(SegmentationData):
         if not 0 < val < 1 or not 0 <= test < 1 or val + test >= 1:
             raise InputError(f"val_fraction {val} and test_fraction {test} must be shares that leave some to train on")
         pool = list(self.files["train"].items())
-        parts = divide([self.group(name) for name, _ in pool], [val, test], seed)
-        for split, part in zip(("val", "test", "train"), parts, strict=True):
+        parts = divide(
+            [self.group(name) for name, _ in pool],
+            [val, test],
+            seed,
+        )
+        for split, part in zip(
+            ("val", "test", "train"),
+            parts,
+            strict=True,
+        ):
             if part or split == "train":
                 self.files[split] = dict(pool[index] for index in part)
 
@@ -206,7 +249,11 @@ class FolderData(SegmentationData):
         errors = []
         for files in self.files["train"].values():
             try:
-                return read_image(files["image"][0], channels, self.as_rgb)
+                return read_image(
+                    files["image"][0],
+                    channels,
+                    self.as_rgb,
+                )
             except InputError as error:
                 errors.append(error)
         raise errors[0]
@@ -228,9 +275,17 @@ class FolderData(SegmentationData):
                     f"{self.root}: the folder {folder!r} names no class. Declared: {', '.join(labels.names)}. "
                     "Rename the folder, or declare the class"
                 )
-        declared = np.where(is_object, foreground, background)
+        declared = np.where(
+            is_object,
+            foreground,
+            background,
+        )
         if self.mask_threshold is None:
-            declared = np.where(np.isin(values, labels.ignore), values, declared)
+            declared = np.where(
+                np.isin(values, labels.ignore),
+                values,
+                declared,
+            )
         return declared
 
     def _check_two_values(self, mask: np.ndarray, file: Path) -> None:
@@ -238,7 +293,8 @@ class FolderData(SegmentationData):
         if self.mask_threshold is not None or mask.ndim == 3:
             return
         foreground = mask[mask != 0]
-        foreground = foreground[~np.isin(foreground, self.labels.ignore)]
+        ignored = np.isin(foreground, self.labels.ignore)
+        foreground = foreground[~ignored]
         if len(foreground) and foreground.min() != foreground.max():
             counts = count_values(mask, str(file))
             text, _ = self.explain([counts])
@@ -249,7 +305,12 @@ class FolderData(SegmentationData):
         masks: Sequence[Counts],
         others: Sequence[Counts] = (),
     ) -> tuple[str, dict[str, Any]]:
-        """`Labels.explain` of masks of this folder."""
+        """The message about masks that hold undeclared values, and the options that mend it.
+
+        Args:
+            masks: the values of each.
+            others: of masks that hold declared values.
+        """
         text, options = self.labels.explain(
             masks,
             others,
@@ -258,7 +319,11 @@ class FolderData(SegmentationData):
         return text, self._complete(options)
 
     def _classes_missing(self) -> InputError:
-        """What to say where nobody declared the classes: the options that the masks suggest."""
+        """What to say where nobody declared the classes.
+
+        Returns:
+            the error, whose `fix` are the options that the masks suggest; or that no mask can be read.
+        """
         files: list[tuple[str, Path]] = []
         for samples in self.files.values():
             files += [(name, kinds["mask"][0]) for name, kinds in samples.items()]
@@ -284,7 +349,11 @@ class FolderData(SegmentationData):
         if self.folders_name_classes:
             least = found.options.get("mask_threshold", 1)
             classes = {"background": 0}
-            for name, mask in zip(names, masks, strict=True):
+            for name, mask in zip(
+                names,
+                masks,
+                strict=True,
+            ):
                 if max(map(code_of, mask)) >= least:
                     classes.setdefault(name.partition("/")[0], len(classes))
             found.options["classes"] = classes

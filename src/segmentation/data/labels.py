@@ -52,7 +52,11 @@ def count_values(mask: np.ndarray, source: str) -> Counts:
     names: list[Value] = values.tolist()
     if mask.ndim == 3:
         names = [f"#{value:06X}" for value in values]
-    pairs = zip(names, pixels.tolist(), strict=True)
+    pairs = zip(
+        names,
+        pixels.tolist(),
+        strict=True,
+    )
     return Counter(dict(pairs))
 
 
@@ -250,7 +254,13 @@ class Labels:
             text = "mask values that classes does not declare"
             for value in [*chain.from_iterable(self.values), *self.ignore]:
                 counts.pop(value, None)
-        declared = dict(zip(self.names, self.values, strict=True))
+        declared = dict(
+            zip(
+                self.names,
+                self.values,
+                strict=True,
+            )
+        )
         has_colors = any(isinstance(value, str) for value in counts)
         if self.by_color != has_colors and not objects:
             declared = {}
@@ -285,7 +295,11 @@ class Labels:
         last = len(known) - 1
         place = np.searchsorted(known, codes).clip(max=last)
         found = np.take(known, place)
-        return np.where(found == codes, index[place], UNDECLARED)
+        return np.where(
+            found == codes,
+            index[place],
+            UNDECLARED,
+        )
 
 
 def _fix_form(classes: Any) -> dict[str, Any] | None:
@@ -343,6 +357,10 @@ def _distinct_color(index: int) -> str:
         return "#30343C"
     hue = 0.08 + (index - 1) * 0.61803
     saturation = 0.62 if index % 2 else 0.8
-    color = colorsys.hsv_to_rgb(hue % 1, saturation, 0.95)
+    color = colorsys.hsv_to_rgb(
+        hue % 1,
+        saturation,
+        0.95,
+    )
     rgb = bytes(round(255 * part) for part in color)
     return f"#{rgb.hex().upper()}"

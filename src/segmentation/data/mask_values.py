@@ -55,29 +55,38 @@ class MaskValues:
         ignore: Iterable[Value] = (),
         objects: bool = False,
     ) -> None:
-        found = set().union(*masks).difference(ignore)
+        found = add(masks).keys() - set(ignore)
         self.by_color = any(isinstance(value, str) for value in found)
-        # A mask of colours that has none is read as gray.
-        codes = [code_of(value) for value in found if isinstance(value, str) == self.by_color]
+        codes = []
+        for value in found:
+            if isinstance(value, str) == self.by_color:  # a mask of colours that has none is read as gray
+                codes.append(code_of(value))
         self.codes = np.array(sorted(codes))
         shape = (len(masks), len(codes))
         self.pixels = np.zeros(shape, np.int64)
-        for row, mask in zip(self.pixels, masks, strict=True):
+        for row, mask in zip(
+            self.pixels,
+            masks,
+            strict=True,
+        ):
             row[:] = [mask[value] for value in self.values()]
         self.ignore = list(ignore)
         self.reasons: list[str] = []
         self.options: dict[str, Any] = {}
         few = objects or len(declared) in (0, 2)
         groups = self.interpret(few, objects)
-        if groups and not (objects and declared):
+        stays = objects and declared
+        if groups and not stays:
             self.options["classes"] = name_groups(groups, declared)
         if groups and self.ignore != list(ignore):
             self.options["ignore"] = self.ignore
 
     def __str__(self) -> str:
         """The reasons and the options, in one line."""
-        fix = [as_yaml(option, value) for option, value in self.options.items()]
-        last = f"Fix: {', '.join(fix)}" if fix else NO_LABELS
+        last = NO_LABELS
+        if self.options:
+            fix = [as_yaml(option, value) for option, value in self.options.items()]
+            last = f"Fix: {', '.join(fix)}"
         return ". ".join([*self.reasons, last])
 
     def values(self) -> list[Any]:
@@ -98,7 +107,8 @@ class MaskValues:
         if two_integers and self.is_smeared(~strays):
             low = int(self.codes[0])
             high = int(self.codes[-1])
-            self.options["mask_threshold"] = (low + high + 1) // 2
+            middle = (low + high + 1) // 2
+            self.options["mask_threshold"] = middle
             self.reasons.append("These are two values with smeared edges, as JPEG and resizing leave them")
             return [[low], [high]]
         self.leave_out(strays, "Few pixels of few masks hold")
@@ -112,9 +122,10 @@ class MaskValues:
             self.reasons.append("Each mask numbers its instances from 1")
             return [[0], [1]]
         if objects:
-            half = (highest + 1) // 2
-            if most > 1:
-                self.options["mask_threshold"] = 1 if is_row(self.codes) else half
+            if most > 1 and is_row(self.codes):
+                self.options["mask_threshold"] = 1
+            elif most > 1:
+                self.options["mask_threshold"] = (highest + 1) // 2
             return [[0], [highest or 255]]
         if two_integers and most == 1 and self.are_one_foreground():
             self.reasons.append("No mask holds two values above 0, so these may be one class")
@@ -136,12 +147,28 @@ class MaskValues:
             return [[0], [highest or 255]]
         return [[value] for value in self.values()]
 
-    def leave_out(self, which: np.ndarray, reason: str) -> None:
-        """Ignore values, unless fewer than two would be left."""
-        if not which.any() or np.count_nonzero(~which) < 2:
+    def leave_out(
+        self,
+        which: np.ndarray,
+        reason: str,
+    ) -> None:
+        """Ignore values, unless fewer than two would be left.
+
+        Args:
+            which: of each value, whether to ignore it, (V,) bool.
+            reason: why; the values and their pixels are added.
+        """
+        left = np.count_nonzero(~which)
+        if not which.any() or left < 2:
             return
         total = self.pixels.sum(axis=0).tolist()
-        pixels = dict(zip(self.values(), total, strict=True))
+        pixels = dict(
+            zip(
+                self.values(),
+                total,
+                strict=True,
+            )
+        )
         self.codes = self.codes[~which]
         self.pixels = self.pixels[:, ~which]
         for value in self.values():
@@ -151,14 +178,21 @@ class MaskValues:
         self.reasons.append(f"{reason}: {found}")
 
     def are_strays(self) -> np.ndarray:
-        """Of each value, whether few pixels of few masks hold it; the rare ones of a row of classes are none."""
+        """Of each value, whether few pixels of few masks hold it.
+
+        The rare ones of a row of classes, 0 to K, are no strays.
+
+        Returns:
+            (V,) bool.
+        """
         limit = self.pixels.sum(axis=1, keepdims=True) / 1000
         tiny = self.pixels <= limit.clip(max=STRAY)
         few_pixels = tiny.all(axis=0)
         masks = np.count_nonzero(self.pixels, axis=0)
         few_masks = 2 * masks <= len(self.pixels)
         strays = few_pixels & few_masks
-        void = np.isin(self.codes, VOID) | (self.codes < 0)
+        void = np.isin(self.codes, VOID)
+        void |= self.codes < 0
         number = np.count_nonzero(strays)
         rare_classes = is_row(self.codes[~void]) and len(strays) - number > 2
         if rare_classes or number > MANY // 2:
@@ -180,23 +214,30 @@ class MaskValues:
         if len(codes) <= FEW or np.count_nonzero(~dark) <= 3:
             return False
         between = pixels[~dark & ~bright].sum()
-        at_an_end = pixels[dark | bright].sum()
-        return bool(3 * between < at_an_end and between < 2 * pixels[bright].sum())
+        at_top = pixels[bright].sum()
+        at_an_end = pixels[dark].sum() + at_top
+        if 3 * between >= at_an_end:
+            return False
+        return bool(between < 2 * at_top)
 
     def are_ids(self, numbers: np.ndarray) -> bool:
         """Whether each mask numbers something from 1, and not to the same number.
 
         Args:
-            numbers: values above 0 in each mask.
+            numbers: values above 0 in each mask, (masks,).
         """
-        if len(set(numbers)) < 3 or max(numbers) < IDS:
+        lengths = set(numbers)
+        if len(lengths) < 3 or max(lengths) < IDS:
             return False
         held = self.pixels > 0
         largest = (held * self.codes).max(axis=1)
         return np.array_equal(numbers, largest)
 
     def are_one_foreground(self) -> bool:
-        """Whether all values that are no class indices stand beside 0 in some mask."""
+        """Whether the values above 0 are no class indices, and each stands beside 0 in some mask.
+
+        That no mask holds two of them is known already.
+        """
         if self.codes[0] != 0 or len(self.codes) < 3 or is_row(self.codes):
             return False
         holds_0 = self.pixels[:, 0] > 0
@@ -220,7 +261,11 @@ def name_groups(
     if len(groups) == len(names) == 2:
         if known != sorted(known, key=code_of):  # the foreground is declared first
             groups = groups[::-1]
-        for name, group in zip(names, groups, strict=True):
+        for name, group in zip(
+            names,
+            groups,
+            strict=True,
+        ):
             own = declared.get(name, [])
             if set(own).isdisjoint(group):
                 own = []
@@ -250,16 +295,26 @@ def code_of(value: Value) -> int:
 
 
 def is_row(codes: np.ndarray) -> bool:
-    """Whether sorted integers are all from 0 or 1 to the largest."""
+    """Whether these are all integers from 0 or 1 to the largest.
+
+    Args:
+        codes: integers, sorted.
+    """
     if not len(codes) or codes[0] not in (0, 1):
         return False
     return codes[-1] - codes[0] == len(codes) - 1
 
 
 def as_yaml(option: str, value: Any) -> str:
-    """An option in one line of YAML."""
+    """An option in one line of YAML.
+
+    Args:
+        option: its name.
+        value: what it is set to.
+    """
+    one = {option: value}
     text = yaml.safe_dump(
-        {option: value},
+        one,
         default_flow_style=True,
         sort_keys=False,
         allow_unicode=True,
@@ -278,11 +333,16 @@ def add(masks: Iterable[Counts]) -> Counts:
 
 def shorten(counts: Counts) -> Counts:
     """The commonest values: a photo holds many thousands."""
-    return Counter(dict(counts.most_common(4 * MANY)))
+    common = counts.most_common(4 * MANY)
+    return Counter(dict(common))
 
 
 def describe(counts: Counts) -> str:
-    """The commonest values with their pixels."""
+    """The commonest values with their pixels, as words.
+
+    Args:
+        counts: value -> pixels.
+    """
     parts = []
     for value, pixels in counts.most_common(FEW):
         count = plural(pixels, "pixel")
