@@ -55,7 +55,7 @@ class MaskValues:
         ignore: Iterable[Value] = (),
         objects: bool = False,
     ) -> None:
-        found = add(masks).keys() - set(ignore)
+        found = shorten(add(masks)).keys() - set(ignore)
         self.by_color = any(isinstance(value, str) for value in found)
         codes = []
         for value in found:
@@ -102,8 +102,12 @@ class MaskValues:
             few: whether there may be just two classes.
             objects: whether masks only tell objects from the background, in any value.
         """
-        strays = self.are_strays()
         two_integers = few and not self.by_color
+        if two_integers and self.are_ids():
+            self.options = {"mask_threshold": 1, "instances": "the same as masks"}
+            self.reasons.append("Each mask numbers its instances from 1")
+            return [[0], [1]]
+        strays = self.are_strays()
         if two_integers and self.is_smeared(~strays):
             low = int(self.codes[0])
             high = int(self.codes[-1])
@@ -117,10 +121,6 @@ class MaskValues:
         above = self.pixels[:, self.codes > 0]
         numbers = np.count_nonzero(above, axis=1)
         most = numbers.max(initial=0)
-        if two_integers and self.are_ids(numbers):
-            self.options = {"mask_threshold": 1, "instances": "the same as masks"}
-            self.reasons.append("Each mask numbers its instances from 1")
-            return [[0], [1]]
         if objects:
             if most > 1 and is_row(self.codes):
                 self.options["mask_threshold"] = 1
@@ -220,17 +220,15 @@ class MaskValues:
             return False
         return bool(between < 2 * at_top)
 
-    def are_ids(self, numbers: np.ndarray) -> bool:
-        """Whether each mask numbers something from 1, and not to the same number.
-
-        Args:
-            numbers: values above 0 in each mask, (masks,).
-        """
+    def are_ids(self) -> bool:
+        """Whether each mask numbers something from 1, and not to the same number."""
+        above = self.codes > 0
+        held = self.pixels[:, above] > 0
+        numbers = np.count_nonzero(held, axis=1)
         lengths = set(numbers)
         if len(lengths) < 3 or max(lengths) < IDS:
             return False
-        held = self.pixels > 0
-        largest = (held * self.codes).max(axis=1)
+        largest = (held * self.codes[above]).max(axis=1)
         return np.array_equal(numbers, largest)
 
     def are_one_foreground(self) -> bool:
@@ -332,8 +330,8 @@ def add(masks: Iterable[Counts]) -> Counts:
 
 
 def shorten(counts: Counts) -> Counts:
-    """The commonest values: a photo holds many thousands."""
-    common = counts.most_common(4 * MANY)
+    """The commonest values: a photo holds more colours than memory should."""
+    common = counts.most_common(64 * MANY)
     return Counter(dict(common))
 
 
