@@ -95,7 +95,11 @@ class MaskValues:
             return [f"#{code:06X}" for code in self.codes]
         return self.codes.tolist()
 
-    def interpret(self, few: bool, objects: bool) -> list[list[Value]]:
+    def interpret(
+        self,
+        few: bool,
+        objects: bool,
+    ) -> list[list[Value]]:
         """Find the mask values of each class, the background first; none: these are no label masks.
 
         Args:
@@ -104,7 +108,8 @@ class MaskValues:
         """
         two_integers = few and not self.by_color
         if two_integers and self.are_ids():
-            self.options = {"mask_threshold": 1, "instances": "the same as masks"}
+            self.options["mask_threshold"] = 1
+            self.options["instances"] = "the same as masks"
             self.reasons.append("Each mask numbers its instances from 1")
             return [[0], [1]]
         strays = self.are_strays()
@@ -239,7 +244,8 @@ class MaskValues:
         if self.codes[0] != 0 or len(self.codes) < 3 or is_row(self.codes):
             return False
         holds_0 = self.pixels[:, 0] > 0
-        beside_0 = self.pixels[holds_0].any(axis=0)
+        masks = self.pixels[holds_0]
+        beside_0 = masks.any(axis=0)
         return bool(beside_0.all())
 
 
@@ -279,14 +285,22 @@ def name_groups(
 
 
 def name_of(value: Value) -> str:
-    """A class name to be replaced by the user."""
+    """A class name to be replaced by the user.
+
+    Args:
+        value: the mask value that means the class.
+    """
     if code_of(value) == 0:
         return "background"
     return f"class_{value}".replace("#", "")
 
 
 def code_of(value: Value) -> int:
-    """A colour as one integer, 0xRRGGBB; an integer as it is."""
+    """A mask value as an integer.
+
+    Args:
+        value: an integer, which stays; or a colour, which becomes 0xRRGGBB.
+    """
     if isinstance(value, str):
         return int(value[1:], 16)
     return value
@@ -322,7 +336,11 @@ def as_yaml(option: str, value: Any) -> str:
 
 
 def add(masks: Iterable[Counts]) -> Counts:
-    """The values of all masks."""
+    """The values of all masks.
+
+    Args:
+        masks: the values of each mask.
+    """
     total: Counts = Counter()
     for mask in masks:
         total.update(mask)
