@@ -84,7 +84,10 @@ class FolderData(SegmentationData):
             raise InputError(f"group {group!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error
         called = {split: split for split in SPLITS} | (splits or {})
         prefix = "{split}/" if (self.root / called["train"]).is_dir() else ""
-        patterns = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks"}
+        patterns = {
+            "image": images or f"{prefix}images",
+            "mask": masks or f"{prefix}masks",
+        }
         if instances:
             patterns["instance"] = instances
         self.layout = Layout(self.root, patterns, called, lists)
@@ -96,12 +99,23 @@ class FolderData(SegmentationData):
         self._divide(val_fraction, test_fraction, split_seed)
         for split in ("train", "val"):
             if not self.files.get(split):
-                reason = f"{problems[0]} (nothing is left in the {split} split)" if problems else self._fix(split)
-                raise InputError(reason)
+                if problems:
+                    raise InputError(f"{problems[0]} (nothing is left in the {split} split)")
+                raise InputError(self._fix(split))
         first = self._first_image(channels)
         if classes is None:
             raise ClassesMissing(self._mask_values())
-        super().__init__(replace(Labels.parse(classes, ignore, len(first)), dtype=str(first.dtype), scale=scale))
+        labels = Labels.parse(
+            classes,
+            ignore,
+            channels=len(first),
+        )
+        labels = replace(
+            labels,
+            dtype=str(first.dtype),
+            scale=scale,
+        )
+        super().__init__(labels)
         self.problems = problems
         self.one_mask_per_object = False
         for samples in self.files.values():
@@ -123,7 +137,11 @@ class FolderData(SegmentationData):
         name = self.names(split)[index]
         files = self.files[split][name]
         path = files["image"][0]
-        image = read_image(path, self.labels.channels, self.as_rgb)
+        image = read_image(
+            path,
+            self.labels.channels,
+            self.as_rgb,
+        )
         if str(image.dtype) != self.labels.dtype:
             raise InputError(
                 f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
@@ -140,7 +158,10 @@ class FolderData(SegmentationData):
             ids = [np.zeros(index_mask.shape, np.int64)]
             for number, mask in enumerate(masks, start=1):
                 ids[0][mask >= (self.mask_threshold or 1)] = number
-        sample = Sample(image=torch.from_numpy(image), mask=torch.from_numpy(index_mask))
+        sample = Sample(
+            image=torch.from_numpy(image),
+            mask=torch.from_numpy(index_mask),
+        )
         if ids:
             if ids[0].ndim != 2:
                 raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an instance, 0 for none")
@@ -152,8 +173,19 @@ class FolderData(SegmentationData):
         for files in self.files[split].values():
             for path in chain.from_iterable(files.values()):
                 stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
-                stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
-        return repr((self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, stamps))
+                stamp = (
+                    str(path),
+                    stat.st_size,
+                    stat.st_mtime_ns,
+                )
+                stamps.append(stamp)
+        options = (
+            self.labels,
+            self.mask_threshold,
+            self.folders_name_classes,
+            self.as_rgb,
+        )
+        return f"{options} {stamps}"
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name) if self.group_pattern else None
@@ -161,7 +193,12 @@ class FolderData(SegmentationData):
             return name
         return match[1] if match.groups() else match[0]
 
-    def _divide(self, val: float | None, test: float, seed: int) -> None:
+    def _divide(
+        self,
+        val: float | None,
+        test: float,
+        seed: int,
+    ) -> None:
         """Take fractions of what there is to train on, for splits that are not given."""
         if (val is not None and self.files.get("val")) or (test and self.files.get("test")):
             raise InputError(f"{self.root}: has such a split of its own: take the fraction away")
@@ -172,7 +209,13 @@ class FolderData(SegmentationData):
         if not 0 < val < 1 or not 0 <= test < 1 or val + test >= 1:
             raise InputError(f"val_fraction {val} and test_fraction {test} must be shares that leave some to train on")
         pool = list(self.files["train"].items())
-        parts = divide([self.group(name) for name, _ in pool], [val, test], seed)
+        groups = [self.group(name) for name, _ in pool]
+        shares = [val, test]
+        parts = divide(
+            groups,
+            shares,
+            seed,
+        )
         for split, part in zip(("val", "test", "train"), parts, strict=True):
             if part or split == "train":
                 self.files[split] = dict(pool[index] for index in part)
@@ -184,7 +227,8 @@ class FolderData(SegmentationData):
             return f"{empty} List its images in {self.layout.lists[split]}, one name a line"
         if not self.layout.has_splits:
             return f"{empty} It takes two images or more, and a val_fraction that leaves some to train on"
-        folders = " and ".join(str(pattern.folder) for pattern in self.layout.folders[split].values())
+        patterns = self.layout.folders[split].values()
+        folders = " and ".join(str(pattern.folder) for pattern in patterns)
         return (
             f"{empty} Put its files into {folders}, or say what the folders are called, e.g. splits: {{val: valid}}, "
             "or keep a part of train: val_fraction: 0.2"
@@ -195,7 +239,8 @@ class FolderData(SegmentationData):
         errors = []
         for files in self.files["train"].values():
             try:
-                return read_image(files["image"][0], channels, self.as_rgb)
+                path = files["image"][0]
+                return read_image(path, channels, self.as_rgb)
             except InputError as error:
                 errors.append(error)
         raise errors[0]
@@ -204,7 +249,8 @@ class FolderData(SegmentationData):
         """A binary mask in declared values: background, and the class of the objects (or of the folder)."""
         labels = self.labels
         first = [int(values[0]) for values in labels.values]
-        background, foreground = min(first), max(first)
+        background = min(first)
+        foreground = max(first)
         if self.folders_name_classes:
             folder = name.partition("/")[0]
             if folder not in labels.names:
@@ -212,22 +258,31 @@ class FolderData(SegmentationData):
                     f"{self.root}: the folder {folder!r} names no class. Declared: {', '.join(labels.names)}. "
                     "Rename the folder, or declare the class"
                 )
-            background, foreground = first[0], first[labels.names.index(folder)]
-        declared = np.where(values >= (self.mask_threshold or 1), foreground, background)
+            background = first[0]
+            foreground = first[labels.names.index(folder)]
+        is_object = values >= (self.mask_threshold or 1)
+        declared = np.where(is_object, foreground, background)
         if self.mask_threshold is None:
-            declared = np.where(np.isin(values, labels.ignore), values, declared)
+            ignored = np.isin(values, labels.ignore)
+            declared = np.where(ignored, values, declared)
         return declared
 
     def _mask_values(self) -> Counter[Value]:
         """Value -> pixels, of about twenty training masks."""
         counts: Counter[Value] = Counter()
         files = [files["mask"][0] for files in self.files["train"].values()]
-        for path in files[:: max(1, len(files) // 20)]:
+        step = max(1, len(files) // 20)
+        for path in files[::step]:
             counts += count_values(read_mask(path), str(path))
         return counts
 
 
-def _check_size(file: Path, pixels: np.ndarray, path: Path, image: np.ndarray) -> None:
+def _check_size(
+    file: Path,
+    pixels: np.ndarray,
+    path: Path,
+    image: np.ndarray,
+) -> None:
     height, width = pixels.shape[:2]
     h, w = image.shape[1:]
     if (height, width) != (h, w):
