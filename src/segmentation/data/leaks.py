@@ -14,7 +14,7 @@ from segmentation.data.statistics import SplitStatistics
 NEAR = 25
 
 #: Share of bits that are set, or not, from which an outline says nothing: the image is all but blank.
-BLANK = 0.95
+BLANK = 0.85
 
 #: What augmentation adds to a name.
 COPY = r"[-_. ](?:aug(?:mented)?|[hv]?flip(?:ped)?|rot(?:ate|ated)?|mirror(?:ed)?|copy|rf)(?![a-z])"
