@@ -46,9 +46,11 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
     for first, second in combinations(splits, 2):
         names = data.names(second)
         first_names = data.names(first)
+        first_outlines = _outlines(splits[first])
+        outlines = _outlines(splits[second])
         twins = _find_twins(
-            dict(zip(first_names, _outlines(splits[first]), strict=True)),
-            dict(zip(names, _outlines(splits[second]), strict=True)),
+            dict(zip(first_names, first_outlines, strict=True)),
+            dict(zip(names, outlines, strict=True)),
         )
         if twins:
             one, other = next(iter(twins.items()))
@@ -77,8 +79,10 @@ def _outlines(statistics: SplitStatistics) -> list[np.ndarray]:
     for record in statistics.records:
         packed = np.frombuffer(bytes.fromhex(record.outline), np.uint8)
         bits = np.unpackbits(packed)
-        is_blank = not 1 - BLANK < bits.mean() < BLANK
-        outlines.append(np.zeros(bits.size) if is_blank else 2.0 * bits - 1)
+        signs = 2.0 * bits - 1
+        if not 1 - BLANK < bits.mean() < BLANK:
+            signs[:] = 0
+        outlines.append(signs)
     return outlines
 
 
@@ -108,8 +112,11 @@ def _find_twins(
 def _suggest_group(twins: dict[str, str], names: list[str]) -> str | None:
     """The first of GROUPS that keeps twins together, but not all samples."""
     for pattern in GROUPS:
-        group_of = {name: re.sub(f"(?s){pattern}.*", r"\1", name) for name in names}
-        largest = max(Counter(group_of.values()).values())
+        group_of = {}
+        for name in names:
+            group_of[name] = re.sub(f"(?s){pattern}.*", r"\1", name)
+        sizes = Counter(group_of.values())
+        largest = max(sizes.values())
         together = all(group_of[name] == group_of[twin] for name, twin in twins.items())
         if together and largest <= LARGEST * len(names):
             return pattern
