@@ -73,7 +73,8 @@ def find_samples(
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
     words = WORD.findall(str(patterns["image"]))
-    words = sorted(dict.fromkeys(words), key="class".__ne__)  # a name begins with the class
+    words = list(dict.fromkeys(words))
+    words.sort(key="class".__ne__)  # a name begins with the class
     if "class" in words:
         classes = []
     class_of: dict[Path, str] = {}
@@ -102,10 +103,12 @@ def find_samples(
             elif several:
                 files.append(file)
             else:
-                problems.append(f"{file}: {files[0].name} has the same name but for its suffix. Keep one of them")
+                first = files[0].name
+                problems.append(f"{file}: {first} has the same name but for its suffix. Keep one of them")
         taken.update(*found[kind].values())
     samples = {}
-    for name in sorted(set.intersection(*map(set, found.values()))):
+    names = set.intersection(*map(set, found.values()))
+    for name in sorted(names):
         samples[name] = {kind: found[kind][name] for kind in patterns}
     pairs = [("image", kind) for kind in patterns]
     if not shared_masks:
@@ -117,7 +120,8 @@ def find_samples(
             f"this {kind} has no {other}",
             patterns[other],
         )
-    return samples, class_of, [readable(problem) for problem in problems]
+    problems = [readable(problem) for problem in problems]
+    return samples, class_of, problems
 
 
 def _find_alone(
@@ -129,10 +133,11 @@ def _find_alone(
     """A message for each file without another, whose pattern is given."""
     problems = []
     for name in sorted(files.keys() - others.keys()):
+        file = files[name][0]
         wanted = f"{name} as {pattern}"
         if WORD.findall(str(pattern)) == ["name"]:
             wanted = str(pattern).replace("{name}", name)
-        problems.append(f"{files[name][0]}: {reason}. Fix: add {wanted}, or take the other away")
+        problems.append(f"{file}: {reason}. Fix: add {wanted}, or take {file.name} away")
     return problems
 
 
@@ -162,7 +167,8 @@ def _match_files(
         regex = regex.replace(escaped, f"(?P={word})")
     fits = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
     for file in walk(folder):
-        match = fits.fullmatch(file.as_posix())
+        path = file.as_posix()
+        match = fits.fullmatch(path)
         if match:
             yield file, match.groupdict()
 

@@ -63,7 +63,8 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
                 f"Metrics will flatter. {fix}"
             )
         groups = set(map(data.group, names))
-        groups &= set(map(data.group, first_names))
+        first_groups = set(map(data.group, first_names))
+        groups &= first_groups
         torn = sorted(groups.difference(names))  # a name is its own group where nothing says otherwise
         if torn:
             messages.append(
@@ -77,7 +78,8 @@ def _outlines(statistics: SplitStatistics) -> list[np.ndarray]:
     """For each sample (256,), 1 for each bit that is set and -1 for the others; 0 for images that are all but blank."""
     outlines = []
     for record in statistics.records:
-        packed = np.frombuffer(bytes.fromhex(record.outline), np.uint8)
+        data = bytes.fromhex(record.outline)
+        packed = np.frombuffer(data, np.uint8)
         bits = np.unpackbits(packed)
         signs = 2.0 * bits - 1
         if not 1 - BLANK < bits.mean() < BLANK:
@@ -96,8 +98,11 @@ def _find_twins(
         name -> name of the twin.
     """
     names = list(first)
-    stems = {re.split(COPY, name)[0]: name for name in names}
     outlines = np.array(list(first.values()))
+    stems = {}
+    for name in names:
+        stem = re.split(COPY, name)[0]
+        stems[stem] = name
     twins = {}
     for name, outline in second.items():
         likeness = outlines @ outline
@@ -118,6 +123,7 @@ def _suggest_group(twins: dict[str, str], names: list[str]) -> str | None:
         sizes = Counter(group_of.values())
         largest = max(sizes.values())
         together = all(group_of[name] == group_of[twin] for name, twin in twins.items())
-        if together and largest <= LARGEST * len(names):
+        limit = LARGEST * len(names)
+        if together and largest <= limit:
             return pattern
     return None
