@@ -43,7 +43,8 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
         a message for each.
     """
     messages = []
-    for first, second in combinations(splits, 2):
+    known = [split for split, statistics in splits.items() if statistics.records]
+    for first, second in combinations(known, 2):
         names = data.names(second)
         first_names = data.names(first)
         first_outlines = _outlines(splits[first])
@@ -55,9 +56,10 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
         if twins:
             one, other = next(iter(twins.items()))
             pattern = _suggest_group(twins, names + first_names)
-            fix = "Remove one of each, or let lists keep in one split what belongs together"
             if pattern:
                 fix = f"Fix: group: '{pattern}' (where folders or lists give the splits, with data.folds)"
+            else:
+                fix = "Remove one of each, or let lists keep in one split what belongs together"
             messages.append(
                 f"{second} images with a near twin in {first}: {len(twins)} of {len(names)}, e.g. {one} of {other}. "
                 f"Metrics will flatter. {fix}"
@@ -65,8 +67,9 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
         groups = set(map(data.group, names))
         first_groups = set(map(data.group, first_names))
         groups &= first_groups
-        torn = sorted(groups.difference(names))  # a name is its own group where nothing says otherwise
-        if torn:
+        groups -= set(names)  # a name is its own group where nothing says otherwise
+        if groups:
+            torn = sorted(groups)
             messages.append(
                 f"groups that are in {first} and in {second}: {len(torn)}, e.g. {torn[0]}. Metrics will flatter. "
                 "Move each into one split, or let data.folds divide them"
@@ -78,10 +81,8 @@ def _outlines(statistics: SplitStatistics) -> list[np.ndarray]:
     """For each sample (256,), 1 for each bit that is set and -1 for the others; 0 for images that are all but blank."""
     outlines = []
     for record in statistics.records:
-        data = bytes.fromhex(record.outline)
-        packed = np.frombuffer(data, np.uint8)
-        bits = np.unpackbits(packed)
-        signs = 2.0 * bits - 1
+        bits = np.array(list(record.outline), float)
+        signs = 2 * bits - 1
         if not 1 - BLANK < bits.mean() < BLANK:
             signs[:] = 0
         outlines.append(signs)
@@ -101,25 +102,30 @@ def _find_twins(
     outlines = np.array(list(first.values()))
     stems = {}
     for name in names:
-        stem = re.split(COPY, name)[0]
+        stem, *_ = re.split(COPY, name)
         stems[stem] = name
+    enough = outlines.shape[-1] - 2 * NEAR
     twins = {}
     for name, outline in second.items():
         likeness = outlines @ outline
-        stem = re.split(COPY, name)[0]
-        if likeness.max() >= outline.size - 2 * NEAR:
-            twins[name] = names[likeness.argmax()]
-        elif stem in stems and {stem} != {name, stems[stem]}:
-            twins[name] = stems[stem]
+        nearest = likeness.argmax()
+        if likeness[nearest] >= enough:
+            twins[name] = names[nearest]
+            continue
+        stem, *_ = re.split(COPY, name)
+        original = stems.get(stem, stem)
+        if stem in stems and {name, original} != {stem}:
+            twins[name] = original
     return twins
 
 
 def _suggest_group(twins: dict[str, str], names: list[str]) -> str | None:
     """The first of GROUPS that keeps twins together, but not all samples."""
     for pattern in GROUPS:
+        whole = f"(?s){pattern}.*"
         group_of = {}
         for name in names:
-            group_of[name] = re.sub(f"(?s){pattern}.*", r"\1", name)
+            group_of[name] = re.sub(whole, r"\1", name)
         sizes = Counter(group_of.values())
         largest = max(sizes.values())
         together = all(group_of[name] == group_of[twin] for name, twin in twins.items())
