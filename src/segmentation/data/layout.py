@@ -16,7 +16,6 @@ one folder's or file's name. `*` stands for anything there, `**/` for any folder
 import os
 import re
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 
 from segmentation.data.io import IMAGE_SUFFIXES
@@ -52,9 +51,12 @@ def complete(
 
 def folder_of(pattern: Path) -> Path:
     """The folder below which all files lie that fit a pattern."""
-    folders = pattern.parts[:-1]
-    fixed = takewhile(lambda part: not re.search("[{*]", part), folders)
-    return Path(*fixed)
+    folder = Path()
+    for part in pattern.parts[:-1]:
+        if "{" in part or "*" in part:
+            break
+        folder /= part
+    return folder
 
 
 def find_samples(
@@ -177,7 +179,8 @@ def _match_files(
         group = stands_for.get(word, "[^/]+")
         regex = regex.replace(escaped, f"(?P<{word}>{group})", 1)
         regex = regex.replace(escaped, f"(?P={word})")
-    fits = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
+    flags = re.DOTALL | re.IGNORECASE  # a name may hold a line break
+    fits = re.compile(regex, flags)
     for file in walk(folder):
         path = file.as_posix()
         match = fits.fullmatch(path)

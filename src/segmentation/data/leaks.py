@@ -47,11 +47,11 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
     for first, second in combinations(known, 2):
         names = data.names(second)
         first_names = data.names(first)
-        first_outlines = _outlines(splits[first])
-        outlines = _outlines(splits[second])
         twins = _find_twins(
-            dict(zip(first_names, first_outlines, strict=True)),
-            dict(zip(names, outlines, strict=True)),
+            first_names,
+            names,
+            _outlines(splits[first]),
+            _outlines(splits[second]),
         )
         if twins:
             one, other = next(iter(twins.items()))
@@ -64,21 +64,19 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
                 f"{second} images with a near twin in {first}: {len(twins)} of {len(names)}, e.g. {one} of {other}. "
                 f"Metrics will flatter. {fix}"
             )
-        groups = set(map(data.group, names))
-        first_groups = set(map(data.group, first_names))
-        groups &= first_groups
-        groups -= set(names)  # a name is its own group where nothing says otherwise
-        if groups:
-            torn = sorted(groups)
+        torn = set(map(data.group, names))
+        torn &= set(map(data.group, first_names))
+        torn -= set(names)  # a name is its own group where nothing says otherwise
+        if torn:
             messages.append(
-                f"groups that are in {first} and in {second}: {len(torn)}, e.g. {torn[0]}. Metrics will flatter. "
+                f"groups that are in {first} and in {second}: {len(torn)}, e.g. {min(torn)}. Metrics will flatter. "
                 "Move each into one split, or let data.folds divide them"
             )
     return messages
 
 
-def _outlines(statistics: SplitStatistics) -> list[np.ndarray]:
-    """For each sample (256,), 1 for each bit that is set and -1 for the others; 0 for images that are all but blank."""
+def _outlines(statistics: SplitStatistics) -> np.ndarray:
+    """For each sample 256 numbers, 1 for a bit that is set, -1 for another; 0 for an image that is all but blank."""
     outlines = []
     for record in statistics.records:
         bits = np.array(list(record.outline), float)
@@ -86,35 +84,29 @@ def _outlines(statistics: SplitStatistics) -> list[np.ndarray]:
         if not 1 - BLANK < bits.mean() < BLANK:
             signs[:] = 0
         outlines.append(signs)
-    return outlines
+    return np.array(outlines)
 
 
 def _find_twins(
-    first: dict[str, np.ndarray],
-    second: dict[str, np.ndarray],
+    first_names: list[str],
+    names: list[str],
+    first_outlines: np.ndarray,
+    outlines: np.ndarray,
 ) -> dict[str, str]:
-    """Which images look like one of the first, or are called a copy of it, by their outlines and names.
-
-    Returns:
-        name -> name of the twin.
-    """
-    names = list(first)
-    outlines = np.array(list(first.values()))
+    """For each image that looks like one of the first, or is called a copy of it: its name -> the other's."""
     stems = {}
-    for name in names:
+    for name in first_names:
         stem, *_ = re.split(COPY, name)
         stems[stem] = name
-    enough = outlines.shape[-1] - 2 * NEAR
     twins = {}
-    for name, outline in second.items():
-        likeness = outlines @ outline
+    for name, outline in zip(names, outlines, strict=True):
+        likeness = first_outlines @ outline
         nearest = likeness.argmax()
-        if likeness[nearest] >= enough:
-            twins[name] = names[nearest]
-            continue
         stem, *_ = re.split(COPY, name)
         original = stems.get(stem, stem)
-        if stem in stems and {name, original} != {stem}:
+        if likeness[nearest] >= outline.size - 2 * NEAR:
+            twins[name] = first_names[nearest]
+        elif stem in stems and {name, original} != {stem}:
             twins[name] = original
     return twins
 
