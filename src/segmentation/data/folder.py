@@ -190,12 +190,13 @@ class FolderData(SegmentationData):
         by_color = self.labels.by_color
         masks = [self._read_mask(file, size, by_color) for file in files["mask"]]
         if self.binary_masks:
+            masks = [_flatten(mask) for mask in masks]
             index_mask = self._draw_objects(files["mask"], masks)
         else:
             index_mask = self.labels.encode(masks[0], str(files["mask"][0]))
         for file in files.get("validity mask", []):
             valid = self._read_mask(file, size)
-            index_mask[valid == 0] = IGNORE_INDEX
+            index_mask[_flatten(valid) == 0] = IGNORE_INDEX
         ids = [self._read_mask(file, size).astype(np.int64) for file in files.get("instance", [])]
         if self.one_mask_per_object and not ids:
             ids = [np.zeros(size, np.int64)]
@@ -340,9 +341,9 @@ class FolderData(SegmentationData):
             first = [values[0] for values in self.labels.values]
             background = first.index(min(first))
             things = [first.index(max(first))] * len(files)
-        drawn = np.full(masks[0].shape[:2], background)
+        drawn = np.full(masks[0].shape, background)
         for number in np.argsort(things):
-            mask = np.atleast_3d(masks[number]).max(axis=2)
+            mask = masks[number]
             is_object = mask >= (self.mask_threshold or 1)
             drawn[is_object] = things[number]
             if self.mask_threshold is None:
@@ -357,6 +358,11 @@ class FolderData(SegmentationData):
         for path in files[::step]:
             counts += count_values(read_mask(path), str(path))
         return counts
+
+
+def _flatten(mask: np.ndarray) -> np.ndarray:
+    """(H, W), the brightest channel of a mask that is a colour image."""
+    return np.atleast_3d(mask).max(axis=2)
 
 
 def expand(root: str) -> Path:
