@@ -79,8 +79,10 @@ def _outlines(statistics: SplitStatistics) -> np.ndarray:
     """For each sample 256 numbers, 1 for a bit that is set, -1 for another; 0 for an image that is all but blank."""
     outlines = []
     for record in statistics.records:
-        bits = np.array(list(record.outline), float)
-        signs = 2 * bits - 1
+        data = bytes.fromhex(record.outline)
+        packed = np.frombuffer(data, np.uint8)
+        bits = np.unpackbits(packed)
+        signs = 2.0 * bits - 1
         if not 1 - BLANK < bits.mean() < BLANK:
             signs[:] = 0
         outlines.append(signs)
