@@ -283,7 +283,7 @@ def test_a_mask_per_class(place: Path, masks: str) -> None:
     sample = data.load("train", 0)
     assert sample["mask"][:, 0].tolist() == [2, 2, 1, 0]  # of two that overlap the later class; birds are left out
     assert "instance" not in sample
-    with pytest.raises(InputError, match="this image has no mask"):
+    with pytest.raises(InputError, match=r"this image has no mask. Fix: add .*ground\|dog"):
         SegmentationDataModule(FolderData(str(place), {"ground": 0, "dog": 1}, masks=masks)).check()
 
 
