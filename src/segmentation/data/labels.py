@@ -116,6 +116,7 @@ class Labels:
     channels: int = 3  # of the images
     dtype: str | None = None  # of the images, by NumPy's name; None: not declared
     scale: float | None = None  # what stands for 1.0 in an image; None: its type's largest integer, 1 for floats
+    tolerance: int = 0  # how far a mask's pixel may be, in each channel, from the nearest value that is declared
 
     @classmethod
     def parse(cls, classes: Mapping[str, Any], ignore: Any = None, channels: int = 3) -> "Labels":
@@ -215,6 +216,8 @@ class Labels:
                 f"Fix: {as_yaml('classes', suggest_declaration(counts))}, with names of yours"
             )
         codes = codes_of(mask, source)
+        if self.tolerance:
+            codes = self._nearest(codes)
         # Of bytes look up the 256 values, not all pixels: ten times faster.
         index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
         if (index == UNDECLARED).any():
@@ -286,6 +289,21 @@ class Labels:
         index = np.array([table[code] for code in known])
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
         return np.where(np.take(known, place) == codes, index[place], UNDECLARED)
+
+    def _nearest(self, codes: np.ndarray) -> np.ndarray:
+        """Codes, where they are near enough, in their stead those of the nearest declared values."""
+        known = np.array(list(self._table()))
+        found, place = np.unique(codes, return_inverse=True)
+        apart = self._channels(found)[:, None] - self._channels(known)
+        distance = abs(apart).max(axis=2)
+        is_near = distance.min(axis=1) <= self.tolerance
+        nearest = known[distance.argmin(axis=1)]
+        return np.where(is_near, nearest, found)[place].reshape(codes.shape)
+
+    def _channels(self, codes: np.ndarray) -> np.ndarray:
+        """(N, 3) red, green and blue of codes; (N, 1) where they are no colours."""
+        column = codes.astype(np.int64)[:, None]
+        return column >> (16, 8, 0) & 255 if self.by_color else column
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:
