@@ -1,7 +1,7 @@
-"""FolderData: images and masks as files in folders, one mask file or more per image.
+"""FolderData: images as files in folders; masks as files, one or more per image, or as files that describe them.
 
-A new file format goes into `segmentation.data.io`. Masks that are not files (RLE in a CSV, say) need a data set of your
-own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
+A new file format goes into `segmentation.data.io`, a new description of masks into `segmentation.data.annotations`.
+Other data is a data set of your own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
 """
 
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from segmentation.data.annotations import DESCRIPTIONS, Category, class_indices, draw, file_of
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.io import read_image, read_mask
 from segmentation.data.labels import ClassesMissing, Labels, Value, count_values
@@ -37,8 +38,10 @@ class FolderData(SegmentationData):
         channels: channels of the images; null: those of the first image.
         images: folder of the images below root, or a pattern of their paths, with `{split}` where each split has its
             own. By default `{split}/images` where root/train exists, else `images`.
-        masks: folder or pattern of the masks, likewise.
-        instances: folder or pattern of masks that hold one id an instance (0 for none), or null.
+        masks: folder or pattern of the masks, likewise. Or of files that describe them: "instances_{split}.json" is
+            COCO's, "train.csv" has run lengths, "{name}.json" is labelme's, "labels/{name}.txt" YOLO's.
+        instances: folder or pattern of masks that hold one id an instance (0 for none), or null; or what masks names,
+            where that describes instances.
         splits: what `{split}` stands for where folders or lists have other names, e.g. {val: validation}.
         lists: list files below root: "{split}.txt", one image name a line; or one "all.csv" with columns `name` and
             `split`.
@@ -103,6 +106,18 @@ class FolderData(SegmentationData):
                     raise InputError(f"{problems[0]} (nothing is left in the {split} split)")
                 raise InputError(self._fix(split))
         first = self._first_image(channels)
+        first_mask = next(iter(self.files["train"].values()))["mask"][0]
+        #: Category -> class index, where masks are described by files.
+        self.categories: dict[Category, int] = {}
+        if file_of(first_mask).suffix in DESCRIPTIONS:
+            if instances not in (None, masks):
+                raise InputError(f"instances is {instances!r}: name what describes the masks, {masks!r}")
+            described = []
+            for samples in self.files.values():
+                described += [files["mask"][0] for files in samples.values()]
+            ignored = [ignore] if isinstance(ignore, int | str) else list(ignore or ())
+            self.categories = class_indices(described, classes, ignored)
+            ignore = [value for value in ignored if isinstance(value, int)]
         if classes is None:
             raise ClassesMissing(self._mask_values())
         labels = Labels.parse(
@@ -146,6 +161,8 @@ class FolderData(SegmentationData):
             raise InputError(
                 f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
             )
+        if self.categories:
+            return self._draw(files, image)
         masks = [read_mask(mask, self.labels.by_color) for mask in files["mask"]]
         ids = [read_mask(file).astype(np.int64) for file in files.get("instance", [])]
         for file, pixels in zip(files["mask"] + files.get("instance", []), masks + ids, strict=True):
@@ -168,10 +185,24 @@ class FolderData(SegmentationData):
             sample["instance"] = torch.from_numpy(ids[0])
         return sample
 
+    def _draw(self, files: dict[str, list[Path]], image: np.ndarray) -> Sample:
+        """A sample whose mask is described by a file."""
+        path = files["mask"][0]
+        index_mask, ids = draw(path, self.categories, image.shape[1:])
+        _check_size(path, index_mask, files["image"][0], image)
+        sample = Sample(
+            image=torch.from_numpy(image),
+            mask=torch.from_numpy(index_mask),
+        )
+        if "instance" in files:
+            sample["instance"] = torch.from_numpy(ids)
+        return sample
+
     def fingerprint(self, split: str) -> str:
         stamps = []
         for files in self.files[split].values():
             for path in chain.from_iterable(files.values()):
+                path = file_of(path) if self.categories else path
                 stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
                 stamp = (
                     str(path),
@@ -184,6 +215,7 @@ class FolderData(SegmentationData):
             self.mask_threshold,
             self.folders_name_classes,
             self.as_rgb,
+            self.categories,
         )
         return f"{options} {stamps}"
 

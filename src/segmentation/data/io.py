@@ -17,6 +17,17 @@ from segmentation.errors import InputError
 #: Suffixes that count as images in a data folder. A new one also needs a branch in `_decode`.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
 
+#: Suffixes of masks, and of files that describe them (`segmentation.data.annotations`).
+MASK_SUFFIXES = IMAGE_SUFFIXES | {".mat", ".npz", ".json", ".txt"}
+
+#: Suffix of what is not read -> what converts it.
+CONVERTERS = {
+    ".nii": "nibabel and numpy.save, a file a slice",
+    ".gz": "gunzip; for .nii.gz nibabel and numpy.save, a file a slice",
+    ".dcm": "pydicom and numpy.save, or dcmj2pnm",
+    ".jp2": "gdal_translate a.jp2 a.tif, or opj_decompress",
+}
+
 #: Pixels from which an image is kept on disk (memory-mapped) where its format allows it.
 LARGE = 64_000_000
 
@@ -109,7 +120,10 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError for a link that leads nowhere, and for what would never end, such as a pipe."""
+    """Raises InputError for a link that leads nowhere, a pipe and the like, and a format of `CONVERTERS`."""
+    converter = CONVERTERS.get(path.suffix.lower())
+    if converter:
+        raise InputError(f"{path}: {path.suffix} is not read. Convert it: {converter}")
     if path.is_file():
         return
     if path.is_symlink():
@@ -166,6 +180,8 @@ def _decode(
     """Pixels (H, W) or (H, W, C), by the library that reads such a file whole."""
     if path.suffix.lower() == ".npy":
         return _decode_npy(path, channels)
+    if path.suffix.lower() in (".npz", ".mat"):
+        return _decode_variables(path)
     with path.open("rb") as file:
         head = file.read(PNG_BITS + 1)
     if head.startswith(TIFF_MAGIC):
@@ -222,6 +238,27 @@ def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
         if first == channels != last or (channels is None and first < last):
             pixels = np.moveaxis(pixels, 0, -1)
     return np.array(pixels)
+
+
+def _decode_variables(path: Path) -> np.ndarray:
+    """The one mask (H, W) among the variables of a NumPy or MATLAB file, or the fields of these."""
+    if path.suffix.lower() == ".npz":
+        variables = dict(np.load(path, allow_pickle=False))
+    else:
+        from scipy.io import loadmat  # it takes long to import
+
+        variables = loadmat(path, simplify_cells=True)
+    for value in list(variables.values()):
+        if isinstance(value, dict):
+            variables |= value
+    masks = {}
+    for name, value in variables.items():
+        if np.ndim(value) == 2 and np.asarray(value).dtype.kind in "buif":
+            masks[name] = value
+    if len(masks) != 1:
+        names = ", ".join(masks or variables)
+        raise InputError(f"{path}: must hold one array (H, W) of numbers, but holds {names}. Save the mask alone")
+    return next(iter(masks.values()))
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

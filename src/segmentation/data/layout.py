@@ -8,6 +8,8 @@ folder named like a class) and `*` (anything within one folder's or file's name)
     {name}/image.png                  one folder per image
     {split}/{name}/masks/*            one mask per object: all of them make up the sample's mask
     {class}/{name}_mask.png           the class from a folder's name
+    labels/{name}.txt                 a file that describes the mask (see `segmentation.data.annotations`)
+    instances_{split}.json            one that describes the masks of many images
 """
 
 import csv
@@ -15,10 +17,11 @@ import os
 import re
 from collections.abc import Container, Iterator
 from itertools import chain, takewhile
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from segmentation.data.annotations import names_in
 from segmentation.data.base import SPLITS
-from segmentation.data.io import IMAGE_SUFFIXES
+from segmentation.data.io import CONVERTERS, IMAGE_SUFFIXES, MASK_SUFFIXES, check_file
 from segmentation.errors import InputError, readable
 
 #: Files of one kind (image, mask, instance) by the sample's name; masks may be one per object.
@@ -38,7 +41,7 @@ class Pattern:
         several: whether a sample may have several such files.
 
     Attributes:
-        folder: all files lie below it.
+        folder: all files lie below it, or in it: a table, that describes the masks of many images.
         example: path of the file of a sample, with `{name}`.
     """
 
@@ -53,15 +56,20 @@ class Pattern:
         self.example = path.as_posix().replace("{class}/{name}", "{name}").replace("*", "1")
         regex = re.escape(path.as_posix()).replace(r"\*", "[^/]*").replace(r"\{class\}", "([^/]+)")
         regex = regex.replace(r"\{name\}", "(?P<name>.+?)", 1).replace(r"\{name\}", "(?P=name)")
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            regex += r"\.[^./]+"
+        if path.suffix.lower() not in MASK_SUFFIXES:
+            regex += r"(?:\.[^./]+)?"  # tables may name images without it
             self.example += ".png"
         self.regex = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
 
-    def find(self, problems: list[str], taken: Container[Path] = ()) -> Files:
-        """Image files that match and are not `taken`; files that are one too many go to `problems`."""
+    def find(
+        self,
+        problems: list[str],
+        suffixes: Container[str] = IMAGE_SUFFIXES,
+        taken: Container[Path] = (),
+    ) -> Files:
+        """Files that match and are not `taken`; files that are one too many go to `problems`."""
         found: Files = {}
-        for path in walk(self.folder):
+        for path in walk(self.folder, suffixes):
             match = self.regex.fullmatch(path.relative_to(self.root).as_posix())
             if match and path not in taken:
                 files = found.setdefault(readable("/".join(match.groups())), [])
@@ -94,12 +102,12 @@ class Layout:
         images_are_apart = "{split}" in patterns["image"]
         if lists and "{split}" not in lists and not lists.endswith(".csv"):
             raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. "{{split}}.txt"')
-        if "{split}" in "".join(patterns.values()) and not (lists or images_are_apart):
-            raise InputError(f"{patterns}: {{split}} stands in other folders, but not in that of the images")
         self.root = root
         self.called = called
-        self.has_splits = images_are_apart or lists is not None
-        self.masks_are_shared = images_are_apart and "{split}" not in patterns["mask"]
+        masks_are_apart = "{split}" in patterns["mask"]
+        self.has_splits = images_are_apart or masks_are_apart or lists is not None
+        self.masks_are_shared = images_are_apart and not masks_are_apart
+        self.images_are_shared = masks_are_apart and not images_are_apart
         self.lists: dict[str, Path] = {}
         self.folders: dict[str, dict[str, Pattern]] = {}
         for split, name in called.items():
@@ -116,10 +124,11 @@ class Layout:
         problems: list[str] = []
         for split in SPLITS if self.has_splits else ("train",):
             patterns = self.folders[split]
-            if split != "train" and not patterns["image"].folder.exists():
+            deciding = patterns["mask" if self.images_are_shared else "image"]
+            if split != "train" and not deciding.folder.exists():
                 continue
             for pattern in patterns.values():
-                if not pattern.folder.is_dir():
+                if not pattern.folder.exists():
                     raise InputError(
                         f"{pattern.folder}: no such folder. Set data.dataset.root, or the folder names images and masks"
                     )
@@ -133,10 +142,24 @@ class Layout:
 
     def _pair(self, patterns: dict[str, Pattern]) -> tuple[Samples, list[str]]:
         problems: list[str] = []
-        found = {kind: pattern.find(problems) for kind, pattern in patterns.items() if kind != "image"}
+        others = [kind for kind in patterns if kind != "image"]
+        found = {}
+        for kind in others:
+            pattern = patterns[kind]
+            # A folder of pictures may hold notes, too.
+            found[kind] = pattern.find(problems) or pattern.find(problems, MASK_SUFFIXES)
         masks = set(chain.from_iterable(found["mask"].values()))
-        found["image"] = patterns["image"].find(problems, masks)  # {name}.png fits x_mask.png too
-        pairs = [("image", kind) for kind in patterns if kind != "image"]
+        # {name}.png fits x_mask.png too.
+        found["image"] = patterns["image"].find(problems, taken=masks)
+        for kind, pattern in patterns.items():
+            if not found[kind]:
+                _refuse_foreign(pattern.folder)
+        for kind in others:
+            if patterns[kind].folder.is_file() and found["image"].keys().isdisjoint(found[kind]):
+                found[kind] = _by_stem(found[kind])
+        pairs = []
+        if not self.images_are_shared:
+            pairs = [("image", kind) for kind in others]
         if not self.masks_are_shared:  # else a mask may be that of another split's image
             pairs.append(("mask", "image"))
         for kind, other in pairs:
@@ -149,13 +172,37 @@ class Layout:
         return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Image files below a folder, sorted, through links (a loop of links ends); nothing hidden: .ipynb_checkpoints and
-    the like hold copies.
+def _by_stem(table: Files) -> Files:
+    """Without the folders that a table names.
+
+    Raises:
+        InputError: two images have one stem.
+    """
+    stems: Files = {}
+    for name, files in table.items():
+        other = stems.setdefault(PurePath(name).name, files)
+        if other != files:
+            raise InputError(f"{files[0]} and {other[0]} have one name. Fix: images: a folder above theirs")
+    return stems
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises InputError for the first file of a format that is not read."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in CONVERTERS:
+            check_file(path)
+
+
+def walk(folder: Path, suffixes: Container[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
+    """Image files, or those of other suffixes, below a folder, sorted, through links (a loop of links ends); nothing
+    hidden: .ipynb_checkpoints and the like hold copies. Of a file that describes many masks, these.
 
     Raises:
         InputError: a folder cannot be opened.
     """
+    if folder.is_file():
+        yield from map(folder.joinpath, names_in(folder))
+        return
     for place, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         here = Path(place).resolve()
         for name in sorted(folders):
@@ -164,7 +211,7 @@ def walk(folder: Path) -> Iterator[Path]:
             if not name.startswith(".") and not here.is_relative_to(Path(place, name).resolve()):
                 folders.append(name)
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(place, name)
 
 

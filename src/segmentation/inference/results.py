@@ -13,6 +13,7 @@ from PIL import Image
 from segmentation.data.labels import Labels
 from segmentation.data.writing import atomic_write, remove_stale, write_json, write_text
 from segmentation.errors import InputError
+from segmentation.inference.geotiff import is_geotiff, save_geotiff
 from segmentation.inference.instances import separate
 from segmentation.training.entry import check_folder
 from segmentation.visualize import mask_overlay, save_png
@@ -53,6 +54,8 @@ class Results:
         self.labels = labels
         self.record = self.output / "predict.json"  # what made the masks, and of which images
         self.unreadable = self.output / "unreadable.txt"
+        #: Name -> file of the images whose masks are GeoTIFFs, too.
+        self.geotiffs = {name: file for file, name in images.items() if is_geotiff(file)}
         self.kinds = ["probabilities"]
         if options.format != "probabilities":
             self.kinds = ["mask"]
@@ -75,6 +78,8 @@ class Results:
     def path(self, name: str, kind: str) -> Path:
         """The file of a result of an image."""
         folder, suffix = PLACES[kind]
+        if kind == "mask" and name in self.geotiffs:
+            suffix = ".tif"
         return self.output / folder / f"{name}{suffix}"
 
     def begin(self) -> dict[Path, str]:
@@ -135,8 +140,12 @@ class Results:
                 raise InputError(f"{path}: {ids.max()} instances are more than 16 bits can number")
             save_png(Image.fromarray(ids.astype(np.uint16)), path)
         if "mask" in self.kinds:
+            path = self.path(name, "mask")
             picture = mask_image(index, self.labels, self.options.format)
-            save_png(picture, self.path(name, "mask"))
+            if name in self.geotiffs:
+                save_geotiff(picture, path, self.geotiffs[name], image, self.labels)
+            else:
+                save_png(picture, path)
 
     def end(self, bad: list[str]) -> None:
         """Write the list of images that were left out; none of an earlier run stays."""
