@@ -30,7 +30,7 @@ class SegmentationData(ABC):
     """A data set in splits. Subclass it, in any importable file, to bring your own; three methods are enough.
 
     Args:
-        labels: classes, mask values, colours and bands; the net's output and the metrics follow from it.
+        labels: classes, mask values, colours and channels; the net's output and the metrics follow from it.
 
     Attributes:
         problems: what is wrong with files that became no sample (an image without a mask), a message each.
