@@ -143,6 +143,8 @@ def _read_runs(text: str) -> dict[str, Drawing]:
     drawings: dict[str, Drawing] = {}
     for row in csv.DictReader(text.splitlines()):
         name, *values = row.values()
+        if "." not in name:
+            name = f"{name}."  # as other names, it has a suffix
         drawing = drawings.setdefault(name, Drawing([]))
         category = row.get("ClassId") or row.get("class") or "1"
         for value in filter(RUNS.fullmatch, values):

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, SegmentationData
+from segmentation.data.leaks import find_leaks
 from segmentation.data.loading import Batch, RareCrops, SplitDataset, collate, ignore_preemption, unpack
 from segmentation.data.sampler import TrainBatches, TrainLoader, eval_batches
 from segmentation.data.splits import cross_validation, without
-from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics, find_leaks
+from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics
 from segmentation.data.transforms import Augment
 from segmentation.errors import InputError, Problem, readable
 

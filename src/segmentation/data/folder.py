@@ -1,4 +1,4 @@
-"""FolderData: images as files in folders; masks as files, one or more per image, or as files that describe them.
+"""FolderData: images as files in folders; masks as files, one or more per image, or described by files.
 
 A new file format goes into `segmentation.data.io`, a new description of masks into `segmentation.data.annotations`.
 Other data is a data set of your own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
@@ -6,6 +6,7 @@ Other data is a data set of your own: subclass `SegmentationData`, as README.md 
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,8 +19,9 @@ import torch
 from segmentation.data.annotations import DESCRIPTIONS, Category, class_indices, draw, file_of
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.io import read_image, read_mask
-from segmentation.data.labels import ClassesMissing, Labels, Value, count_values
-from segmentation.data.layout import Layout
+from segmentation.data.labels import IGNORE_INDEX, ClassesMissing, Labels, Value, count_values
+from segmentation.data.layout import Samples, complete, find_samples, folder_of
+from segmentation.data.lists import choose_samples, read_classes
 from segmentation.data.splits import divide
 from segmentation.errors import InputError
 
@@ -38,13 +40,16 @@ class FolderData(SegmentationData):
         channels: channels of the images; null: those of the first image.
         images: folder of the images below root, or a pattern of their paths, with `{split}` where each split has its
             own. By default `{split}/images` where root/train exists, else `images`.
-        masks: folder or pattern of the masks, likewise. Or of files that describe them: "instances_{split}.json" is
-            COCO's, "train.csv" has run lengths, "{name}.json" is labelme's, "labels/{name}.txt" YOLO's.
-        instances: folder or pattern of masks that hold one id an instance (0 for none), or null; or what masks names,
+        masks: folder or pattern of the masks, likewise; with `{class}` in masks alone, a mask per class: the later
+            class in `classes` wins, and the first is where there is no other.
+            Or what describes masks: "instances_{split}.json" is COCO's, "train.csv" has run lengths, "{name}.json" is
+            labelme's, "labels/{name}.txt" YOLO's.
+        instances: folder or pattern of masks that hold one id an instance (0 for none), or null; or the same as masks,
             where that describes instances.
+        valid: folder or pattern of masks that are 0 where pixels are ignored (outside the field of view), or null.
         splits: what `{split}` stands for where folders or lists have other names, e.g. {val: validation}.
-        lists: list files below root: "{split}.txt", one image name a line; or one "all.csv" with columns `name` and
-            `split`.
+        lists: list files, .txt, .csv, .yaml or .json: "{split}.txt", one image name a line; or one of all, with a
+            column of names and a column of splits.
         val_fraction: share to validate on, of the pool, or of train where there is no val; null: 0.2 of a pool.
         test_fraction: share of the pool to test on.
         split_seed: seed of that division.
@@ -52,6 +57,9 @@ class FolderData(SegmentationData):
             belong together (one patient, video or slide) and always land in the same split.
         scale: pixel value that becomes 1.0, e.g. 4095 for 12 bits; null: the largest integer of the dtype.
         mask_threshold: gray level from which a mask's pixel is foreground: for masks saved as JPEG.
+        mask_tolerance: how far, in each channel, a mask's pixel may be from the nearest declared value or colour, whose
+            class it becomes: for masks with smooth edges.
+        resize_masks: bring masks of another size to that of their image, by nearest neighbour.
         as_rgb: take gray, palette, RGBA and CMYK pictures as RGB: photographs from the web come mixed.
 
     Raises:
@@ -68,6 +76,7 @@ class FolderData(SegmentationData):
         images: str | None = None,
         masks: str | None = None,
         instances: str | None = None,
+        valid: str | None = None,
         splits: dict[str, str] | None = None,
         lists: str | None = None,
         val_fraction: float | None = None,
@@ -76,13 +85,15 @@ class FolderData(SegmentationData):
         group: str | None = None,
         scale: float | None = None,
         mask_threshold: int | None = None,
+        mask_tolerance: int = 0,
+        resize_masks: bool = False,
         as_rgb: bool = False,
     ) -> None:
         self.root = expand(root)
         if not self.root.is_dir():
             raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
         try:
-            self.group_pattern = re.compile(group) if group else None
+            self.group_pattern = re.compile(group or "(?s).*")
         except re.error as error:
             raise InputError(f"group {group!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error
         called = {split: split for split in SPLITS} | (splits or {})
@@ -93,18 +104,43 @@ class FolderData(SegmentationData):
         }
         if instances:
             patterns["instance"] = instances
-        self.layout = Layout(self.root, patterns, called, lists)
+        if valid:
+            patterns["validity mask"] = valid
         self.mask_threshold = mask_threshold
+        self.resize_masks = resize_masks
         self.as_rgb = as_rgb
-        #: Whether a sample's folder names the class of what is not 0 in its mask.
-        self.folders_name_classes = "{class}" in patterns["image"]
-        self.files, problems = self.layout.find()
-        self._divide(val_fraction, test_fraction, split_seed)
+        #: Whether the path of a mask names the class of what is not 0 in it.
+        self.paths_name_classes = "{class}" in patterns["mask"]
+        self.class_of: dict[Path, str] = {}
+        self.files: dict[str, Samples] = {"train": {}, "val": {}, "test": {}}
+        if classes is None:
+            train = complete(self.root, patterns["image"], called["train"])
+            classes = dict(read_classes(folder_of(train) / "_classes.csv"))
+        has_splits = lists is not None or "{split}" in "".join(patterns.values())
+        if val_fraction is None:
+            val_fraction = 0.0 if has_splits else 0.2
+        problems = self._find_files(
+            patterns,
+            called,
+            lists,
+            list(classes),
+        )
+        self._divide(
+            val_fraction,
+            test_fraction,
+            split_seed,
+        )
         for split in ("train", "val"):
-            if not self.files.get(split):
-                if problems:
-                    raise InputError(f"{problems[0]} (nothing is left in the {split} split)")
-                raise InputError(self._fix(split))
+            if not self.files[split]:
+                where = lists or " and ".join(patterns.values())
+                where = where.replace("{split}", called[split])
+                if lists and "{split}" not in lists:
+                    where += f' (rows that say {called[split]}; or give each a list of its own: "{{split}}.txt")'
+                reason = (
+                    f"{self.root}: the {split} split is empty. Fill {where}, or say what it is called there, e.g. "
+                    "splits: {val: valid}, or keep a part of train: val_fraction: 0.2"
+                )
+                raise InputError(problems[0] if problems else reason)
         first = self._first_image(channels)
         first_mask = next(iter(self.files["train"].values()))["mask"][0]
         #: Category -> class index, where masks are described by files.
@@ -118,7 +154,7 @@ class FolderData(SegmentationData):
             ignored = [ignore] if isinstance(ignore, int | str) else list(ignore or ())
             self.categories = class_indices(described, classes, ignored)
             ignore = [value for value in ignored if isinstance(value, int)]
-        if classes is None:
+        if not classes:
             raise ClassesMissing(self._mask_values())
         labels = Labels.parse(
             classes,
@@ -129,24 +165,25 @@ class FolderData(SegmentationData):
             labels,
             dtype=str(first.dtype),
             scale=scale,
+            tolerance=mask_tolerance,
         )
         super().__init__(labels)
         self.problems = problems
         self.one_mask_per_object = False
         for samples in self.files.values():
             if any(len(files["mask"]) > 1 for files in samples.values()):
-                self.one_mask_per_object = True
+                self.one_mask_per_object = not self.paths_name_classes
         #: Whether masks only tell objects from the background.
-        self.binary_masks = mask_threshold is not None or self.folders_name_classes or self.one_mask_per_object
-        two_classes = self.labels.num_classes == 2 or self.folders_name_classes
+        self.binary_masks = mask_threshold is not None or self.paths_name_classes or self.one_mask_per_object
+        two_classes = self.labels.num_classes == 2 or self.paths_name_classes
         if self.binary_masks and (self.labels.by_color or not two_classes):
             raise InputError(
                 "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
-                f"{', '.join(self.labels.names)}. For more, name folders after the classes: {{class}} in images, masks"
+                f"{', '.join(self.labels.names)}. For more, name files or folders after the classes: {{class}} in masks"
             )
 
     def names(self, split: str) -> list[str]:
-        return list(self.files.get(split, {}))
+        return list(self.files[split])
 
     def load(self, split: str, index: int) -> Sample:
         name = self.names(split)[index]
@@ -161,18 +198,28 @@ class FolderData(SegmentationData):
             raise InputError(
                 f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
             )
+        size = image.shape[1:]
+        by_color = self.labels.by_color
+        masks = []
+        ids = []
         if self.categories:
-            return self._draw(files, image)
-        masks = [read_mask(mask, self.labels.by_color) for mask in files["mask"]]
-        ids = [read_mask(file).astype(np.int64) for file in files.get("instance", [])]
-        for file, pixels in zip(files["mask"] + files.get("instance", []), masks + ids, strict=True):
-            _check_size(file, pixels, path, image)
-        values = np.maximum.reduce(masks)
-        if self.binary_masks:
-            values = self._declared(values, name)
-        index_mask = self.labels.encode(values, str(files["mask"][0]))
+            path = files["mask"][0]
+            index_mask, drawn = draw(path, self.categories, size)
+            index_mask = self._fit(path, index_mask, size)
+            if "instance" in files:
+                ids = [self._fit(path, drawn, size)]
+        else:
+            masks = [self._read_mask(file, size, by_color) for file in files["mask"]]
+            ids = [self._read_mask(file, size).astype(np.int64) for file in files.get("instance", [])]
+            if self.binary_masks:
+                index_mask = self._draw_objects(files["mask"], masks)
+            else:
+                index_mask = self.labels.encode(masks[0], str(files["mask"][0]))
+        for file in files.get("validity mask", []):
+            valid = self._read_mask(file, size)
+            index_mask[valid == 0] = IGNORE_INDEX
         if self.one_mask_per_object and not ids:
-            ids = [np.zeros(index_mask.shape, np.int64)]
+            ids = [np.zeros(size, np.int64)]
             for number, mask in enumerate(masks, start=1):
                 ids[0][mask >= (self.mask_threshold or 1)] = number
         sample = Sample(
@@ -183,19 +230,6 @@ class FolderData(SegmentationData):
             if ids[0].ndim != 2:
                 raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an instance, 0 for none")
             sample["instance"] = torch.from_numpy(ids[0])
-        return sample
-
-    def _draw(self, files: dict[str, list[Path]], image: np.ndarray) -> Sample:
-        """A sample whose mask is described by a file."""
-        path = files["mask"][0]
-        index_mask, ids = draw(path, self.categories, image.shape[1:])
-        _check_size(path, index_mask, files["image"][0], image)
-        sample = Sample(
-            image=torch.from_numpy(image),
-            mask=torch.from_numpy(index_mask),
-        )
-        if "instance" in files:
-            sample["instance"] = torch.from_numpy(ids)
         return sample
 
     def fingerprint(self, split: str) -> str:
@@ -213,58 +247,78 @@ class FolderData(SegmentationData):
         options = (
             self.labels,
             self.mask_threshold,
-            self.folders_name_classes,
+            self.paths_name_classes,
+            self.resize_masks,
             self.as_rgb,
             self.categories,
         )
         return f"{options} {stamps}"
 
     def group(self, name: str) -> str:
-        match = self.group_pattern.search(name) if self.group_pattern else None
+        match = self.group_pattern.search(name)
         if match is None:
             return name
         return match[1] if match.groups() else match[0]
 
+    def _find_files(
+        self,
+        patterns: dict[str, str],
+        called: dict[str, str],
+        lists: str | None,
+        classes: list[str],
+    ) -> list[str]:
+        """Find the samples of each split. Returns what is wrong with files that became none."""
+        problems = []
+        apart = [kind for kind, text in patterns.items() if "{split}" in text]
+        shared = patterns.keys() - apart if apart else ()
+        has_splits = lists is not None or apart
+        for split in SPLITS if has_splits else ("train",):
+            name = called[split]
+            paths = {kind: complete(self.root, text, name) for kind, text in patterns.items()}
+            deciding = paths[apart[0] if apart else "image"]
+            if split != "train" and not folder_of(deciding).exists():
+                continue
+            samples, class_of, wrong = find_samples(
+                paths,
+                classes,
+                shared,
+            )
+            self.class_of |= class_of
+            if lists is None:
+                self.files[split] = samples
+                problems += wrong
+            else:
+                self.files[split] = choose_samples(
+                    self.root / lists.replace("{split}", name),
+                    samples,
+                    split=None if "{split}" in lists else name,
+                )
+        return problems
+
     def _divide(
         self,
-        val: float | None,
+        val: float,
         test: float,
         seed: int,
     ) -> None:
-        """Take fractions of what there is to train on, for splits that are not given."""
-        if (val is not None and self.files.get("val")) or (test and self.files.get("test")):
-            raise InputError(f"{self.root}: has such a split of its own: take the fraction away")
-        if val is None and not self.layout.has_splits:
-            val = 0.2
-        if val is None or not self.files.get("train"):
-            return
-        if not 0 < val < 1 or not 0 <= test < 1 or val + test >= 1:
-            raise InputError(f"val_fraction {val} and test_fraction {test} must be shares that leave some to train on")
-        pool = list(self.files["train"].items())
-        groups = [self.group(name) for name, _ in pool]
-        shares = [val, test]
+        """Take shares of what there is to train on."""
+        taken = (val and self.files["val"]) or (test and self.files["test"])
+        if taken or min(val, test) < 0 or val + test >= 1:
+            raise InputError(
+                f"val_fraction {val} and test_fraction {test} must leave some to train on. A split that has images of "
+                "its own needs no fraction: take it away"
+            )
+        pool = self.files["train"]
+        names = list(pool)
+        groups = [self.group(name) for name in names]
         parts = divide(
             groups,
-            shares,
+            [val, test],
             seed,
         )
         for split, part in zip(("val", "test", "train"), parts, strict=True):
             if part or split == "train":
-                self.files[split] = dict(pool[index] for index in part)
-
-    def _fix(self, split: str) -> str:
-        """The message about an empty split."""
-        empty = f"{self.root}: the {split} split is empty."
-        if self.layout.lists:
-            return f"{empty} List its images in {self.layout.lists[split]}, one name a line"
-        if not self.layout.has_splits:
-            return f"{empty} It takes two images or more, and a val_fraction that leaves some to train on"
-        patterns = self.layout.folders[split].values()
-        folders = " and ".join(str(pattern.folder) for pattern in patterns)
-        return (
-            f"{empty} Put its files into {folders}, or say what the folders are called, e.g. splits: {{val: valid}}, "
-            "or keep a part of train: val_fraction: 0.2"
-        )
+                self.files[split] = {names[index]: pool[names[index]] for index in part}
 
     def _first_image(self, channels: int | None) -> np.ndarray:
         """The first training image that can be read."""
@@ -277,27 +331,62 @@ class FolderData(SegmentationData):
                 errors.append(error)
         raise errors[0]
 
-    def _declared(self, values: np.ndarray, name: str) -> np.ndarray:
-        """A binary mask in declared values: background, and the class of the objects (or of the folder)."""
-        labels = self.labels
-        first = [int(values[0]) for values in labels.values]
-        background = min(first)
-        foreground = max(first)
-        if self.folders_name_classes:
-            folder = name.partition("/")[0]
-            if folder not in labels.names:
-                raise InputError(
-                    f"{self.root}: the folder {folder!r} names no class. Declared: {', '.join(labels.names)}. "
-                    "Rename the folder, or declare the class"
-                )
-            background = first[0]
-            foreground = first[labels.names.index(folder)]
-        is_object = values >= (self.mask_threshold or 1)
-        declared = np.where(is_object, foreground, background)
-        if self.mask_threshold is None:
-            ignored = np.isin(values, labels.ignore)
-            declared = np.where(ignored, values, declared)
-        return declared
+    def _read_mask(
+        self,
+        file: Path,
+        size: tuple[int, ...],
+        by_color: bool = False,
+    ) -> np.ndarray:
+        """A mask as large as its image."""
+        return self._fit(file, read_mask(file, by_color), size)
+
+    def _fit(
+        self,
+        file: Path,
+        mask: np.ndarray,
+        size: tuple[int, ...],
+    ) -> np.ndarray:
+        if mask.shape[:2] == size:
+            return mask
+        height, width = mask.shape[:2]
+        if not self.resize_masks:
+            raise InputError(
+                f"{file}: is {width}x{height} pixels, but its image is {size[1]}x{size[0]}. Save both at one size "
+                "(masks by nearest neighbour), or, where they show the same, resize_masks: true"
+            )
+        rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
+        columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
+        return mask[np.ix_(rows, columns)]
+
+    def _draw_objects(
+        self,
+        files: list[Path],
+        masks: list[np.ndarray],
+    ) -> np.ndarray:
+        """Class indices of masks that only tell objects from the background."""
+        names = self.labels.names
+        first = [values[0] for values in self.labels.values]
+        background = first.index(min(first))
+        things = [first.index(max(first))] * len(files)
+        if self.paths_name_classes:
+            background = 0
+            for number, file in enumerate(files):
+                name = self.class_of[file]
+                if name not in names:
+                    raise InputError(
+                        f"{file}: {name!r} names no class. Declared: {', '.join(names)}. Rename it, or declare it"
+                    )
+                things[number] = names.index(name)
+        drawn = np.full(masks[0].shape[:2], background)
+        for number in np.argsort(things):
+            mask = np.atleast_3d(masks[number]).max(axis=2)
+            is_object = mask >= (self.mask_threshold or 1)
+            if self.paths_name_classes and drawn[is_object].max(initial=0) > 0:
+                warnings.warn("masks of classes overlap: the class that is later in classes wins", stacklevel=2)
+            drawn[is_object] = things[number]
+            if self.mask_threshold is None:
+                drawn[np.isin(mask, self.labels.ignore)] = IGNORE_INDEX
+        return drawn
 
     def _mask_values(self) -> Counter[Value]:
         """Value -> pixels, of about twenty training masks."""
@@ -307,21 +396,6 @@ class FolderData(SegmentationData):
         for path in files[::step]:
             counts += count_values(read_mask(path), str(path))
         return counts
-
-
-def _check_size(
-    file: Path,
-    pixels: np.ndarray,
-    path: Path,
-    image: np.ndarray,
-) -> None:
-    height, width = pixels.shape[:2]
-    h, w = image.shape[1:]
-    if (height, width) != (h, w):
-        raise InputError(
-            f"{file}: is {width}x{height} pixels, but its image {path.name} is {w}x{h}. "
-            "Save both at one size (masks by nearest neighbour)"
-        )
 
 
 def expand(root: str) -> Path:

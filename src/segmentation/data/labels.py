@@ -116,6 +116,7 @@ class Labels:
     channels: int = 3  # of the images
     dtype: str | None = None  # of the images, by NumPy's name; None: not declared
     scale: float | None = None  # what stands for 1.0 in an image; None: its type's largest integer, 1 for floats
+    tolerance: int = 0  # how far a mask's pixel may be, in each channel, from the nearest value that is declared
 
     @classmethod
     def parse(cls, classes: Mapping[str, Any], ignore: Any = None, channels: int = 3) -> "Labels":
@@ -285,7 +286,19 @@ class Labels:
         known = sorted(table)
         index = np.array([table[code] for code in known])
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        return np.where(np.take(known, place) == codes, index[place], UNDECLARED)
+        found = np.where(np.take(known, place) == codes, index[place], UNDECLARED)
+        if self.tolerance and (found == UNDECLARED).any():
+            others, where = np.unique(codes[found == UNDECLARED], return_inverse=True)
+            distance = np.abs(self._channels(others)[:, None] - self._channels(known)).max(axis=2)
+            near = np.where(distance.min(axis=1) <= self.tolerance, index[distance.argmin(axis=1)], UNDECLARED)
+            found[found == UNDECLARED] = near[where]
+        return found
+
+    def _channels(self, codes: Any) -> np.ndarray:
+        """(N, 3) red, green and blue of codes, or (N, 1) values."""
+        shifts = [16, 8, 0] if self.by_color else [0]
+        channels = np.asarray(codes, np.int64)[:, None] >> shifts
+        return channels & 255 if self.by_color else channels
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:

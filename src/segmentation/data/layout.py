@@ -1,184 +1,141 @@
-"""Which files make up a sample: patterns of paths, and list files that name the samples of a split.
+"""Which files make up a sample: patterns of paths.
 
-A pattern is a path below the data set's root with `{split}`, `{name}` (the sample's name, across folders), `{class}` (a
-folder named like a class) and `*` (anything within one folder's or file's name). Without `{name}` it is a folder:
+A pattern is a path, below the data set's root where it is not absolute. Words in braces stand for text that image and
+mask have in common, and make up the sample's name: `{name}` across folders, any other word, like `{patient}`, within
+one folder's or file's name. `*` stands for anything there, `**/` for any folders. Without `{name}` it is a folder:
 
     images/{split}                    parallel folders: every image below, named by its path there
     {name}.jpg, {name}_mask.png       suffixes
-    {name}/image.png                  one folder per image
+    {name}/{name}.png                 one folder per image
+    {patient}/scans/{name}            images of one name in many folders
     {split}/{name}/masks/*            one mask per object: all of them make up the sample's mask
     {class}/{name}_mask.png           the class from a folder's name
-    labels/{name}.txt                 a file that describes the mask (see `segmentation.data.annotations`)
-    instances_{split}.json            one that describes the masks of many images
+    masks/{name}_{class}.png          one mask per class, where `{class}` stands in masks alone
+    labels/{name}.txt                 files that describe masks (see `segmentation.data.annotations`)
+    instances_{split}.json            a table, which describes the masks of many images
 """
 
-import csv
 import os
 import re
 from collections.abc import Container, Iterator
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path, PurePath
 
 from segmentation.data.annotations import names_in
-from segmentation.data.base import SPLITS
 from segmentation.data.io import CONVERTERS, IMAGE_SUFFIXES, MASK_SUFFIXES, check_file
 from segmentation.errors import InputError, readable
 
-#: Files of one kind (image, mask, instance) by the sample's name; masks may be one per object.
-Files = dict[str, list[Path]]
-
-#: A split's samples: name -> kind -> files.
+#: Name of a sample -> kind (image, mask, instance, validity mask) -> files; masks may be one per object or class.
 Samples = dict[str, dict[str, list[Path]]]
 
-
-class Pattern:
-    """Where the files of one kind lie, in one split.
-
-    Args:
-        root: folder of the data set.
-        text: the pattern; `{split}` stands for `split`.
-        split: the split's name on disk.
-        several: whether a sample may have several such files.
-
-    Attributes:
-        folder: all files lie below it, or in it: a table, that describes the masks of many images.
-        example: path of the file of a sample, with `{name}`.
-    """
-
-    def __init__(self, root: Path, text: str, split: str, several: bool) -> None:
-        path = Path(text.strip("/").replace("{split}", split))
-        if "{name}" not in text:
-            path = path / "{name}"
-        fixed = takewhile(lambda part: "{" not in part and "*" not in part, path.parts[:-1])
-        self.root = root
-        self.several = several
-        self.folder = root.joinpath(*fixed)
-        self.example = path.as_posix().replace("{class}/{name}", "{name}").replace("*", "1")
-        regex = re.escape(path.as_posix()).replace(r"\*", "[^/]*").replace(r"\{class\}", "([^/]+)")
-        regex = regex.replace(r"\{name\}", "(?P<name>.+?)", 1).replace(r"\{name\}", "(?P=name)")
-        if path.suffix.lower() not in MASK_SUFFIXES:
-            regex += r"(?:\.[^./]+)?"  # tables may name images without it
-            self.example += ".png"
-        self.regex = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
-
-    def find(
-        self,
-        problems: list[str],
-        suffixes: Container[str] = IMAGE_SUFFIXES,
-        taken: Container[Path] = (),
-    ) -> Files:
-        """Files that match and are not `taken`; files that are one too many go to `problems`."""
-        found: Files = {}
-        for path in walk(self.folder, suffixes):
-            match = self.regex.fullmatch(path.relative_to(self.root).as_posix())
-            if match and path not in taken:
-                files = found.setdefault(readable("/".join(match.groups())), [])
-                if files and not self.several:
-                    problems.append(f"{path}: {files[0].name} has the same name but for its suffix. Keep one of them")
-                else:
-                    files.append(path)
-        return found
+#: A word of a pattern.
+WORD = re.compile(r"\{([^\W\d]\w*)\}")
 
 
-class Layout:
-    """Finds the samples of each split of a data set.
+def complete(
+    root: Path,
+    text: str,
+    split: str,
+) -> Path:
+    """A pattern as a whole path, with a name and a suffix; `{split}` stands for `split`."""
+    path = root / text.replace("{split}", split)
+    if "{name}" not in text:
+        path /= "{name}"
+    if path.suffix.lower() not in {".*", *MASK_SUFFIXES}:
+        path = path.with_name(f"{path.name}.*")
+    return path
+
+
+def folder_of(pattern: Path) -> Path:
+    """The folder below which all files lie that fit a pattern, or the table."""
+    fixed = takewhile(lambda part: not re.search("[{*]", part), pattern.parts[:-1])
+    return Path(*fixed)
+
+
+def find_samples(
+    patterns: dict[str, Path],
+    classes: list[str],
+    shared: Container[str] = (),
+) -> tuple[Samples, dict[Path, str], list[str]]:
+    """Find the samples of one split.
 
     Args:
-        root: folder of the data set.
-        patterns: kind (image, mask, instance) -> pattern.
-        called: split -> what stands for `{split}`.
-        lists: list files below root, with `{split}`; or one .csv file; or None.
+        patterns: kind (image, mask, instance, validity mask) -> pattern, as `complete` gives it.
+        classes: names of the declared classes, which `{class}` stands for where masks alone have it.
+        shared: kinds of which other splits have files in the same folder.
 
-    Attributes:
-        folders: split -> kind -> where its files lie.
-        lists: split -> its list file; empty where there are none.
-        has_splits: whether folders or lists say which sample is of which split; else all are of `train`.
+    Returns:
+        the samples; file -> the class that its path names; and what is wrong with files that became no sample, a
+        message each.
 
     Raises:
-        InputError: the patterns do not go together.
+        InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
-
-    def __init__(self, root: Path, patterns: dict[str, str], called: dict[str, str], lists: str | None) -> None:
-        images_are_apart = "{split}" in patterns["image"]
-        if lists and "{split}" not in lists and not lists.endswith(".csv"):
-            raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. "{{split}}.txt"')
-        self.root = root
-        self.called = called
-        masks_are_apart = "{split}" in patterns["mask"]
-        self.has_splits = images_are_apart or masks_are_apart or lists is not None
-        self.masks_are_shared = images_are_apart and not masks_are_apart
-        self.images_are_shared = masks_are_apart and not images_are_apart
-        self.lists: dict[str, Path] = {}
-        self.folders: dict[str, dict[str, Pattern]] = {}
-        for split, name in called.items():
-            self.folders[split] = {}
-            for kind, text in patterns.items():
-                several = kind == "mask" and "*" in text
-                self.folders[split][kind] = Pattern(root, text, name, several)
-            if lists:
-                self.lists[split] = root / lists.replace("{split}", name)
-
-    def find(self) -> tuple[dict[str, Samples], list[str]]:
-        """The samples of each split, and what is wrong with the files that became none."""
-        found: dict[str, Samples] = {}
-        problems: list[str] = []
-        for split in SPLITS if self.has_splits else ("train",):
-            patterns = self.folders[split]
-            deciding = patterns["mask" if self.images_are_shared else "image"]
-            if split != "train" and not deciding.folder.exists():
+    words = WORD.findall(str(patterns["image"]))
+    words = sorted(dict.fromkeys(words), key="class".__ne__)  # a name begins with the class
+    found: dict[str, dict[str, list[Path]]] = {}
+    class_of: dict[Path, str] = {}
+    problems = []
+    for kind in reversed(patterns):  # the images last: {name}.png fits x_mask.png too
+        pattern = patterns[kind]
+        if not set(words) <= set(WORD.findall(str(pattern))):
+            raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
+        taken: set[Path] = set()
+        for others in found.values():
+            taken.update(*others.values())
+        found[kind] = {}
+        several = kind == "mask" and "*" in pattern.stem
+        stands_for = [] if "class" in words else classes
+        matches = list(_match_files(pattern, stands_for))
+        if kind != "image" and not matches:  # a folder of pictures may hold notes, too
+            matches = list(_match_files(pattern, stands_for, MASK_SUFFIXES))
+        if not matches:
+            _refuse_foreign(folder_of(pattern))
+        for file, match in matches:
+            if kind == "image" and file in taken:
                 continue
-            for pattern in patterns.values():
-                if not pattern.folder.exists():
-                    raise InputError(
-                        f"{pattern.folder}: no such folder. Set data.dataset.root, or the folder names images and masks"
-                    )
-            samples, wrong = self._pair(patterns)
-            if not self.lists:
-                found[split] = samples
-                problems += wrong
-            elif self.lists[split].is_file():
-                found[split] = _choose(self.lists[split], self.called[split], samples, patterns)
-        return found, [readable(problem) for problem in problems]
-
-    def _pair(self, patterns: dict[str, Pattern]) -> tuple[Samples, list[str]]:
-        problems: list[str] = []
-        others = [kind for kind in patterns if kind != "image"]
-        found = {}
-        for kind in others:
-            pattern = patterns[kind]
-            # A folder of pictures may hold notes, too.
-            found[kind] = pattern.find(problems) or pattern.find(problems, MASK_SUFFIXES)
-        masks = set(chain.from_iterable(found["mask"].values()))
-        # {name}.png fits x_mask.png too.
-        found["image"] = patterns["image"].find(problems, taken=masks)
-        for kind, pattern in patterns.items():
-            if not found[kind]:
-                _refuse_foreign(pattern.folder)
-        for kind in others:
-            if patterns[kind].folder.is_file() and found["image"].keys().isdisjoint(found[kind]):
-                found[kind] = _by_stem(found[kind])
-        pairs = []
-        if not self.images_are_shared:
-            pairs = [("image", kind) for kind in others]
-        if not self.masks_are_shared:  # else a mask may be that of another split's image
-            pairs.append(("mask", "image"))
-        for kind, other in pairs:
-            for name in sorted(found[kind].keys() - found[other].keys()):
-                wanted = self.root / patterns[other].example.replace("{name}", name)
-                problems.append(
-                    f"{found[kind][name][0]}: this {kind} has no {other}. Fix: add {wanted}, or take the {kind} away"
+            name = readable("/".join(match[word] for word in words))
+            class_of[file] = match.get("class", "")
+            files = found[kind].setdefault(name, [])
+            is_first = not files or class_of[file] != class_of[files[0]]
+            is_beside = not files or file.parent == files[0].parent
+            if is_first or (several and is_beside):
+                files.append(file)
+            elif is_beside:
+                problems.append(f"{file}: {files[0].name} has the same name but for its suffix. Keep one of them")
+            else:
+                raise InputError(
+                    f"{file}: {files[0]} has the same name, {name}. Name the folders that tell them apart in images "
+                    "and masks alike, e.g. {folder}/{name}.png, not */{name}.png"
                 )
-        names = sorted(set.intersection(*map(set, found.values())))
-        return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
+    for kind, pattern in patterns.items():
+        if folder_of(pattern).is_file() and found["image"].keys().isdisjoint(found[kind]):
+            found[kind] = _by_stem(found[kind])
+    pairs = []
+    if "image" not in shared:
+        pairs = [("image", kind) for kind in patterns]
+    if "mask" not in shared:
+        pairs.append(("mask", "image"))
+    for kind, other in pairs:
+        for name in found[kind].keys() - found[other].keys():
+            wanted = f"{name} as {patterns[other]}"
+            if words == ["name"]:
+                wanted = str(patterns[other]).replace("{name}", name)
+            file = found[kind][name][0]
+            problems.append(f"{file}: this {kind} has no {other}. Fix: add {wanted}, or take the {kind} away")
+    samples = {}
+    for name in sorted(set.intersection(*map(set, found.values()))):
+        samples[name] = {kind: found[kind][name] for kind in patterns}
+    return samples, class_of, [readable(problem) for problem in sorted(problems)]
 
 
-def _by_stem(table: Files) -> Files:
+def _by_stem(table: dict[str, list[Path]]) -> dict[str, list[Path]]:
     """Without the folders that a table names.
 
     Raises:
         InputError: two images have one stem.
     """
-    stems: Files = {}
+    stems: dict[str, list[Path]] = {}
     for name, files in table.items():
         other = stems.setdefault(PurePath(name).name, files)
         if other != files:
@@ -193,9 +150,40 @@ def _refuse_foreign(folder: Path) -> None:
             check_file(path)
 
 
+def _match_files(
+    pattern: Path,
+    classes: list[str],
+    suffixes: Container[str] = IMAGE_SUFFIXES,
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Files that fit a pattern, each with what its words stand for.
+
+    Raises:
+        InputError: their folder is missing, or cannot be opened.
+    """
+    folder = folder_of(pattern)
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
+    stands_for = {"name": ".+"}
+    if classes:
+        stands_for["class"] = "|".join(map(re.escape, classes))
+    regex = re.escape(pattern.as_posix())
+    regex = regex.replace(r"\*\*/", "(.*/)?")
+    regex = regex.replace(r"\*", "[^/]*")
+    for word in WORD.findall(str(pattern)):
+        group = f"(?P<{word}>{stands_for.get(word, '[^/]+')})"
+        regex = regex.replace(rf"\{{{word}\}}", group, 1)
+        regex = regex.replace(rf"\{{{word}\}}", f"(?P={word})")
+    fits = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
+    for file in walk(folder, suffixes):
+        match = fits.fullmatch(file.as_posix())
+        if match:
+            yield file, match.groupdict()
+
+
 def walk(folder: Path, suffixes: Container[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
-    """Image files, or those of other suffixes, below a folder, sorted, through links (a loop of links ends); nothing
-    hidden: .ipynb_checkpoints and the like hold copies. Of a file that describes many masks, these.
+    """Image files, or those of other suffixes, below a folder, sorted. Of a table, all that it describes.
+
+    Links are followed, and a loop of links ends. Hidden folders are left out: .ipynb_checkpoints holds copies.
 
     Raises:
         InputError: a folder cannot be opened.
@@ -207,48 +195,16 @@ def walk(folder: Path, suffixes: Container[str] = IMAGE_SUFFIXES) -> Iterator[Pa
         here = Path(place).resolve()
         for name in sorted(folders):
             folders.remove(name)
+            target = Path(place, name).resolve()
             # A link to a folder that we are in would never end.
-            if not name.startswith(".") and not here.is_relative_to(Path(place, name).resolve()):
+            if not name.startswith(".") and not here.is_relative_to(target):
                 folders.append(name)
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                yield Path(place, name)
+            path = Path(place, name)
+            if not name.startswith(".") and path.suffix.lower() in suffixes:
+                yield path
 
 
 def _refuse_folder(error: OSError) -> None:
     """os.walk would leave the folder out without a word."""
     raise InputError(f"{error.filename}: cannot be opened ({error.strerror}). Allow yourself to read it") from error
-
-
-def _choose(source: Path, split: str, samples: Samples, patterns: dict[str, Pattern]) -> Samples:
-    """The samples that a list file names for a split: one a line, or rows of a .csv file.
-
-    Raises:
-        InputError: a line names no sample; a .csv file lacks a column.
-    """
-    lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    if source.suffix.lower() == ".csv":
-        rows = csv.DictReader(lines)
-        if not {"name", "split"} <= set(rows.fieldnames or []):
-            raise InputError(f"{source}: its first line must name the columns, e.g. name,split")
-        lines = [row["name"] for row in rows if row["split"] == split]
-    chosen = {}
-    for line in filter(None, map(str.strip, lines)):
-        name = next((name for name in _possible_names(line) if name in samples), None)
-        if name is None:
-            folders = ", ".join(str(pattern.folder) for pattern in patterns.values())
-            raise InputError(f"{source}: lists {line}, but there is no file of that name in each of {folders}")
-        chosen[name] = samples[name]
-    return chosen
-
-
-def _possible_names(line: str) -> Iterator[str]:
-    """What a line of a list may call a sample: its name, its file, or a path that ends so; columns may follow."""
-    for text in (line, line.split()[0]):
-        parts = Path(readable(text)).parts
-        for first in range(len(parts)):
-            name = "/".join(parts[first:])
-            yield name
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                yield stem
