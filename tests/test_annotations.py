@@ -101,7 +101,7 @@ def write_yolo(root: Path) -> dict:
             points = np.reshape(outline(*box), (-1, 2)) / (WIDTH, HEIGHT)
             lines.append(" ".join(map(str, [list(IDS).index(category), *points.ravel()])))
         (root / f"labels/{name}.txt").write_text("\n".join(lines))
-    return {"masks": "labels"}
+    return {"masks": "labels/{name}.txt"}
 
 
 def write_runs(root: Path) -> dict:
@@ -124,6 +124,8 @@ FORMATS: dict[str, Callable[[Path], dict]] = {
     "COCO, uncompressed run lengths": lambda root: write_coco(root, uncompressed),
     "COCO, compressed run lengths": lambda root: write_coco(root, compressed),
     "COCO, other folders": lambda root: write_coco(root, folder="somewhere/else/"),
+    "COCO, folders of Windows": lambda root: write_coco(root, folder="C:\\somewhere\\else\\"),
+    "COCO, an absolute path": lambda root: write_coco(root, folder="/somewhere/./else/"),
     "labelme": write_labelme,
     "YOLO": write_yolo,
     "run lengths": write_runs,
@@ -193,6 +195,12 @@ def test_what_is_not_declared_is_named_and_may_be_ignored(place: Path) -> None:
             sample = ignoring.load(split, position)
             assert (sample["mask"].numpy() == np.where(index == 2, -100, index)).all()
             assert (sample["instance"].numpy() == np.where(index == 2, 0, ids)).all()
+
+
+def test_the_first_class_is_what_no_shape_covers(place: Path) -> None:
+    make(place, "COCO")
+    with pytest.raises(InputError, match=r"begins with cat.*background: 0"):
+        FolderData(str(place), {"cat": 1, "dog": 2}, masks="instances.json")
 
 
 def test_crowds_are_ignored(place: Path) -> None:
@@ -306,7 +314,7 @@ def test_masks_of_numpy_and_matlab(suffix: str, place: Path) -> None:
             np.savez(path, mask=mask, threshold=0.5)
         else:
             savemat(path, {"GTcls": {"Segmentation": mask, "CategoriesPresent": [1, 2]}})
-    data = FolderData(str(place), NAMED)
+    data = FolderData(str(place), NAMED, masks=f"masks/{{name}}.{suffix}")
     for position, name in enumerate(data.names("train")):
         assert (data.load("train", position)["mask"].numpy() == truth(name)[0]).all()
 

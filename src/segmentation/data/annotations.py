@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,15 +22,17 @@ from segmentation.data.io import check_file
 from segmentation.data.labels import IGNORE_INDEX, Labels, as_yaml, name_of
 from segmentation.errors import InputError
 
-CROWD = ""  # the category of COCO's crowds, which count nowhere
-
 #: Suffixes of all these files.
 DESCRIPTIONS = (".json", ".csv", ".txt")
 
 #: Kaggle's run lengths: the start and the length of each run.
 RUNS = re.compile(r"\s*\d+(\s+\d+)+\s*")
 
+#: A name, or a number where the file has no names.
 Category = str | int
+
+#: The category of COCO's crowds, which count nowhere.
+CROWD = ""
 
 
 class Shape(NamedTuple):
@@ -46,24 +49,35 @@ class Drawing(NamedTuple):
     size: tuple[int, int] | None = None  # (H, W) of the image, where the file says it
 
 
+#: Path of an image, as the file has it, or "." -> what is drawn in it.
+Drawings = dict[str, Drawing]
+
+
 class CategoriesMissing(InputError):
     """Something is drawn that is no class; `suggested` are classes that declare it."""
 
-    def __init__(self, missing: set[Category], classes: dict[str, Any]) -> None:
-        names = sorted(missing, key=str)
+    def __init__(
+        self,
+        missing: list[Category],
+        classes: dict[str, Any],
+        values: set[Any],
+    ) -> None:
         self.suggested = dict(classes)
-        for category in names:
-            is_number = isinstance(category, int)
-            name = name_of(category) if is_number else str(category)
-            self.suggested[name] = category if is_number else len(self.suggested)
+        free = (number for number in count() if number not in values)
+        for category in missing:
+            if isinstance(category, int):
+                self.suggested[name_of(category)] = category
+            else:
+                self.suggested[category] = next(free)
         fix = as_yaml("classes", self.suggested)
-        ignore = as_yaml("ignore", names)
+        ignore = as_yaml("ignore", missing)
         super().__init__(f"classes does not declare all that is drawn. Fix: {fix}, or, if it counts nowhere, {ignore}")
 
 
 def file_of(path: Path) -> Path:
     """The file on disk that a path leads to: of `instances.json/a/01.jpg`, the JSON file."""
-    return next((parent for parent in path.parents if parent.is_file()), path)
+    tables = (parent for parent in path.parents if parent.is_file())
+    return next(tables, path)
 
 
 def names_in(table: Path) -> list[str]:
@@ -80,75 +94,91 @@ def read_drawing(path: Path) -> Drawing:
     file = file_of(path)
     check_file(file)
     drawings = _read(file, file.stat().st_mtime_ns)
-    name = str(path.relative_to(file))
+    name = path.relative_to(file).as_posix()
     if name not in drawings:
         raise InputError(f"{file}: describes many masks. Fix: masks: {file.name}, with its folder")
     return drawings[name]
 
 
 @lru_cache(maxsize=8)
-def _read(file: Path, modified: int) -> dict[str, Drawing]:
-    """Name of an image, as the file has it, or "." -> what is drawn in it."""
+def _read(file: Path, modified: int) -> Drawings:
+    """All that is drawn in a file, as it was when it was modified last."""
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".csv":
-            return _read_runs(text)
-        if file.suffix == ".txt":
-            return _read_yolo(text)
-        content = json.loads(text)
-        return _read_labelme(content) if "shapes" in content else _read_coco(content)
+            drawings = _read_runs(text)
+        elif file.suffix == ".txt":
+            drawings = _read_yolo(text)
+        else:
+            content = json.loads(text)
+            drawings = _read_labelme(content) if "shapes" in content else _read_coco(content)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{file}: cannot be read ({reason}). Export polygons as COCO, labelme or YOLO") from error
+        raise InputError(
+            f"{file}: cannot be read ({reason}). Export polygons as COCO, labelme or YOLO, or run lengths as .csv"
+        ) from error
+    by_path = {}
+    for name, drawing in drawings.items():
+        path = PurePath(name.replace("\\", "/").lstrip("/"))
+        by_path[path.as_posix()] = drawing
+    return by_path
 
 
-def _read_coco(content: Any) -> dict[str, Drawing]:
-    categories = {category["id"]: category["name"] for category in content["categories"]}
+def _read_coco(content: Any) -> Drawings:
+    names = {category["id"]: category["name"] for category in content["categories"]}
     drawings = {}
+    by_id = {}
     for image in content["images"]:
         size = (image["height"], image["width"])
-        drawings[image["id"]] = Drawing([], size)
+        drawing = Drawing([], size)
+        drawings[image["file_name"]] = drawing
+        by_id[image["id"]] = drawing
     for annotation in content["annotations"]:
-        category = categories[annotation["category_id"]]
+        category = names[annotation["category_id"]]
         if annotation.get("iscrowd"):
             category = CROWD
         shape = Shape(category, annotation["segmentation"])
-        drawings[annotation["image_id"]].shapes.append(shape)
-    return {image["file_name"]: drawings[image["id"]] for image in content["images"]}
+        drawing = by_id[annotation["image_id"]]
+        drawing.shapes.append(shape)
+    return drawings
 
 
-def _read_labelme(content: Any) -> dict[str, Drawing]:
+def _read_labelme(content: Any) -> Drawings:
     shapes = []
     for shape in content["shapes"]:
         kind = shape["shape_type"]
         if kind != "polygon":
             raise ValueError(f"a {kind} is no polygon")
         points = np.ravel(shape["points"])
-        shapes.append(Shape(shape["label"], [points.tolist()]))
+        polygons = [points.tolist()]
+        shapes.append(Shape(shape["label"], polygons))
     size = (content["imageHeight"], content["imageWidth"])
     return {".": Drawing(shapes, size)}
 
 
-def _read_yolo(text: str) -> dict[str, Drawing]:
+def _read_yolo(text: str) -> Drawings:
     shapes = []
     for line in text.splitlines():
-        number, *points = line.split()
-        polygon = np.array(points, float).reshape(-1, 2)
+        number, *shares = line.split()
+        points = np.array(shares, float).reshape(-1, 2)
         # 0 is the background, as where Ultralytics converts masks.
-        shapes.append(Shape(int(number) + 1, polygon))
+        category = int(number) + 1
+        shapes.append(Shape(category, points))
     return {".": Drawing(shapes)}
 
 
-def _read_runs(text: str) -> dict[str, Drawing]:
-    drawings: dict[str, Drawing] = {}
+def _read_runs(text: str) -> Drawings:
+    drawings: Drawings = {}
     for row in csv.DictReader(text.splitlines()):
         name, *values = row.values()
         if "." not in name:
-            name = f"{name}."  # as other names, it has a suffix
+            name = f"{name}."  # as others, it has a suffix
         drawing = drawings.setdefault(name, Drawing([]))
-        category = row.get("ClassId") or row.get("class") or "1"
+        category: Category = row.get("ClassId") or row.get("class") or 1
+        with suppress(ValueError):  # a name
+            category = int(category)
         for value in filter(RUNS.fullmatch, values):
-            shape = Shape(int(category) if category.isdigit() else category, value)
+            shape = Shape(category, value)
             drawing.shapes.append(shape)
     return drawings
 
@@ -169,17 +199,28 @@ def class_indices(
         CategoriesMissing: a category has no class.
     """
     indices: dict[Category, int] = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
-    if classes:
-        labels = Labels.parse(classes)
-        for index, values in enumerate(labels.values):
-            indices |= dict.fromkeys([labels.names[index], *values], index)
     found: set[Category] = set()
     for path in masks:
         with suppress(InputError):  # whoever loads it says so
-            found.update(shape.category for shape in read_drawing(path).shapes)
-    missing = found - indices.keys()
+            drawing = read_drawing(path)
+            found.update(shape.category for shape in drawing.shapes)
+    if classes:
+        labels = Labels.parse(classes)
+        for index, values in enumerate(labels.values):
+            keys = [labels.names[index], *values]
+            indices |= dict.fromkeys(keys, index)
+        if labels.names[0] in found - {"background"}:
+            raise InputError(
+                f"classes begins with {labels.names[0]}, which is drawn. Fix: begin with what no shape covers: "
+                "{background: 0, ...}"
+            )
+    missing = sorted(found - indices.keys(), key=str)
     if missing or not classes:
-        raise CategoriesMissing(missing, classes or {"background": 0})
+        raise CategoriesMissing(
+            missing,
+            classes or {"background": 0},
+            values={0, *indices},
+        )
     return indices
 
 
@@ -217,26 +258,38 @@ def draw(
     return np.ascontiguousarray(index), np.ascontiguousarray(ids)
 
 
-def _mask_of(region: Any, height: int, width: int) -> np.ndarray:
+def _mask_of(
+    region: Any,
+    height: int,
+    width: int,
+) -> np.ndarray:
     """1 where a region is: (H, W)."""
     from pycocotools.coco import COCO  # most data sets do without
 
     if isinstance(region, str):
         runs = np.array(region.split(), np.int64).reshape(-1, 2)
         runs[:, 1] += runs[:, 0]
-        lengths = np.diff(runs.ravel() - 1, prepend=0, append=height * width)
+        lengths = np.diff(
+            runs.ravel() - 1,
+            prepend=0,
+            append=height * width,
+        )
         return _decode(lengths, height, width)
     if isinstance(region, dict) and isinstance(region["counts"], list):
         return _decode(region["counts"], height, width)
     if isinstance(region, np.ndarray):
         pixels = region * (width, height)
-        region = pixels.reshape(1, -1).tolist()
+        region = [pixels.ravel().tolist()]
     coco = COCO()
     coco.imgs[0] = {"height": height, "width": width}
     return coco.annToMask({"image_id": 0, "segmentation": region})
 
 
-def _decode(lengths: Any, height: int, width: int) -> np.ndarray:
+def _decode(
+    lengths: Any,
+    height: int,
+    width: int,
+) -> np.ndarray:
     """A mask (H, W) of the lengths of its runs of 0 and 1 in turn, down the columns."""
     flat = np.repeat(np.arange(len(lengths)) % 2, lengths)
     return flat.reshape(width, height).T

@@ -18,7 +18,7 @@ import torch
 
 from segmentation.data.annotations import DESCRIPTIONS, Category, class_indices, draw, file_of
 from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.data.io import read_image, read_mask
+from segmentation.data.io import check_format, read_image, read_mask
 from segmentation.data.labels import IGNORE_INDEX, ClassesMissing, Labels, Value, count_values
 from segmentation.data.layout import Samples, complete, find_samples, folder_of
 from segmentation.data.lists import choose_samples, read_classes
@@ -132,6 +132,8 @@ class FolderData(SegmentationData):
         )
         for split in ("train", "val"):
             if not self.files[split]:
+                for path in sorted(self.root.rglob("*")):
+                    check_format(path)
                 where = lists or " and ".join(patterns.values())
                 where = where.replace("{split}", called[split])
                 if lists and "{split}" not in lists:

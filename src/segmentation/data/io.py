@@ -20,10 +20,10 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".
 #: Suffixes of masks, and of files that describe them (`segmentation.data.annotations`).
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".mat", ".npz", ".json", ".txt"}
 
-#: Suffix of what is not read -> what converts it.
+#: Ending of what is not read -> what converts it.
 CONVERTERS = {
     ".nii": "nibabel and numpy.save, a file a slice",
-    ".gz": "gunzip; for .nii.gz nibabel and numpy.save, a file a slice",
+    ".nii.gz": "nibabel and numpy.save, a file a slice",
     ".dcm": "pydicom and numpy.save, or dcmj2pnm",
     ".jp2": "gdal_translate a.jp2 a.tif, or opj_decompress",
 }
@@ -120,10 +120,8 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError for a link that leads nowhere, a pipe and the like, and a format of `CONVERTERS`."""
-    converter = CONVERTERS.get(path.suffix.lower())
-    if converter:
-        raise InputError(f"{path}: {path.suffix} is not read. Convert it: {converter}")
+    """Raises InputError for a link that leads nowhere, for what would never end (a pipe), and as check_format."""
+    check_format(path)
     if path.is_file():
         return
     if path.is_symlink():
@@ -134,6 +132,13 @@ def check_file(path: Path) -> None:
     if path.exists():
         raise InputError(f"{path}: cannot be read as an image, as it is no ordinary file. Remove it")
     raise InputError(f"{path}: no such file")
+
+
+def check_format(path: Path) -> None:
+    """Raises InputError for a format that is not read."""
+    for ending, converter in CONVERTERS.items():
+        if path.name.lower().endswith(ending):
+            raise InputError(f"{path}: {ending} is not read. Convert it: {converter}")
 
 
 def allow_large() -> None:
@@ -241,23 +246,20 @@ def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
 
 
 def _decode_variables(path: Path) -> np.ndarray:
-    """The one mask (H, W) among the variables of a NumPy or MATLAB file, or the fields of these."""
+    """The one array (H, W) among the variables of a NumPy or MATLAB file, or the fields of these."""
     if path.suffix.lower() == ".npz":
         variables = dict(np.load(path, allow_pickle=False))
     else:
         from scipy.io import loadmat  # it takes long to import
 
         variables = loadmat(path, simplify_cells=True)
-    for value in list(variables.values()):
-        if isinstance(value, dict):
-            variables |= value
-    masks = {}
-    for name, value in variables.items():
-        if np.ndim(value) == 2 and np.asarray(value).dtype.kind in "buif":
-            masks[name] = value
+    masks: dict[str, np.ndarray] = {}
+    for fields in [variables, *variables.values()]:
+        if isinstance(fields, dict):
+            masks |= {name: value for name, value in fields.items() if np.ndim(value) == 2}
     if len(masks) != 1:
         names = ", ".join(masks or variables)
-        raise InputError(f"{path}: must hold one array (H, W) of numbers, but holds {names}. Save the mask alone")
+        raise InputError(f"{path}: must hold one array (H, W), but holds {names}. Save the mask alone")
     return next(iter(masks.values()))
 
 

@@ -22,7 +22,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 
 from segmentation.data.annotations import names_in
-from segmentation.data.io import CONVERTERS, IMAGE_SUFFIXES, MASK_SUFFIXES, check_file
+from segmentation.data.io import IMAGE_SUFFIXES, MASK_SUFFIXES
 from segmentation.errors import InputError, readable
 
 #: Name of a sample -> kind (image, mask, instance, validity mask) -> files; masks may be one per object or class.
@@ -85,13 +85,7 @@ def find_samples(
             taken.update(*others.values())
         found[kind] = {}
         several = kind == "mask" and "*" in pattern.stem
-        stands_for = [] if "class" in words else classes
-        matches = list(_match_files(pattern, stands_for))
-        if kind != "image" and not matches:  # a folder of pictures may hold notes, too
-            matches = list(_match_files(pattern, stands_for, MASK_SUFFIXES))
-        if not matches:
-            _refuse_foreign(folder_of(pattern))
-        for file, match in matches:
+        for file, match in _match_files(pattern, [] if "class" in words else classes):
             if kind == "image" and file in taken:
                 continue
             name = readable("/".join(match[word] for word in words))
@@ -110,7 +104,7 @@ def find_samples(
                 )
     for kind, pattern in patterns.items():
         if folder_of(pattern).is_file() and found["image"].keys().isdisjoint(found[kind]):
-            found[kind] = _by_stem(found[kind])
+            found[kind] = _by_stem(found[kind], found["image"])
     pairs = []
     if "image" not in shared:
         pairs = [("image", kind) for kind in patterns]
@@ -129,32 +123,26 @@ def find_samples(
     return samples, class_of, [readable(problem) for problem in sorted(problems)]
 
 
-def _by_stem(table: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """Without the folders that a table names.
+def _by_stem(
+    table: dict[str, list[Path]],
+    images: dict[str, list[Path]],
+) -> dict[str, list[Path]]:
+    """What a table describes by the names of the images of the same stems, whatever the folders.
 
     Raises:
-        InputError: two images have one stem.
+        InputError: two masks fit one image.
     """
-    stems: dict[str, list[Path]] = {}
-    for name, files in table.items():
-        other = stems.setdefault(PurePath(name).name, files)
+    names = {PurePath(name).name: name for name in images}
+    renamed: dict[str, list[Path]] = {}
+    for entry, files in table.items():
+        stem = PurePath(entry).name
+        other = renamed.setdefault(names.get(stem, entry), files)
         if other != files:
-            raise InputError(f"{files[0]} and {other[0]} have one name. Fix: images: a folder above theirs")
-    return stems
+            raise InputError(f"{files[0]} and {other[0]} fit one image. Fix: images: a folder above its folder")
+    return renamed
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Raises InputError for the first file of a format that is not read."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in CONVERTERS:
-            check_file(path)
-
-
-def _match_files(
-    pattern: Path,
-    classes: list[str],
-    suffixes: Container[str] = IMAGE_SUFFIXES,
-) -> Iterator[tuple[Path, dict[str, str]]]:
+def _match_files(pattern: Path, classes: list[str]) -> Iterator[tuple[Path, dict[str, str]]]:
     """Files that fit a pattern, each with what its words stand for.
 
     Raises:
@@ -174,7 +162,7 @@ def _match_files(
         regex = regex.replace(rf"\{{{word}\}}", group, 1)
         regex = regex.replace(rf"\{{{word}\}}", f"(?P={word})")
     fits = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
-    for file in walk(folder, suffixes):
+    for file in walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()}):
         match = fits.fullmatch(file.as_posix())
         if match:
             yield file, match.groupdict()
