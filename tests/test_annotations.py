@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 from skimage.draw import polygon2mask
 
-from conftest import write_image
+from conftest import documented_options, write_image
 from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.data.annotations import CategoriesMissing
 from segmentation.data.io import read_mask
@@ -101,7 +101,7 @@ def write_yolo(root: Path) -> dict:
             points = np.reshape(outline(*box), (-1, 2)) / (WIDTH, HEIGHT)
             lines.append(" ".join(map(str, [list(IDS).index(category), *points.ravel()])))
         (root / f"labels/{name}.txt").write_text("\n".join(lines))
-    return {"masks": "labels/{name}.txt"}
+    return {"masks": "labels"}
 
 
 def write_runs(root: Path) -> dict:
@@ -118,6 +118,19 @@ def write_runs(root: Path) -> dict:
     return {"masks": "train.csv"}
 
 
+def write_roboflow(root: Path) -> dict:
+    for split, names in {"train": "ab", "valid": "cd"}.items():
+        content = as_coco(lambda *box: [outline(*box)])
+        content["images"] = [image for image in content["images"] if image["file_name"][0] in names]
+        numbers = {image["id"] for image in content["images"]}
+        content["annotations"] = [one for one in content["annotations"] if one["image_id"] in numbers]
+        (root / split).mkdir()
+        (root / f"{split}/_annotations.coco.json").write_text(json.dumps(content))
+        for name in names:
+            (root / f"images/{name}.png").rename(root / f"{split}/{name}.png")
+    return {"images": "{split}", "masks": "{split}/_annotations.coco.json", "splits": {"val": "valid"}}
+
+
 NAMED = {"background": 0, "cat": 1, "dog": 2}
 FORMATS: dict[str, Callable[[Path], dict]] = {
     "COCO": write_coco,
@@ -126,6 +139,7 @@ FORMATS: dict[str, Callable[[Path], dict]] = {
     "COCO, other folders": lambda root: write_coco(root, folder="somewhere/else/"),
     "COCO, folders of Windows": lambda root: write_coco(root, folder="C:\\somewhere\\else\\"),
     "COCO, an absolute path": lambda root: write_coco(root, folder="/somewhere/./else/"),
+    "COCO, as Roboflow": write_roboflow,
     "labelme": write_labelme,
     "YOLO": write_yolo,
     "run lengths": write_runs,
@@ -150,6 +164,11 @@ def check(data: FolderData) -> None:
             assert (sample["instance"].numpy() == ids).all(), name
             found.add(name)
     assert found == BOXES.keys()
+
+
+@pytest.mark.parametrize("name", ["COCO:", "COCO, as Roboflow", "labelme", "YOLO", "run lengths"])
+def test_the_documented_options(name: str, place: Path) -> None:
+    assert make(place, name.strip(":")) == documented_options(name)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -314,7 +333,7 @@ def test_masks_of_numpy_and_matlab(suffix: str, place: Path) -> None:
             np.savez(path, mask=mask, threshold=0.5)
         else:
             savemat(path, {"GTcls": {"Segmentation": mask, "CategoriesPresent": [1, 2]}})
-    data = FolderData(str(place), NAMED, masks=f"masks/{{name}}.{suffix}")
+    data = FolderData(str(place), NAMED)
     for position, name in enumerate(data.names("train")):
         assert (data.load("train", position)["mask"].numpy() == truth(name)[0]).all()
 

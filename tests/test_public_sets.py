@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from scipy.io import savemat
 
-from conftest import ROOT, TINY_RUN, train, write_image
+from conftest import TINY_RUN, documented_options, train, write_image
 from segmentation.doctor import diagnose
 from segmentation.inference.predict import predict
 
@@ -64,20 +63,13 @@ SETS: dict[str, tuple[Callable[[Path], None], list[int]]] = {
 }
 
 
-def documented(name: str) -> dict:
-    """The YAML in the row of a data set in docs/data.md."""
-    lines = (ROOT / "docs/data.md").read_text(encoding="utf-8").splitlines()
-    (row,) = [line for line in lines if line.startswith(f"| {name}")]
-    return yaml.safe_load("{" + row.rsplit("`", 2)[1] + "}")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_the_doctors_overlay_trains_and_predicts(name: str, place: Path) -> None:
     write, values = SETS[name]
     write(place / "data")
     options = []
-    for key, value in documented(name).items():
+    for key, value in documented_options(name).items():
         options += [f"--data.dataset.{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
     problems = diagnose(["--data.dataset", "FolderData", "--data.dataset.root", "data", *options])
     stops = [problem.text for problem in problems if problem.stops]

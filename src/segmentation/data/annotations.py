@@ -60,6 +60,7 @@ class CategoriesMissing(InputError):
         self,
         missing: list[Category],
         classes: dict[str, Any],
+        ignored: list[Any],
         values: set[Any],
     ) -> None:
         self.suggested = dict(classes)
@@ -70,8 +71,9 @@ class CategoriesMissing(InputError):
             else:
                 self.suggested[category] = next(free)
         fix = as_yaml("classes", self.suggested)
-        ignore = as_yaml("ignore", missing)
-        super().__init__(f"classes does not declare all that is drawn. Fix: {fix}, or, if it counts nowhere, {ignore}")
+        ignore = as_yaml("ignore", ignored + missing)
+        drawn = ", ".join(map(str, missing))
+        super().__init__(f"drawn, but not declared: {drawn}. Fix: {fix}, or, what counts nowhere, {ignore}")
 
 
 def file_of(path: Path) -> Path:
@@ -186,7 +188,7 @@ def _read_runs(text: str) -> Drawings:
 def class_indices(
     masks: Iterable[Path],
     classes: dict[str, Any] | None,
-    ignored: Iterable[Any],
+    ignored: list[Any],
 ) -> dict[Category, int]:
     """The class index of each category: of the class of its name, or of the one whose mask value is its number.
 
@@ -219,6 +221,7 @@ def class_indices(
         raise CategoriesMissing(
             missing,
             classes or {"background": 0},
+            ignored,
             values={0, *indices},
         )
     return indices

@@ -162,7 +162,8 @@ def _match_files(pattern: Path, classes: list[str]) -> Iterator[tuple[Path, dict
         regex = regex.replace(rf"\{{{word}\}}", group, 1)
         regex = regex.replace(rf"\{{{word}\}}", f"(?P={word})")
     fits = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
-    for file in walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()}):
+    pictures = walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()})
+    for file in list(pictures) or walk(folder, MASK_SUFFIXES):
         match = fits.fullmatch(file.as_posix())
         if match:
             yield file, match.groupdict()
