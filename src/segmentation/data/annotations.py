@@ -9,7 +9,7 @@ draws it. What no shape covers is the first class.
 import csv
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
@@ -85,6 +85,30 @@ def file_of(path: Path) -> Path:
 def names_in(table: Path) -> list[str]:
     """Names of the images whose masks a table describes."""
     return list(_read(table, table.stat().st_mtime_ns))
+
+
+def names_by_stem(
+    entries: Iterable[str],
+    images: Collection[str],
+) -> dict[str, str]:
+    """What a table calls an image -> the image's name: the same, or that of the same stem, whatever the folders.
+
+    Raises:
+        InputError: two entries are one image's.
+    """
+    by_stem = {PurePath(name).name: name for name in images}
+    owners: dict[str, str] = {}
+    for entry in entries:
+        name = entry
+        if entry not in images:
+            stem = PurePath(entry).name
+            name = by_stem.get(stem, entry)
+        other = owners.setdefault(name, entry)
+        if other != entry:
+            raise InputError(
+                f"{entry} and {other} may both be {name}. Fix: images: a folder above, so that names differ"
+            )
+    return {entry: name for name, entry in owners.items()}
 
 
 def read_drawing(path: Path) -> Drawing:

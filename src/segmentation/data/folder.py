@@ -112,6 +112,7 @@ class FolderData(SegmentationData):
         #: Whether the path of a mask names the class of what is not 0 in it.
         self.paths_name_classes = "{class}" in patterns["mask"]
         self.class_of: dict[Path, str] = {}
+        self.has_warned = False
         self.files: dict[str, Samples] = {"train": {}, "val": {}, "test": {}}
         if classes is None:
             train = complete(self.root, patterns["image"], called["train"])
@@ -383,7 +384,9 @@ class FolderData(SegmentationData):
         for number in np.argsort(things):
             mask = np.atleast_3d(masks[number]).max(axis=2)
             is_object = mask >= (self.mask_threshold or 1)
-            if self.paths_name_classes and drawn[is_object].max(initial=0) > 0:
+            overlap = drawn[is_object] > 0
+            if self.paths_name_classes and overlap.any() and not self.has_warned:
+                self.has_warned = True
                 warnings.warn("masks of classes overlap: the class that is later in classes wins", stacklevel=2)
             drawn[is_object] = things[number]
             if self.mask_threshold is None:

@@ -216,6 +216,8 @@ class Labels:
                 f"Fix: {as_yaml('classes', suggest_declaration(counts))}, with names of yours"
             )
         codes = codes_of(mask, source)
+        if self.tolerance:
+            codes = self._nearest(codes)
         # Of bytes look up the 256 values, not all pixels: ten times faster.
         index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
         if (index == UNDECLARED).any():
@@ -286,19 +288,22 @@ class Labels:
         known = sorted(table)
         index = np.array([table[code] for code in known])
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        found = np.where(np.take(known, place) == codes, index[place], UNDECLARED)
-        if self.tolerance and (found == UNDECLARED).any():
-            others, where = np.unique(codes[found == UNDECLARED], return_inverse=True)
-            distance = np.abs(self._channels(others)[:, None] - self._channels(known)).max(axis=2)
-            near = np.where(distance.min(axis=1) <= self.tolerance, index[distance.argmin(axis=1)], UNDECLARED)
-            found[found == UNDECLARED] = near[where]
-        return found
+        return np.where(np.take(known, place) == codes, index[place], UNDECLARED)
 
-    def _channels(self, codes: Any) -> np.ndarray:
-        """(N, 3) red, green and blue of codes, or (N, 1) values."""
-        shifts = [16, 8, 0] if self.by_color else [0]
-        channels = np.asarray(codes, np.int64)[:, None] >> shifts
-        return channels & 255 if self.by_color else channels
+    def _nearest(self, codes: np.ndarray) -> np.ndarray:
+        """Codes, where they are near enough, in their stead those of the nearest declared values."""
+        known = np.array(list(self._table()))
+        found, place = np.unique(codes, return_inverse=True)
+        apart = self._channels(found)[:, None] - self._channels(known)
+        distance = abs(apart).max(axis=2)
+        is_near = distance.min(axis=1) <= self.tolerance
+        nearest = known[distance.argmin(axis=1)]
+        return np.where(is_near, nearest, found)[place].reshape(codes.shape)
+
+    def _channels(self, codes: np.ndarray) -> np.ndarray:
+        """(N, 3) red, green and blue of codes; (N, 1) where they are no colours."""
+        column = codes.astype(np.int64)[:, None]
+        return column >> (16, 8, 0) & 255 if self.by_color else column
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:

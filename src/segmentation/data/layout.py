@@ -19,13 +19,16 @@ import os
 import re
 from collections.abc import Container, Iterator
 from itertools import takewhile
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from segmentation.data.annotations import names_in
+from segmentation.data.annotations import names_by_stem, names_in
 from segmentation.data.io import IMAGE_SUFFIXES, MASK_SUFFIXES
 from segmentation.errors import InputError, readable
 
-#: Name of a sample -> kind (image, mask, instance, validity mask) -> files; masks may be one per object or class.
+#: Name of a sample -> its files of one kind (image, mask, instance, validity mask); of masks there may be several.
+Files = dict[str, list[Path]]
+
+#: Name of a sample -> kind -> files.
 Samples = dict[str, dict[str, list[Path]]]
 
 #: A word of a pattern.
@@ -48,7 +51,8 @@ def complete(
 
 def folder_of(pattern: Path) -> Path:
     """The folder below which all files lie that fit a pattern, or the table."""
-    fixed = takewhile(lambda part: not re.search("[{*]", part), pattern.parts[:-1])
+    folders = pattern.parts[:-1]
+    fixed = takewhile(lambda part: not re.search("[{*]", part), folders)
     return Path(*fixed)
 
 
@@ -72,77 +76,83 @@ def find_samples(
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
     words = WORD.findall(str(patterns["image"]))
-    words = sorted(dict.fromkeys(words), key="class".__ne__)  # a name begins with the class
-    found: dict[str, dict[str, list[Path]]] = {}
+    words = list(dict.fromkeys(words))
+    words.sort(key="class".__ne__)  # a name begins with the class
+    if "class" in words:
+        classes = []
     class_of: dict[Path, str] = {}
-    problems = []
+    problems: list[str] = []
+    found: dict[str, Files] = {}
+    taken: set[Path] = set()
     for kind in reversed(patterns):  # the images last: {name}.png fits x_mask.png too
         pattern = patterns[kind]
         if not set(words) <= set(WORD.findall(str(pattern))):
             raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
-        taken: set[Path] = set()
-        for others in found.values():
-            taken.update(*others.values())
-        found[kind] = {}
         several = kind == "mask" and "*" in pattern.stem
-        for file, match in _match_files(pattern, [] if "class" in words else classes):
+        found[kind] = {}
+        for file, match in _match_files(pattern, classes):
             if kind == "image" and file in taken:
                 continue
-            name = readable("/".join(match[word] for word in words))
+            name = "/".join(match[word] for word in words)
+            files = found[kind].setdefault(readable(name), [])
             class_of[file] = match.get("class", "")
-            files = found[kind].setdefault(name, [])
-            is_first = not files or class_of[file] != class_of[files[0]]
-            is_beside = not files or file.parent == files[0].parent
-            if is_first or (several and is_beside):
+            if not files or class_of[file] != class_of[files[0]]:
                 files.append(file)
-            elif is_beside:
-                problems.append(f"{file}: {files[0].name} has the same name but for its suffix. Keep one of them")
-            else:
+            elif file.parent != files[0].parent:
                 raise InputError(
                     f"{file}: {files[0]} has the same name, {name}. Name the folders that tell them apart in images "
                     "and masks alike, e.g. {folder}/{name}.png, not */{name}.png"
                 )
+            elif several:
+                files.append(file)
+            else:
+                first = files[0].name
+                problems.append(f"{file}: {first} has the same name but for its suffix. Keep one of them")
+        taken.update(*found[kind].values())
     for kind, pattern in patterns.items():
-        if folder_of(pattern).is_file() and found["image"].keys().isdisjoint(found[kind]):
-            found[kind] = _by_stem(found[kind], found["image"])
+        if folder_of(pattern).is_file():
+            names = names_by_stem(found[kind], found["image"])
+            found[kind] = {names[entry]: files for entry, files in found[kind].items()}
+    samples = {}
+    for name in sorted(set.intersection(*map(set, found.values()))):
+        samples[name] = {kind: found[kind][name] for kind in patterns}
     pairs = []
     if "image" not in shared:
         pairs = [("image", kind) for kind in patterns]
     if "mask" not in shared:
         pairs.append(("mask", "image"))
     for kind, other in pairs:
-        for name in found[kind].keys() - found[other].keys():
-            wanted = f"{name} as {patterns[other]}"
-            if words == ["name"]:
-                wanted = str(patterns[other]).replace("{name}", name)
-            file = found[kind][name][0]
-            problems.append(f"{file}: this {kind} has no {other}. Fix: add {wanted}, or take the {kind} away")
-    samples = {}
-    for name in sorted(set.intersection(*map(set, found.values()))):
-        samples[name] = {kind: found[kind][name] for kind in patterns}
-    return samples, class_of, [readable(problem) for problem in sorted(problems)]
+        problems += _find_alone(
+            found[kind],
+            found[other],
+            f"this {kind} has no {other}",
+            patterns[other],
+        )
+    problems = [readable(problem) for problem in problems]
+    return samples, class_of, problems
 
 
-def _by_stem(
-    table: dict[str, list[Path]],
-    images: dict[str, list[Path]],
-) -> dict[str, list[Path]]:
-    """What a table describes by the names of the images of the same stems, whatever the folders.
-
-    Raises:
-        InputError: two masks fit one image.
-    """
-    names = {PurePath(name).name: name for name in images}
-    renamed: dict[str, list[Path]] = {}
-    for entry, files in table.items():
-        stem = PurePath(entry).name
-        other = renamed.setdefault(names.get(stem, entry), files)
-        if other != files:
-            raise InputError(f"{files[0]} and {other[0]} fit one image. Fix: images: a folder above its folder")
-    return renamed
+def _find_alone(
+    files: Files,
+    others: Files,
+    reason: str,
+    pattern: Path,
+) -> list[str]:
+    """A message for each file without another, whose pattern is given."""
+    problems = []
+    for name in sorted(files.keys() - others.keys()):
+        file = files[name][0]
+        wanted = f"{name} as {pattern}"
+        if WORD.findall(str(pattern)) == ["name"]:
+            wanted = str(pattern).replace("{name}", name)
+        problems.append(f"{file}: {reason}. Fix: add {wanted}, or take {file.name} away")
+    return problems
 
 
-def _match_files(pattern: Path, classes: list[str]) -> Iterator[tuple[Path, dict[str, str]]]:
+def _match_files(
+    pattern: Path,
+    classes: list[str],
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """Files that fit a pattern, each with what its words stand for.
 
     Raises:
@@ -153,23 +163,29 @@ def _match_files(pattern: Path, classes: list[str]) -> Iterator[tuple[Path, dict
         raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
     stands_for = {"name": ".+"}
     if classes:
-        stands_for["class"] = "|".join(map(re.escape, classes))
+        names = map(re.escape, classes)
+        stands_for["class"] = "|".join(names)
     regex = re.escape(pattern.as_posix())
     regex = regex.replace(r"\*\*/", "(.*/)?")
     regex = regex.replace(r"\*", "[^/]*")
     for word in WORD.findall(str(pattern)):
-        group = f"(?P<{word}>{stands_for.get(word, '[^/]+')})"
-        regex = regex.replace(rf"\{{{word}\}}", group, 1)
-        regex = regex.replace(rf"\{{{word}\}}", f"(?P={word})")
+        escaped = rf"\{{{word}\}}"
+        text = stands_for.get(word, "[^/]+")
+        regex = regex.replace(escaped, f"(?P<{word}>{text})", 1)
+        regex = regex.replace(escaped, f"(?P={word})")
     fits = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
     pictures = walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()})
     for file in list(pictures) or walk(folder, MASK_SUFFIXES):
-        match = fits.fullmatch(file.as_posix())
+        path = file.as_posix()
+        match = fits.fullmatch(path)
         if match:
             yield file, match.groupdict()
 
 
-def walk(folder: Path, suffixes: Container[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
+def walk(
+    folder: Path,
+    suffixes: Container[str] = IMAGE_SUFFIXES,
+) -> Iterator[Path]:
     """Image files, or those of other suffixes, below a folder, sorted. Of a table, all that it describes.
 
     Links are followed, and a loop of links ends. Hidden folders are left out: .ipynb_checkpoints holds copies.
@@ -180,7 +196,12 @@ def walk(folder: Path, suffixes: Container[str] = IMAGE_SUFFIXES) -> Iterator[Pa
     if folder.is_file():
         yield from map(folder.joinpath, names_in(folder))
         return
-    for place, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+    tree = os.walk(
+        folder,
+        onerror=_refuse_folder,
+        followlinks=True,
+    )
+    for place, folders, files in tree:
         here = Path(place).resolve()
         for name in sorted(folders):
             folders.remove(name)

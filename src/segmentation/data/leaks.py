@@ -14,7 +14,7 @@ from segmentation.data.statistics import SplitStatistics
 NEAR = 25
 
 #: Share of bits that are set, or not, from which an outline says nothing: the image is all but blank.
-BLANK = 0.95
+BLANK = 0.85
 
 #: What augmentation adds to a name.
 COPY = r"[-_. ](?:aug(?:mented)?|[hv]?flip(?:ped)?|rot(?:ate|ated)?|mirror(?:ed)?|copy|rf)(?![a-z])"
@@ -46,9 +46,11 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
     for first, second in combinations(splits, 2):
         names = data.names(second)
         first_names = data.names(first)
+        first_outlines = _outlines(splits[first])
+        outlines = _outlines(splits[second])
         twins = _find_twins(
-            dict(zip(first_names, _outlines(splits[first]), strict=True)),
-            dict(zip(names, _outlines(splits[second]), strict=True)),
+            dict(zip(first_names, first_outlines, strict=True)),
+            dict(zip(names, outlines, strict=True)),
         )
         if twins:
             one, other = next(iter(twins.items()))
@@ -61,7 +63,8 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
                 f"Metrics will flatter. {fix}"
             )
         groups = set(map(data.group, names))
-        groups &= set(map(data.group, first_names))
+        first_groups = set(map(data.group, first_names))
+        groups &= first_groups
         torn = sorted(groups.difference(names))  # a name is its own group where nothing says otherwise
         if torn:
             messages.append(
@@ -75,10 +78,13 @@ def _outlines(statistics: SplitStatistics) -> list[np.ndarray]:
     """For each sample (256,), 1 for each bit that is set and -1 for the others; 0 for images that are all but blank."""
     outlines = []
     for record in statistics.records:
-        packed = np.frombuffer(bytes.fromhex(record.outline), np.uint8)
+        data = bytes.fromhex(record.outline)
+        packed = np.frombuffer(data, np.uint8)
         bits = np.unpackbits(packed)
-        is_blank = not 1 - BLANK < bits.mean() < BLANK
-        outlines.append(np.zeros(bits.size) if is_blank else 2.0 * bits - 1)
+        signs = 2.0 * bits - 1
+        if not 1 - BLANK < bits.mean() < BLANK:
+            signs[:] = 0
+        outlines.append(signs)
     return outlines
 
 
@@ -92,8 +98,11 @@ def _find_twins(
         name -> name of the twin.
     """
     names = list(first)
-    stems = {re.split(COPY, name)[0]: name for name in names}
     outlines = np.array(list(first.values()))
+    stems = {}
+    for name in names:
+        stem = re.split(COPY, name)[0]
+        stems[stem] = name
     twins = {}
     for name, outline in second.items():
         likeness = outlines @ outline
@@ -108,9 +117,13 @@ def _find_twins(
 def _suggest_group(twins: dict[str, str], names: list[str]) -> str | None:
     """The first of GROUPS that keeps twins together, but not all samples."""
     for pattern in GROUPS:
-        group_of = {name: re.sub(f"(?s){pattern}.*", r"\1", name) for name in names}
-        largest = max(Counter(group_of.values()).values())
+        group_of = {}
+        for name in names:
+            group_of[name] = re.sub(f"(?s){pattern}.*", r"\1", name)
+        sizes = Counter(group_of.values())
+        largest = max(sizes.values())
         together = all(group_of[name] == group_of[twin] for name, twin in twins.items())
-        if together and largest <= LARGEST * len(names):
+        limit = LARGEST * len(names)
+        if together and largest <= limit:
             return pattern
     return None

@@ -22,8 +22,12 @@ def read_rows(source: Path) -> list[list[str]]:
     text = source.read_text(encoding="utf-8-sig", errors="surrogateescape")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if source.suffix.lower() in (".csv", ".tsv"):
-        delimiter = max(",;\t", key=text.count)
-        return list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+        table = csv.reader(
+            lines,
+            delimiter=max(",;\t", key=text.count),
+            skipinitialspace=True,
+        )
+        return list(table)
     return [[line, *line.split()] for line in lines]
 
 
@@ -54,9 +58,9 @@ def choose_samples(
     for number, row in enumerate(rows):
         by_length = sorted(row, key=len, reverse=True)  # a path rather than a number
         names = [_find_name(cell, samples) for cell in by_length]
-        known = [name for name in names if name]
-        if known:
-            chosen[known[0]] = samples[known[0]]
+        name = next(filter(None, names), None)
+        if name:
+            chosen[name] = samples[name]
         elif number or source.suffix.lower() != ".csv":  # whose first row may be a header
             raise InputError(f"{source}: lists {row[0]}, but no image of that name has all it needs")
     return chosen
