@@ -78,8 +78,10 @@ class CategoriesMissing(InputError):
 
 def file_of(path: Path) -> Path:
     """The file on disk that a path leads to: of `instances.json/a/01.jpg`, the JSON file."""
-    tables = (parent for parent in path.parents if parent.is_file())
-    return next(tables, path)
+    for parent in path.parents:
+        if parent.is_file():
+            return parent
+    return path
 
 
 def names_in(table: Path) -> list[str]:
@@ -176,8 +178,8 @@ def _read_labelme(content: Any) -> Drawings:
         if kind != "polygon":
             raise ValueError(f"a {kind} is no polygon")
         points = np.ravel(shape["points"])
-        polygons = [points.tolist()]
-        shapes.append(Shape(shape["label"], polygons))
+        region = [points.tolist()]
+        shapes.append(Shape(shape["label"], region))
     size = (content["imageHeight"], content["imageWidth"])
     return {".": Drawing(shapes, size)}
 
@@ -294,7 +296,8 @@ def _mask_of(
     from pycocotools.coco import COCO  # most data sets do without
 
     if isinstance(region, str):
-        runs = np.array(region.split(), np.int64).reshape(-1, 2)
+        numbers = np.array(region.split(), np.int64)
+        runs = numbers.reshape(-1, 2)
         runs[:, 1] += runs[:, 0]
         lengths = np.diff(
             runs.ravel() - 1,
@@ -318,5 +321,6 @@ def _decode(
     width: int,
 ) -> np.ndarray:
     """A mask (H, W) of the lengths of its runs of 0 and 1 in turn, down the columns."""
-    flat = np.repeat(np.arange(len(lengths)) % 2, lengths)
+    zero_and_one = np.arange(len(lengths)) % 2
+    flat = np.repeat(zero_and_one, lengths)
     return flat.reshape(width, height).T

@@ -183,9 +183,10 @@ def _decode(
     expand_palette: bool,
 ) -> np.ndarray:
     """Pixels (H, W) or (H, W, C), by the library that reads such a file whole."""
-    if path.suffix.lower() == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         return _decode_npy(path, channels)
-    if path.suffix.lower() in (".npz", ".mat"):
+    if suffix in (".npz", ".mat"):
         return _decode_variables(path)
     with path.open("rb") as file:
         head = file.read(PNG_BITS + 1)
@@ -204,7 +205,8 @@ def _decode(
 
             return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
         has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
-        return _upright(np.asarray(image.convert("RGB") if has_colors else image), orientation)
+        shown = image.convert("RGB") if has_colors else image
+        return _upright(np.asarray(shown), orientation)
 
 
 def _decode_tiff(
@@ -255,12 +257,16 @@ def _decode_variables(path: Path) -> np.ndarray:
         variables = loadmat(path, simplify_cells=True)
     masks: dict[str, np.ndarray] = {}
     for fields in [variables, *variables.values()]:
-        if isinstance(fields, dict):
-            masks |= {name: value for name, value in fields.items() if np.ndim(value) == 2}
+        if not isinstance(fields, dict):
+            continue
+        for name, value in fields.items():
+            if np.ndim(value) == 2:
+                masks[name] = value
     if len(masks) != 1:
         names = ", ".join(masks or variables)
         raise InputError(f"{path}: must hold one array (H, W), but holds {names}. Save the mask alone")
-    return next(iter(masks.values()))
+    (mask,) = masks.values()
+    return mask
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -51,15 +51,16 @@ def save_geotiff(
                 copied.tagtype[tag.code] = int(tag.dtype)
                 copied[tag.code] = tag.value
         nodata = tags.valueof(NODATA)
-    if nodata and labels.ignore and not labels.by_color:
+    ignored = [value for value in labels.ignore if value in range(256)]
+    if nodata and ignored and not labels.by_color:
         empty = np.isclose(image, float(nodata), rtol=0, atol=0, equal_nan=True)
         pixels = np.array(picture)
-        pixels[empty.all(axis=0)] = labels.ignore[0]
+        pixels[empty.all(axis=0)] = ignored[0]
         palette = picture.getpalette()
         picture = Image.fromarray(pixels)
         if palette:
             picture.putpalette(palette)
         copied.tagtype[NODATA] = TiffTags.ASCII
-        copied[NODATA] = str(labels.ignore[0])
+        copied[NODATA] = str(ignored[0])
     with atomic_write(path) as aside:
         picture.save(aside, format="tiff", compression="tiff_deflate", tiffinfo=copied)
