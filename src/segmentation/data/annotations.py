@@ -2,8 +2,7 @@
 files of one image (labelme's JSON, YOLO's polygons).
 
 What a table says of one image has a path, as if the table were a folder: `instances.json/a/01.jpg`. Shapes are drawn in
-the file's order, a later one over an earlier one. A polygon covers the pixels whose centres it holds; COCO's library
-draws it. What no shape covers is the first class.
+the file's order, a later one over an earlier one. What no shape covers is the first class.
 """
 
 import csv
@@ -39,7 +38,8 @@ class Shape(NamedTuple):
     """A region of an image."""
 
     category: Category
-    region: Any  # as in COCO, polygons or run lengths; a text: Kaggle's; an array: points in shares of the sides
+    region: Any  # a list of polygons, arrays of x and y in turn; COCO's run lengths, a dict; or Kaggle's, a text
+    relative: bool = False  # whether x and y are shares of the sides
 
 
 class Drawing(NamedTuple):
@@ -165,7 +165,10 @@ def _read_coco(content: Any) -> Drawings:
         category = names[annotation["category_id"]]
         if annotation.get("iscrowd"):
             category = CROWD
-        shape = Shape(category, annotation["segmentation"])
+        region = annotation["segmentation"]
+        if isinstance(region, list):  # an array takes a quarter of the memory of a list
+            region = [np.array(polygon, float) for polygon in region]
+        shape = Shape(category, region)
         drawing = by_id[annotation["image_id"]]
         drawing.shapes.append(shape)
     return drawings
@@ -177,9 +180,8 @@ def _read_labelme(content: Any) -> Drawings:
         kind = shape["shape_type"]
         if kind != "polygon":
             raise ValueError(f"a {kind} is no polygon")
-        points = np.ravel(shape["points"])
-        region = [points.tolist()]
-        shapes.append(Shape(shape["label"], region))
+        polygon = np.array(shape["points"], float).ravel()
+        shapes.append(Shape(shape["label"], [polygon]))
     size = (content["imageHeight"], content["imageWidth"])
     return {".": Drawing(shapes, size)}
 
@@ -188,10 +190,10 @@ def _read_yolo(text: str) -> Drawings:
     shapes = []
     for line in text.splitlines():
         number, *shares = line.split()
-        points = np.array(shares, float).reshape(-1, 2)
+        polygon = np.array(shares, float)
         # 0 is the background, as where Ultralytics converts masks.
         category = int(number) + 1
-        shapes.append(Shape(category, points))
+        shapes.append(Shape(category, [polygon], relative=True))
     return {".": Drawing(shapes)}
 
 
@@ -251,76 +253,3 @@ def class_indices(
             values={0, *indices},
         )
     return indices
-
-
-def draw(
-    path: Path,
-    indices: dict[Category, int],
-    size: tuple[int, ...],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class indices and instance ids, each (H, W) int64.
-
-    Args:
-        path: of what is drawn in one image.
-        indices: class index of each category.
-        size: (H, W) of the image, where the file does not say it.
-
-    Raises:
-        InputError: a shape cannot be drawn.
-    """
-    drawing = read_drawing(path)
-    height, width = drawing.size or size
-    ids = np.zeros((height, width), np.int64, order="F")  # as COCO's masks are
-    classes = [0]
-    for number, shape in enumerate(drawing.shapes, start=1):
-        classes.append(indices[shape.category])
-        try:
-            mask = _mask_of(shape.region, height, width)
-        except Exception as error:  # COCO's library raises anything
-            raise InputError(
-                f"{path}: shape {number} ({shape.category}) cannot be drawn ({error}). Make it run lengths, or a "
-                "polygon of three points or more, not a box"
-            ) from error
-        np.copyto(ids, number, where=mask == 1)
-    index = np.array(classes)[ids]
-    ids[index == IGNORE_INDEX] = 0
-    return np.ascontiguousarray(index), np.ascontiguousarray(ids)
-
-
-def _mask_of(
-    region: Any,
-    height: int,
-    width: int,
-) -> np.ndarray:
-    """1 where a region is: (H, W)."""
-    from pycocotools.coco import COCO  # most data sets do without
-
-    if isinstance(region, str):
-        numbers = np.array(region.split(), np.int64)
-        runs = numbers.reshape(-1, 2)
-        runs[:, 1] += runs[:, 0]
-        lengths = np.diff(
-            runs.ravel() - 1,
-            prepend=0,
-            append=height * width,
-        )
-        return _decode(lengths, height, width)
-    if isinstance(region, dict) and isinstance(region["counts"], list):
-        return _decode(region["counts"], height, width)
-    if isinstance(region, np.ndarray):
-        pixels = region * (width, height)
-        region = [pixels.ravel().tolist()]
-    coco = COCO()
-    coco.imgs[0] = {"height": height, "width": width}
-    return coco.annToMask({"image_id": 0, "segmentation": region})
-
-
-def _decode(
-    lengths: Any,
-    height: int,
-    width: int,
-) -> np.ndarray:
-    """A mask (H, W) of the lengths of its runs of 0 and 1 in turn, down the columns."""
-    zero_and_one = np.arange(len(lengths)) % 2
-    flat = np.repeat(zero_and_one, lengths)
-    return flat.reshape(width, height).T

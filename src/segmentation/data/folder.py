@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segmentation.data.annotations import DESCRIPTIONS, Category, class_indices, draw, file_of
+from segmentation.data.annotations import DESCRIPTIONS, Category, class_indices, file_of
 from segmentation.data.base import SPLITS, Sample, SegmentationData
+from segmentation.data.drawing import draw
 from segmentation.data.io import check_format, read_image, read_mask
 from segmentation.data.labels import IGNORE_INDEX, ClassesMissing, Labels, Value, count_values
 from segmentation.data.layout import Samples, complete, find_samples, folder_of
