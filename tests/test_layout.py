@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import write_image
+from conftest import TINY_RUN, train, write_image
 from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.data.base import SPLITS
 from segmentation.data.labels import IGNORE_INDEX
+from segmentation.doctor import diagnose
 from segmentation.errors import InputError
 
 CLASSES = {"ground": 0, "thing": 255}
@@ -271,7 +272,6 @@ CLASS_MASKS = {"ground": 0, "cat": 1, "traffic_light": 2}
 
 
 @pytest.mark.parametrize("masks", ["masks/{name}_{class}.png", "masks/{class}/{name}.png"])
-@pytest.mark.filterwarnings("ignore:masks of classes overlap")
 def test_a_mask_per_class(place: Path, masks: str) -> None:
     for name in ("a_1", "a_2"):
         write_image(place / f"images/{name}.png", np.zeros((4, 6, 3), np.uint8))
@@ -283,8 +283,6 @@ def test_a_mask_per_class(place: Path, masks: str) -> None:
     sample = data.load("train", 0)
     assert sample["mask"][:, 0].tolist() == [2, 2, 1, 0]  # of two that overlap the later class; birds are left out
     assert "instance" not in sample
-    with pytest.warns(UserWarning, match="overlap: the class that is later"):
-        SegmentationDataModule(data).check()
     with pytest.raises(InputError, match="this image has no mask"):
         SegmentationDataModule(FolderData(str(place), {"ground": 0, "dog": 1}, masks=masks)).check()
 
@@ -341,3 +339,44 @@ def test_masks_of_another_size_pixels_outside_the_field_of_view_and_smooth_edges
     (place / "fov/a_fov.png").unlink()
     with pytest.raises(InputError, match=r"a\.png: this image has no validity mask. Fix: add .*fov/a_fov\.png"):
         SegmentationDataModule(FolderData(str(place), classes, **options)).check()
+
+
+def test_masks_of_objects_in_any_colour(place: Path) -> None:
+    for index in range(2):
+        write_image(place / f"{index}/image.png", np.zeros((6, 8, 3), np.uint8))
+        for number in range(2):
+            mask = np.zeros((6, 8, 3), np.uint8)
+            mask[3 * number, :2, number] = 200
+            write_image(place / f"{index}/masks/{number}.png", mask)
+    sample = FolderData(str(place), CLASSES, images="{name}/image.png", masks="{name}/masks/*").load("train", 0)
+    assert sample["instance"][[0, 3], 0].tolist() == [1, 2]
+    assert torch.equal(sample["instance"] > 0, sample["mask"] == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["roboflow", "a mask per class, smaller, and a field of view"])
+def test_the_doctors_overlay_trains(place: Path, kind: str) -> None:
+    mask = np.eye(64, dtype=np.uint8)
+    options = ["--data.dataset", "FolderData", "--data.dataset.root", str(place / "data")]
+    for index in range(6):
+        image = np.random.default_rng(index).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        split = "train" if index < 4 else "valid"
+        if kind == "roboflow":
+            write_image(place / f"data/{split}/{index}.rf.a.png", image)
+            write_image(place / f"data/{split}/{index}.rf.a_mask.png", mask)
+        else:
+            write_image(place / f"data/images/{index}.png", image)
+            write_image(place / f"data/fov/{index}.png", np.ones((64, 64), np.uint8))
+            for thing in ("cat", "dog"):
+                write_image(place / f"data/masks/{index}_{thing}.png", mask[::2, ::2])
+    if kind == "roboflow":
+        (place / "data/train/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n")
+        options += ["--data.dataset.images", "{split}/{name}.png", "--data.dataset.masks", "{split}/{name}_mask.png"]
+        options += ["--data.dataset.splits", "{val: valid}"]
+    else:
+        options += ["--data.dataset.masks", "masks/{name}_{class}.png", "--data.dataset.resize_masks", "true"]
+        options += ["--data.dataset.classes", "{ground: 0, cat: 1, dog: 2}", "--data.dataset.valid", "fov"]
+    assert diagnose(options) == []
+    cli = train("--config", "doctor/overlay.yaml", *TINY_RUN, "--name", "run")
+    assert cli.datamodule.labels.names[1] == "cat"
+    assert (place / "runs/run/summary.json").is_file()

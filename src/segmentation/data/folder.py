@@ -6,7 +6,6 @@ Other data is a data set of your own: subclass `SegmentationData`, as README.md 
 
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -113,7 +112,6 @@ class FolderData(SegmentationData):
         #: Whether the path of a mask names the class of what is not 0 in it.
         self.paths_name_classes = "{class}" in patterns["mask"]
         self.class_of: dict[Path, str] = {}
-        self.has_warned = False
         self.files: dict[str, Samples] = {"train": {}, "val": {}, "test": {}}
         if classes is None:
             train = complete(self.root, patterns["image"], called["train"])
@@ -179,6 +177,11 @@ class FolderData(SegmentationData):
                 self.one_mask_per_object = not self.paths_name_classes
         #: Whether masks only tell objects from the background.
         self.binary_masks = mask_threshold is not None or self.paths_name_classes or self.one_mask_per_object
+        for file, name in self.class_of.items():
+            if name not in labels.names:
+                raise InputError(
+                    f"{file}: {name!r} names no class. Declared: {', '.join(labels.names)}. Rename it, or declare it"
+                )
         two_classes = self.labels.num_classes == 2 or self.paths_name_classes
         if self.binary_masks and (self.labels.by_color or not two_classes):
             raise InputError(
@@ -216,12 +219,13 @@ class FolderData(SegmentationData):
             masks = [self._read_mask(file, size, by_color) for file in files["mask"]]
             ids = [self._read_mask(file, size).astype(np.int64) for file in files.get("instance", [])]
             if self.binary_masks:
+                masks = [_flatten(mask) for mask in masks]
                 index_mask = self._draw_objects(files["mask"], masks)
             else:
                 index_mask = self.labels.encode(masks[0], str(files["mask"][0]))
         for file in files.get("validity mask", []):
             valid = self._read_mask(file, size)
-            index_mask[valid == 0] = IGNORE_INDEX
+            index_mask[_flatten(valid) == 0] = IGNORE_INDEX
         if self.one_mask_per_object and not ids:
             ids = [np.zeros(size, np.int64)]
             for number, mask in enumerate(masks, start=1):
@@ -369,26 +373,17 @@ class FolderData(SegmentationData):
     ) -> np.ndarray:
         """Class indices of masks that only tell objects from the background."""
         names = self.labels.names
-        first = [values[0] for values in self.labels.values]
-        background = first.index(min(first))
-        things = [first.index(max(first))] * len(files)
         if self.paths_name_classes:
             background = 0
-            for number, file in enumerate(files):
-                name = self.class_of[file]
-                if name not in names:
-                    raise InputError(
-                        f"{file}: {name!r} names no class. Declared: {', '.join(names)}. Rename it, or declare it"
-                    )
-                things[number] = names.index(name)
-        drawn = np.full(masks[0].shape[:2], background)
+            things = [names.index(self.class_of[file]) for file in files]
+        else:
+            first = [values[0] for values in self.labels.values]
+            background = first.index(min(first))
+            things = [first.index(max(first))] * len(files)
+        drawn = np.full(masks[0].shape, background)
         for number in np.argsort(things):
-            mask = np.atleast_3d(masks[number]).max(axis=2)
+            mask = masks[number]
             is_object = mask >= (self.mask_threshold or 1)
-            overlap = drawn[is_object] > 0
-            if self.paths_name_classes and overlap.any() and not self.has_warned:
-                self.has_warned = True
-                warnings.warn("masks of classes overlap: the class that is later in classes wins", stacklevel=2)
             drawn[is_object] = things[number]
             if self.mask_threshold is None:
                 drawn[np.isin(mask, self.labels.ignore)] = IGNORE_INDEX
@@ -402,6 +397,11 @@ class FolderData(SegmentationData):
         for path in files[::step]:
             counts += count_values(read_mask(path), str(path))
         return counts
+
+
+def _flatten(mask: np.ndarray) -> np.ndarray:
+    """(H, W), the brightest channel of a mask that is a colour image."""
+    return np.atleast_3d(mask).max(axis=2)
 
 
 def expand(root: str) -> Path:

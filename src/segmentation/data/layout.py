@@ -18,7 +18,6 @@ one folder's or file's name. `*` stands for anything there, `**/` for any folder
 import os
 import re
 from collections.abc import Container, Iterator
-from itertools import takewhile
 from pathlib import Path
 
 from segmentation.data.annotations import names_by_stem, names_in
@@ -30,6 +29,9 @@ Files = dict[str, list[Path]]
 
 #: Name of a sample -> kind -> files.
 Samples = dict[str, dict[str, list[Path]]]
+
+#: What the words of a pattern stand for in a path.
+Match = dict[str, str]
 
 #: A word of a pattern.
 WORD = re.compile(r"\{([^\W\d]\w*)\}")
@@ -44,16 +46,20 @@ def complete(
     path = root / text.replace("{split}", split)
     if "{name}" not in text:
         path /= "{name}"
-    if path.suffix.lower() not in {".*", *MASK_SUFFIXES}:
+    suffix = path.suffix.lower()
+    if suffix != ".*" and suffix not in MASK_SUFFIXES:
         path = path.with_name(f"{path.name}.*")
     return path
 
 
 def folder_of(pattern: Path) -> Path:
     """The folder below which all files lie that fit a pattern, or the table."""
-    folders = pattern.parts[:-1]
-    fixed = takewhile(lambda part: not re.search("[{*]", part), folders)
-    return Path(*fixed)
+    folder = Path()
+    for part in pattern.parts[:-1]:
+        if "{" in part or "*" in part:
+            break
+        folder /= part
+    return folder
 
 
 def find_samples(
@@ -75,28 +81,33 @@ def find_samples(
     Raises:
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
-    words = WORD.findall(str(patterns["image"]))
-    words = list(dict.fromkeys(words))
+    text = str(patterns["image"])
+    words = list(dict.fromkeys(WORD.findall(text)))
     words.sort(key="class".__ne__)  # a name begins with the class
     if "class" in words:
         classes = []
     class_of: dict[Path, str] = {}
+    match_of: dict[str, Match] = {}
     problems: list[str] = []
     found: dict[str, Files] = {}
     taken: set[Path] = set()
     for kind in reversed(patterns):  # the images last: {name}.png fits x_mask.png too
         pattern = patterns[kind]
-        if not set(words) <= set(WORD.findall(str(pattern))):
+        own_words = WORD.findall(str(pattern))
+        if not set(words) <= set(own_words):
             raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
         several = kind == "mask" and "*" in pattern.stem
         found[kind] = {}
         for file, match in _match_files(pattern, classes):
             if kind == "image" and file in taken:
                 continue
-            name = "/".join(match[word] for word in words)
-            files = found[kind].setdefault(readable(name), [])
-            class_of[file] = match.get("class", "")
-            if not files or class_of[file] != class_of[files[0]]:
+            parts = [match[word] for word in words]
+            name = readable("/".join(parts))
+            match_of[name] = match
+            files = found[kind].setdefault(name, [])
+            if "class" in match:
+                class_of[file] = match["class"]
+            if not files or class_of.get(file) != class_of.get(files[0]):
                 files.append(file)
             elif file.parent != files[0].parent:
                 raise InputError(
@@ -111,10 +122,11 @@ def find_samples(
         taken.update(*found[kind].values())
     for kind, pattern in patterns.items():
         if folder_of(pattern).is_file():
-            names = names_by_stem(found[kind], found["image"])
-            found[kind] = {names[entry]: files for entry, files in found[kind].items()}
+            called = names_by_stem(found[kind], found["image"])
+            found[kind] = {called[entry]: files for entry, files in found[kind].items()}
     samples = {}
-    for name in sorted(set.intersection(*map(set, found.values()))):
+    names = set.intersection(*map(set, found.values()))
+    for name in sorted(names):
         samples[name] = {kind: found[kind][name] for kind in patterns}
     pairs = []
     if "image" not in shared:
@@ -122,37 +134,39 @@ def find_samples(
     if "mask" not in shared:
         pairs.append(("mask", "image"))
     for kind, other in pairs:
-        problems += _find_alone(
+        problems += _report_alone(
+            kind,
             found[kind],
             found[other],
-            f"this {kind} has no {other}",
-            patterns[other],
+            f"{other}. Fix: add {patterns[other]}",
+            match_of,
         )
     problems = [readable(problem) for problem in problems]
     return samples, class_of, problems
 
 
-def _find_alone(
+def _report_alone(
+    kind: str,
     files: Files,
     others: Files,
-    reason: str,
-    pattern: Path,
+    fix: str,
+    match_of: dict[str, Match],
 ) -> list[str]:
-    """A message for each file without another, whose pattern is given."""
+    """A message for each file of a kind without its other; the fix has words to be filled."""
     problems = []
     for name in sorted(files.keys() - others.keys()):
+        filled = fix
+        for word, text in match_of[name].items():
+            filled = filled.replace(f"{{{word}}}", text)
         file = files[name][0]
-        wanted = f"{name} as {pattern}"
-        if WORD.findall(str(pattern)) == ["name"]:
-            wanted = str(pattern).replace("{name}", name)
-        problems.append(f"{file}: {reason}. Fix: add {wanted}, or take {file.name} away")
+        problems.append(f"{file}: this {kind} has no {filled}, or take the {kind} away")
     return problems
 
 
 def _match_files(
     pattern: Path,
     classes: list[str],
-) -> Iterator[tuple[Path, dict[str, str]]]:
+) -> Iterator[tuple[Path, Match]]:
     """Files that fit a pattern, each with what its words stand for.
 
     Raises:
@@ -165,15 +179,17 @@ def _match_files(
     if classes:
         names = map(re.escape, classes)
         stands_for["class"] = "|".join(names)
-    regex = re.escape(pattern.as_posix())
+    text = pattern.as_posix()
+    regex = re.escape(text)
     regex = regex.replace(r"\*\*/", "(.*/)?")
     regex = regex.replace(r"\*", "[^/]*")
     for word in WORD.findall(str(pattern)):
         escaped = rf"\{{{word}\}}"
-        text = stands_for.get(word, "[^/]+")
-        regex = regex.replace(escaped, f"(?P<{word}>{text})", 1)
+        group = stands_for.get(word, "[^/]+")
+        regex = regex.replace(escaped, f"(?P<{word}>{group})", 1)
         regex = regex.replace(escaped, f"(?P={word})")
-    fits = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
+    flags = re.DOTALL | re.IGNORECASE  # a name may hold a line break
+    fits = re.compile(regex, flags)
     pictures = walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()})
     for file in list(pictures) or walk(folder, MASK_SUFFIXES):
         path = file.as_posix()
@@ -206,8 +222,8 @@ def walk(
         for name in sorted(folders):
             folders.remove(name)
             target = Path(place, name).resolve()
-            # A link to a folder that we are in would never end.
-            if not name.startswith(".") and not here.is_relative_to(target):
+            is_loop = here.is_relative_to(target)  # a link to a folder that we are in
+            if not name.startswith(".") and not is_loop:
                 folders.append(name)
         for name in sorted(files):
             path = Path(place, name)

@@ -43,39 +43,40 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
         a message for each.
     """
     messages = []
-    for first, second in combinations(splits, 2):
+    known = [split for split, statistics in splits.items() if statistics.records]
+    for first, second in combinations(known, 2):
         names = data.names(second)
         first_names = data.names(first)
-        first_outlines = _outlines(splits[first])
-        outlines = _outlines(splits[second])
         twins = _find_twins(
-            dict(zip(first_names, first_outlines, strict=True)),
-            dict(zip(names, outlines, strict=True)),
+            first_names,
+            names,
+            _outlines(splits[first]),
+            _outlines(splits[second]),
         )
         if twins:
             one, other = next(iter(twins.items()))
             pattern = _suggest_group(twins, names + first_names)
-            fix = "Remove one of each, or let lists keep in one split what belongs together"
             if pattern:
                 fix = f"Fix: group: '{pattern}' (where folders or lists give the splits, with data.folds)"
+            else:
+                fix = "Remove one of each, or let lists keep in one split what belongs together"
             messages.append(
                 f"{second} images with a near twin in {first}: {len(twins)} of {len(names)}, e.g. {one} of {other}. "
                 f"Metrics will flatter. {fix}"
             )
-        groups = set(map(data.group, names))
-        first_groups = set(map(data.group, first_names))
-        groups &= first_groups
-        torn = sorted(groups.difference(names))  # a name is its own group where nothing says otherwise
+        torn = set(map(data.group, names))
+        torn &= set(map(data.group, first_names))
+        torn -= set(names)  # a name is its own group where nothing says otherwise
         if torn:
             messages.append(
-                f"groups that are in {first} and in {second}: {len(torn)}, e.g. {torn[0]}. Metrics will flatter. "
+                f"groups that are in {first} and in {second}: {len(torn)}, e.g. {min(torn)}. Metrics will flatter. "
                 "Move each into one split, or let data.folds divide them"
             )
     return messages
 
 
-def _outlines(statistics: SplitStatistics) -> list[np.ndarray]:
-    """For each sample (256,), 1 for each bit that is set and -1 for the others; 0 for images that are all but blank."""
+def _outlines(statistics: SplitStatistics) -> np.ndarray:
+    """For each sample 256 numbers, 1 for a bit that is set, -1 for another; 0 for an image that is all but blank."""
     outlines = []
     for record in statistics.records:
         data = bytes.fromhex(record.outline)
@@ -85,41 +86,40 @@ def _outlines(statistics: SplitStatistics) -> list[np.ndarray]:
         if not 1 - BLANK < bits.mean() < BLANK:
             signs[:] = 0
         outlines.append(signs)
-    return outlines
+    return np.array(outlines)
 
 
 def _find_twins(
-    first: dict[str, np.ndarray],
-    second: dict[str, np.ndarray],
+    first_names: list[str],
+    names: list[str],
+    first_outlines: np.ndarray,
+    outlines: np.ndarray,
 ) -> dict[str, str]:
-    """Which images look like one of the first, or are called a copy of it, by their outlines and names.
-
-    Returns:
-        name -> name of the twin.
-    """
-    names = list(first)
-    outlines = np.array(list(first.values()))
+    """For each image that looks like one of the first, or is called a copy of it: its name -> the other's."""
     stems = {}
-    for name in names:
-        stem = re.split(COPY, name)[0]
+    for name in first_names:
+        stem, *_ = re.split(COPY, name)
         stems[stem] = name
     twins = {}
-    for name, outline in second.items():
-        likeness = outlines @ outline
-        stem = re.split(COPY, name)[0]
-        if likeness.max() >= outline.size - 2 * NEAR:
-            twins[name] = names[likeness.argmax()]
-        elif stem in stems and {stem} != {name, stems[stem]}:
-            twins[name] = stems[stem]
+    for name, outline in zip(names, outlines, strict=True):
+        likeness = first_outlines @ outline
+        nearest = likeness.argmax()
+        stem, *_ = re.split(COPY, name)
+        original = stems.get(stem, stem)
+        if likeness[nearest] >= outline.size - 2 * NEAR:
+            twins[name] = first_names[nearest]
+        elif stem in stems and {name, original} != {stem}:
+            twins[name] = original
     return twins
 
 
 def _suggest_group(twins: dict[str, str], names: list[str]) -> str | None:
     """The first of GROUPS that keeps twins together, but not all samples."""
     for pattern in GROUPS:
+        whole = f"(?s){pattern}.*"
         group_of = {}
         for name in names:
-            group_of[name] = re.sub(f"(?s){pattern}.*", r"\1", name)
+            group_of[name] = re.sub(whole, r"\1", name)
         sizes = Counter(group_of.values())
         largest = max(sizes.values())
         together = all(group_of[name] == group_of[twin] for name, twin in twins.items())
