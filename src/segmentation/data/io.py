@@ -235,18 +235,6 @@ def _decode_tiff(
     return _upright(pixels, int(first.tags.valueof("Orientation", 1)))
 
 
-def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
-    """Pixels (H, W) or (H, W, C) of a NumPy file."""
-    pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that lies allocates nothing
-    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or not pixels.size:
-        raise InputError(f"{path}: is {pixels.dtype} {pixels.shape}, not (H, W) or (H, W, C) numbers")
-    if pixels.ndim == 3:
-        first, _, last = pixels.shape
-        if first == channels != last or (channels is None and first < last):
-            pixels = np.moveaxis(pixels, 0, -1)
-    return np.array(pixels)
-
-
 def _decode_variables(path: Path) -> np.ndarray:
     """The one array (H, W) among the variables of a NumPy or MATLAB file, or the fields of these."""
     if path.suffix.lower() == ".npz":
@@ -267,6 +255,18 @@ def _decode_variables(path: Path) -> np.ndarray:
         raise InputError(f"{path}: must hold one array (H, W), but holds {names}. Save the mask alone")
     (mask,) = masks.values()
     return mask
+
+
+def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) of a NumPy file."""
+    pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that lies allocates nothing
+    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or not pixels.size:
+        raise InputError(f"{path}: is {pixels.dtype} {pixels.shape}, not (H, W) or (H, W, C) numbers")
+    if pixels.ndim == 3:
+        first, _, last = pixels.shape
+        if first == channels != last or (channels is None and first < last):
+            pixels = np.moveaxis(pixels, 0, -1)
+    return np.array(pixels)
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
