@@ -27,7 +27,7 @@ def draw(
     """
     drawing = read_drawing(path)
     height, width = drawing.size or size
-    ids = np.zeros((height, width), np.int64, order="F")  # as COCO's masks are
+    ids = np.zeros((height, width), np.int64)
     classes = [0]
     for number, shape in enumerate(drawing.shapes, start=1):
         classes.append(indices[shape.category])
@@ -43,10 +43,9 @@ def draw(
                 f"{path}: shape {number} ({shape.category}) cannot be drawn ({error}). Make it run lengths, or a "
                 "polygon of three points or more, not a box"
             ) from error
-    index = np.array(classes)[ids]
+    class_of = np.array(classes)
+    index = class_of[ids]
     ids[index == IGNORE_INDEX] = 0
-    index = np.ascontiguousarray(index)
-    ids = np.ascontiguousarray(ids)
     return index, ids
 
 
@@ -56,7 +55,7 @@ def _fill(
     number: int,
 ) -> None:
     """Write a number where a region is: into `ids` (H, W)."""
-    from pycocotools.coco import COCO  # most data sets do without
+    from pycocotools import mask as coco  # most data sets do without
 
     height, width = ids.shape
     if isinstance(region, str):
@@ -69,31 +68,26 @@ def _fill(
             append=height * width,
         )
         mask = _decode(lengths, height, width)
-    elif isinstance(region, dict) and isinstance(region["counts"], list):
+    elif isinstance(region, list):
+        # Draw in the box around the polygons: a small mask is made a hundred times faster.
+        points = np.concatenate(region).reshape(-1, 2)
+        first = np.floor(points.min(axis=0)).clip(min=0)
+        last = np.ceil(points.max(axis=0))
+        left, top = first.astype(int)
+        right, bottom = last.astype(int)
+        ids = ids[top:bottom, left:right]
+        if not ids.size:  # beyond the image
+            return
+        moved = []
+        for polygon in region:
+            corners = polygon.reshape(-1, 2) - first
+            moved.append(corners.ravel())
+        parts = coco.frPyObjects(moved, *ids.shape)
+        mask = coco.decode(coco.merge(parts))
+    elif isinstance(region["counts"], list):
         mask = _decode(region["counts"], height, width)
     else:
-        if isinstance(region, list):
-            # Draw in the box around the polygons: a small mask is made a hundred times faster.
-            points = np.concatenate(region).reshape(-1, 2)
-            first = np.floor(points.min(axis=0)).clip(min=0)
-            last = np.ceil(points.max(axis=0))
-            left, top = first.astype(int)
-            right, bottom = last.astype(int)
-            ids = ids[top:bottom, left:right]
-            if not ids.size:  # beyond the image
-                return
-            region = [np.ravel(polygon.reshape(-1, 2) - first) for polygon in region]
-        height, width = ids.shape
-        coco = COCO()
-        coco.imgs[0] = {
-            "height": height,
-            "width": width,
-        }
-        annotation = {
-            "image_id": 0,
-            "segmentation": region,
-        }
-        mask = coco.annToMask(annotation)
+        mask = coco.decode(region)
     np.copyto(ids, number, where=mask == 1)
 
 
