@@ -69,16 +69,19 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     assert same("run", "whole")
 
 
-def test_a_signal_in_the_sanity_check() -> None:
-    """Lightning's own handler would end the run there with status 0, or wait for the other processes."""
+@pytest.mark.parametrize(("sanity_check", "step"), [(True, 1), (False, 3)])
+def test_a_signal_in_a_validation(sanity_check: bool, step: int) -> None:
+    """Lightning's own handler would end the run in the sanity check with status 0, or wait for the other processes. A
+    short validation is finished, so that the epoch's best checkpoint is known."""
 
     class Signal(Callback):
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if trainer.sanity_checking == sanity_check:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     cli = SegmentationCLI([*TINY, "--name", "run"])
     cli.trainer.callbacks.insert(0, Signal())
-    with pytest.raises(Preempted, match="at step 1,"):
+    with pytest.raises(Preempted, match=f"at step {step},"):
         cli.run()
 
 

@@ -82,7 +82,8 @@ def find_samples(
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
     text = str(patterns["image"])
-    words = list(dict.fromkeys(WORD.findall(text)))
+    words = WORD.findall(text)
+    words = list(dict.fromkeys(words))
     words.sort(key="class".__ne__)  # a name begins with the class
     if "class" in words:
         classes = []
@@ -125,20 +126,23 @@ def find_samples(
             called = names_by_stem(found[kind], found["image"])
             found[kind] = {called[entry]: files for entry, files in found[kind].items()}
     samples = {}
-    names = set.intersection(*map(set, found.values()))
-    for name in sorted(names):
+    names = map(set, found.values())
+    complete_names = set.intersection(*names)
+    for name in sorted(complete_names):
         samples[name] = {kind: found[kind][name] for kind in patterns}
     pairs = []
     if "image" not in shared:
         pairs = [("image", kind) for kind in patterns]
     if "mask" not in shared:
         pairs.append(("mask", "image"))
+    declared = "|".join(classes) or "{class}"
     for kind, other in pairs:
+        wanted = str(patterns[other]).replace("{class}", declared)
         problems += _report_alone(
             kind,
             found[kind],
             found[other],
-            f"{other}. Fix: add {patterns[other]}",
+            f"{other}. Fix: add {wanted}",
             match_of,
         )
     problems = [readable(problem) for problem in problems]

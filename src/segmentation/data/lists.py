@@ -62,7 +62,7 @@ def choose_samples(
         if name:
             chosen[name] = samples[name]
         elif number or source.suffix.lower() != ".csv":  # whose first row may be a header
-            raise InputError(f"{source}: lists {row[0]}, but no image of that name has all it needs")
+            raise InputError(f"{source}: lists {by_length[0]}, but no image of that name has all it needs")
     return chosen
 
 
