@@ -70,7 +70,8 @@ def _fill(
         mask = _decode(lengths, height, width)
     elif isinstance(region, list):
         # Draw in the box around the polygons: a small mask is made a hundred times faster.
-        points = np.concatenate(region).reshape(-1, 2)
+        joined = np.concatenate(region)
+        points = joined.reshape(-1, 2)
         first = np.floor(points.min(axis=0)).clip(min=0)
         last = np.ceil(points.max(axis=0))
         left, top = first.astype(int)
@@ -83,7 +84,8 @@ def _fill(
             corners = polygon.reshape(-1, 2) - first
             moved.append(corners.ravel())
         parts = coco.frPyObjects(moved, *ids.shape)
-        mask = coco.decode(coco.merge(parts))
+        whole = coco.merge(parts)
+        mask = coco.decode(whole)
     elif isinstance(region["counts"], list):
         mask = _decode(region["counts"], height, width)
     else:

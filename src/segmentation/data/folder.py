@@ -153,8 +153,16 @@ class FolderData(SegmentationData):
             described = []
             for samples in self.files.values():
                 described += [files["mask"][0] for files in samples.values()]
-            ignored = [ignore] if isinstance(ignore, int | str) else list(ignore or ())
-            self.categories = class_indices(described, classes, ignored)
+            ignored: list[Value] = []
+            if isinstance(ignore, int | str):
+                ignored.append(ignore)
+            elif ignore:
+                ignored.extend(ignore)
+            self.categories = class_indices(
+                described,
+                classes,
+                ignored,
+            )
             ignore = [value for value in ignored if isinstance(value, int)]
         if not classes:
             raise ClassesMissing(self._mask_values())
@@ -211,7 +219,11 @@ class FolderData(SegmentationData):
         ids = []
         if self.categories:
             path = files["mask"][0]
-            index_mask, drawn = draw(path, self.categories, size)
+            index_mask, drawn = draw(
+                path,
+                self.categories,
+                size,
+            )
             index_mask = self._fit(path, index_mask, size)
             if "instance" in files:
                 ids = [self._fit(path, drawn, size)]

@@ -123,8 +123,11 @@ def find_samples(
         taken.update(*found[kind].values())
     for kind, pattern in patterns.items():
         if folder_of(pattern).is_file():
-            called = names_by_stem(found[kind], found["image"])
-            found[kind] = {called[entry]: files for entry, files in found[kind].items()}
+            table = found[kind]
+            name_of = names_by_stem(table, found["image"])
+            found[kind] = {}
+            for entry, files in table.items():
+                found[kind][name_of[entry]] = files
     samples = {}
     names = map(set, found.values())
     complete_names = set.intersection(*names)
@@ -194,8 +197,9 @@ def _match_files(
         regex = regex.replace(escaped, f"(?P={word})")
     flags = re.DOTALL | re.IGNORECASE  # a name may hold a line break
     fits = re.compile(regex, flags)
-    pictures = walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()})
-    for file in list(pictures) or walk(folder, MASK_SUFFIXES):
+    suffixes = IMAGE_SUFFIXES | {pattern.suffix.lower()}
+    pictures = list(walk(folder, suffixes))
+    for file in pictures or walk(folder, MASK_SUFFIXES):
         path = file.as_posix()
         match = fits.fullmatch(path)
         if match:

@@ -64,7 +64,9 @@ class Results:
                 labels,
                 options.format,
             )  # a PNG may not hold the classes
-        self.kinds += [kind for kind in ("overlay", "instances") if getattr(options, kind)]
+        for kind in ("overlay", "instances"):
+            if getattr(options, kind):
+                self.kinds.append(kind)
         check_folder(self.output)
         taken = {os.path.realpath(file) for file in images}
         for name in images.values():
@@ -132,7 +134,8 @@ class Results:
             with atomic_write(path) as aside:
                 np.save(aside, whole)
         if "overlay" in self.kinds:
-            step = -(-max(index.shape) // OVERLAY_SIDE)
+            side = max(index.shape)
+            step = -(-side // OVERLAY_SIDE)
             overlay = mask_overlay(
                 image[:, ::step, ::step],
                 index[::step, ::step],
@@ -145,7 +148,8 @@ class Results:
             path = self.path(name, "instances")
             if ids.max() > 65535:
                 raise InputError(f"{path}: {ids.max()} instances are more than 16 bits can number")
-            picture = Image.fromarray(ids.astype(np.uint16))
+            numbers = ids.astype(np.uint16)
+            picture = Image.fromarray(numbers)
             save_png(picture, path)
         if "mask" in self.kinds:
             path = self.path(name, "mask")
