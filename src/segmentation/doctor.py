@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from segmentation.data import SegmentationDataModule
+from segmentation.data.annotations import CategoriesMissing
 from segmentation.data.base import SPLITS
 from segmentation.data.datamodule import suggest_crop
 from segmentation.data.labels import ClassesMissing, UndeclaredValues, Value
@@ -91,7 +92,7 @@ def _examine_data(config: Namespace, problems: list[Problem]) -> None:
     config.data.on_bad_file = "skip"  # to find all that is wrong
     try:
         module = build_data(config)
-    except ClassesMissing as error:
+    except (ClassesMissing, CategoriesMissing) as error:
         problems.append(Problem(str(error), stops=True))
         dataset.init_args.classes = error.suggested
         module = build_data(config)

@@ -1,7 +1,7 @@
-"""FolderData: images and masks as files in folders, one mask file or more per image.
+"""FolderData: images as files in folders; masks as files, one or more per image, or described by files.
 
-A new file format goes into `segmentation.data.io`. Masks that are not files (RLE in a CSV, say) need a data set of your
-own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
+A new file format goes into `segmentation.data.io`, a new description of masks into `segmentation.data.annotations`.
+Other data is a data set of your own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
 """
 
 import os
@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from segmentation.data.annotations import DESCRIPTIONS, Category, class_indices, file_of
 from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.data.io import read_image, read_mask
+from segmentation.data.drawing import draw
+from segmentation.data.io import check_format, read_image, read_mask
 from segmentation.data.labels import IGNORE_INDEX, ClassesMissing, Labels, Value, count_values
 from segmentation.data.layout import Samples, complete, find_samples, folder_of
 from segmentation.data.lists import choose_samples, read_classes
@@ -40,7 +42,10 @@ class FolderData(SegmentationData):
             own. By default `{split}/images` where root/train exists, else `images`.
         masks: folder or pattern of the masks, likewise; with `{class}` in masks alone, a mask per class: the later
             class in `classes` wins, and the first is where there is no other.
-        instances: folder or pattern of masks that hold one id an instance (0 for none), or null.
+            Or what describes masks: "instances_{split}.json" is COCO's, "train.csv" has run lengths, "{name}.json" is
+            labelme's, "labels/{name}.txt" YOLO's.
+        instances: folder or pattern of masks that hold one id an instance (0 for none), or null; or the same as masks,
+            where that describes instances.
         valid: folder or pattern of masks that are 0 where pixels are ignored (outside the field of view), or null.
         splits: what `{split}` stands for where folders or lists have other names, e.g. {val: validation}.
         lists: list files, .txt, .csv, .yaml or .json: "{split}.txt", one image name a line; or one of all, with a
@@ -111,7 +116,7 @@ class FolderData(SegmentationData):
         if classes is None:
             train = complete(self.root, patterns["image"], called["train"])
             classes = dict(read_classes(folder_of(train) / "_classes.csv"))
-        has_splits = lists is not None or "{split}" in patterns["image"]
+        has_splits = lists is not None or "{split}" in "".join(patterns.values())
         if val_fraction is None:
             val_fraction = 0.0 if has_splits else 0.2
         problems = self._find_files(
@@ -127,6 +132,8 @@ class FolderData(SegmentationData):
         )
         for split in ("train", "val"):
             if not self.files[split]:
+                for path in sorted(self.root.rglob("*")):
+                    check_format(path)
                 where = lists or " and ".join(patterns.values())
                 where = where.replace("{split}", called[split])
                 if lists and "{split}" not in lists:
@@ -137,6 +144,26 @@ class FolderData(SegmentationData):
                 )
                 raise InputError(problems[0] if problems else reason)
         first = self._first_image(channels)
+        first_mask = next(iter(self.files["train"].values()))["mask"][0]
+        #: Category -> class index, where masks are described by files.
+        self.categories: dict[Category, int] = {}
+        if file_of(first_mask).suffix in DESCRIPTIONS:
+            if instances not in (None, masks):
+                raise InputError(f"instances is {instances!r}: name what describes the masks, {masks!r}")
+            described = []
+            for samples in self.files.values():
+                described += [files["mask"][0] for files in samples.values()]
+            ignored: list[Value] = []
+            if isinstance(ignore, int | str):
+                ignored.append(ignore)
+            elif ignore:
+                ignored.extend(ignore)
+            self.categories = class_indices(
+                described,
+                classes,
+                ignored,
+            )
+            ignore = [value for value in ignored if isinstance(value, int)]
         if not classes:
             raise ClassesMissing(self._mask_values())
         labels = Labels.parse(
@@ -188,16 +215,29 @@ class FolderData(SegmentationData):
             )
         size = image.shape[1:]
         by_color = self.labels.by_color
-        masks = [self._read_mask(file, size, by_color) for file in files["mask"]]
-        if self.binary_masks:
-            masks = [_flatten(mask) for mask in masks]
-            index_mask = self._draw_objects(files["mask"], masks)
+        masks = []
+        ids = []
+        if self.categories:
+            path = files["mask"][0]
+            index_mask, drawn = draw(
+                path,
+                self.categories,
+                size,
+            )
+            index_mask = self._fit(path, index_mask, size)
+            if "instance" in files:
+                ids = [self._fit(path, drawn, size)]
         else:
-            index_mask = self.labels.encode(masks[0], str(files["mask"][0]))
+            masks = [self._read_mask(file, size, by_color) for file in files["mask"]]
+            ids = [self._read_mask(file, size).astype(np.int64) for file in files.get("instance", [])]
+            if self.binary_masks:
+                masks = [_flatten(mask) for mask in masks]
+                index_mask = self._draw_objects(files["mask"], masks)
+            else:
+                index_mask = self.labels.encode(masks[0], str(files["mask"][0]))
         for file in files.get("validity mask", []):
             valid = self._read_mask(file, size)
             index_mask[_flatten(valid) == 0] = IGNORE_INDEX
-        ids = [self._read_mask(file, size).astype(np.int64) for file in files.get("instance", [])]
         if self.one_mask_per_object and not ids:
             ids = [np.zeros(size, np.int64)]
             for number, mask in enumerate(masks, start=1):
@@ -216,6 +256,7 @@ class FolderData(SegmentationData):
         stamps = []
         for files in self.files[split].values():
             for path in chain.from_iterable(files.values()):
+                path = file_of(path) if self.categories else path
                 stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
                 stamp = (
                     str(path),
@@ -229,6 +270,7 @@ class FolderData(SegmentationData):
             self.paths_name_classes,
             self.resize_masks,
             self.as_rgb,
+            self.categories,
         )
         return f"{options} {stamps}"
 
@@ -247,17 +289,19 @@ class FolderData(SegmentationData):
     ) -> list[str]:
         """Find the samples of each split. Returns what is wrong with files that became none."""
         problems = []
-        shared_masks = "{split}" in patterns["image"] and "{split}" not in patterns["mask"]
-        has_splits = lists is not None or "{split}" in patterns["image"]
+        apart = [kind for kind, text in patterns.items() if "{split}" in text]
+        shared = patterns.keys() - apart if apart else ()
+        has_splits = lists is not None or apart
         for split in SPLITS if has_splits else ("train",):
             name = called[split]
             paths = {kind: complete(self.root, text, name) for kind, text in patterns.items()}
-            if split != "train" and not folder_of(paths["image"]).exists():
+            deciding = paths[apart[0] if apart else "image"]
+            if split != "train" and not folder_of(deciding).exists():
                 continue
             samples, class_of, wrong = find_samples(
                 paths,
                 classes,
-                shared_masks,
+                shared,
             )
             self.class_of |= class_of
             if lists is None:
@@ -314,7 +358,14 @@ class FolderData(SegmentationData):
         by_color: bool = False,
     ) -> np.ndarray:
         """A mask as large as its image."""
-        mask = read_mask(file, by_color)
+        return self._fit(file, read_mask(file, by_color), size)
+
+    def _fit(
+        self,
+        file: Path,
+        mask: np.ndarray,
+        size: tuple[int, ...],
+    ) -> np.ndarray:
         if mask.shape[:2] == size:
             return mask
         height, width = mask.shape[:2]

@@ -17,6 +17,17 @@ from segmentation.errors import InputError
 #: Suffixes that count as images in a data folder. A new one also needs a branch in `_decode`.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
 
+#: Suffixes of masks, and of files that describe them (`segmentation.data.annotations`).
+MASK_SUFFIXES = IMAGE_SUFFIXES | {".mat", ".npz", ".json", ".txt"}
+
+#: Ending of what is not read -> what converts it.
+CONVERTERS = {
+    ".nii": "nibabel and numpy.save, a file a slice",
+    ".nii.gz": "nibabel and numpy.save, a file a slice",
+    ".dcm": "pydicom and numpy.save, or dcmj2pnm",
+    ".jp2": "gdal_translate a.jp2 a.tif, or opj_decompress",
+}
+
 #: Pixels from which an image is kept on disk (memory-mapped) where its format allows it.
 LARGE = 64_000_000
 
@@ -109,7 +120,8 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError for a link that leads nowhere, and for what would never end, such as a pipe."""
+    """Raises InputError for a link that leads nowhere, for what would never end (a pipe), and as check_format."""
+    check_format(path)
     if path.is_file():
         return
     if path.is_symlink():
@@ -120,6 +132,13 @@ def check_file(path: Path) -> None:
     if path.exists():
         raise InputError(f"{path}: cannot be read as an image, as it is no ordinary file. Remove it")
     raise InputError(f"{path}: no such file")
+
+
+def check_format(path: Path) -> None:
+    """Raises InputError for a format that is not read."""
+    for ending, converter in CONVERTERS.items():
+        if path.name.lower().endswith(ending):
+            raise InputError(f"{path}: {ending} is not read. Convert it: {converter}")
 
 
 def allow_large() -> None:
@@ -164,8 +183,11 @@ def _decode(
     expand_palette: bool,
 ) -> np.ndarray:
     """Pixels (H, W) or (H, W, C), by the library that reads such a file whole."""
-    if path.suffix.lower() == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         return _decode_npy(path, channels)
+    if suffix in (".npz", ".mat"):
+        return _decode_variables(path)
     with path.open("rb") as file:
         head = file.read(PNG_BITS + 1)
     if head.startswith(TIFF_MAGIC):
@@ -183,7 +205,8 @@ def _decode(
 
             return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
         has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
-        return _upright(np.asarray(image.convert("RGB") if has_colors else image), orientation)
+        shown = image.convert("RGB") if has_colors else image
+        return _upright(np.asarray(shown), orientation)
 
 
 def _decode_tiff(
@@ -210,6 +233,28 @@ def _decode_tiff(
         if first.axes[0] != "Y":  # one plane after the other
             pixels = np.moveaxis(pixels, 0, -1)
     return _upright(pixels, int(first.tags.valueof("Orientation", 1)))
+
+
+def _decode_variables(path: Path) -> np.ndarray:
+    """The one array (H, W) among the variables of a NumPy or MATLAB file, or the fields of these."""
+    if path.suffix.lower() == ".npz":
+        variables = dict(np.load(path, allow_pickle=False))
+    else:
+        from scipy.io import loadmat  # it takes long to import
+
+        variables = loadmat(path, simplify_cells=True)
+    masks: dict[str, np.ndarray] = {}
+    for fields in [variables, *variables.values()]:
+        if not isinstance(fields, dict):
+            continue
+        for name, value in fields.items():
+            if np.ndim(value) == 2:
+                masks[name] = value
+    if len(masks) != 1:
+        names = ", ".join(masks or variables)
+        raise InputError(f"{path}: must hold one array (H, W), but holds {names}. Save the mask alone")
+    (mask,) = masks.values()
+    return mask
 
 
 def _decode_npy(path: Path, channels: int | None) -> np.ndarray:

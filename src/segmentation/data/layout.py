@@ -11,14 +11,17 @@ one folder's or file's name. `*` stands for anything there, `**/` for any folder
     {split}/{name}/masks/*            one mask per object: all of them make up the sample's mask
     {class}/{name}_mask.png           the class from a folder's name
     masks/{name}_{class}.png          one mask per class, where `{class}` stands in masks alone
+    labels/{name}.txt                 files that describe masks (see `segmentation.data.annotations`)
+    instances_{split}.json            a table, which describes the masks of many images
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
-from segmentation.data.io import IMAGE_SUFFIXES
+from segmentation.data.annotations import names_by_stem, names_in
+from segmentation.data.io import IMAGE_SUFFIXES, MASK_SUFFIXES
 from segmentation.errors import InputError, readable
 
 #: Name of a sample -> its files of one kind (image, mask, instance, validity mask); of masks there may be several.
@@ -44,13 +47,13 @@ def complete(
     if "{name}" not in text:
         path /= "{name}"
     suffix = path.suffix.lower()
-    if suffix != ".*" and suffix not in IMAGE_SUFFIXES:
+    if suffix != ".*" and suffix not in MASK_SUFFIXES:
         path = path.with_name(f"{path.name}.*")
     return path
 
 
 def folder_of(pattern: Path) -> Path:
-    """The folder below which all files lie that fit a pattern."""
+    """The folder below which all files lie that fit a pattern, or the table."""
     folder = Path()
     for part in pattern.parts[:-1]:
         if "{" in part or "*" in part:
@@ -62,14 +65,14 @@ def folder_of(pattern: Path) -> Path:
 def find_samples(
     patterns: dict[str, Path],
     classes: list[str],
-    shared_masks: bool = False,
+    shared: Container[str] = (),
 ) -> tuple[Samples, dict[Path, str], list[str]]:
     """Find the samples of one split.
 
     Args:
         patterns: kind (image, mask, instance, validity mask) -> pattern, as `complete` gives it.
         classes: names of the declared classes, which `{class}` stands for where masks alone have it.
-        shared_masks: whether other splits have their masks in the same folder.
+        shared: kinds of which other splits have files in the same folder.
 
     Returns:
         the samples; file -> the class that its path names; and what is wrong with files that became no sample, a
@@ -118,13 +121,22 @@ def find_samples(
                 first = files[0].name
                 problems.append(f"{file}: {first} has the same name but for its suffix. Keep one of them")
         taken.update(*found[kind].values())
+    for kind, pattern in patterns.items():
+        if folder_of(pattern).is_file():
+            table = found[kind]
+            name_of = names_by_stem(table, found["image"])
+            found[kind] = {}
+            for entry, files in table.items():
+                found[kind][name_of[entry]] = files
     samples = {}
     names = map(set, found.values())
     complete_names = set.intersection(*names)
     for name in sorted(complete_names):
         samples[name] = {kind: found[kind][name] for kind in patterns}
-    pairs = [("image", kind) for kind in patterns]
-    if not shared_masks:
+    pairs = []
+    if "image" not in shared:
+        pairs = [("image", kind) for kind in patterns]
+    if "mask" not in shared:
         pairs.append(("mask", "image"))
     declared = "|".join(classes) or "{class}"
     for kind, other in pairs:
@@ -168,7 +180,7 @@ def _match_files(
         InputError: their folder is missing, or cannot be opened.
     """
     folder = folder_of(pattern)
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
     stands_for = {"name": ".+"}
     if classes:
@@ -185,21 +197,29 @@ def _match_files(
         regex = regex.replace(escaped, f"(?P={word})")
     flags = re.DOTALL | re.IGNORECASE  # a name may hold a line break
     fits = re.compile(regex, flags)
-    for file in walk(folder):
+    suffixes = IMAGE_SUFFIXES | {pattern.suffix.lower()}
+    pictures = list(walk(folder, suffixes))
+    for file in pictures or walk(folder, MASK_SUFFIXES):
         path = file.as_posix()
         match = fits.fullmatch(path)
         if match:
             yield file, match.groupdict()
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Image files below a folder, sorted.
+def walk(
+    folder: Path,
+    suffixes: Container[str] = IMAGE_SUFFIXES,
+) -> Iterator[Path]:
+    """Image files, or those of other suffixes, below a folder, sorted. Of a table, all that it describes.
 
     Links are followed, and a loop of links ends. Hidden folders are left out: .ipynb_checkpoints holds copies.
 
     Raises:
         InputError: a folder cannot be opened.
     """
+    if folder.is_file():
+        yield from map(folder.joinpath, names_in(folder))
+        return
     tree = os.walk(
         folder,
         onerror=_refuse_folder,
@@ -215,7 +235,7 @@ def walk(folder: Path) -> Iterator[Path]:
                 folders.append(name)
         for name in sorted(files):
             path = Path(place, name)
-            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and path.suffix.lower() in suffixes:
                 yield path
 
 

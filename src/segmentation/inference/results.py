@@ -13,6 +13,7 @@ from PIL import Image
 from segmentation.data.labels import Labels
 from segmentation.data.writing import atomic_write, remove_stale, write_json, write_text
 from segmentation.errors import InputError
+from segmentation.inference.geotiff import is_geotiff, save_geotiff
 from segmentation.inference.instances import separate
 from segmentation.training.entry import check_folder
 from segmentation.visualize import mask_overlay, save_png
@@ -53,6 +54,8 @@ class Results:
         self.labels = labels
         self.record = self.output / "predict.json"  # what made the masks, and of which images
         self.unreadable = self.output / "unreadable.txt"
+        #: Name -> file of the images whose masks are GeoTIFFs, too.
+        self.geotiffs = {name: file for file, name in images.items() if is_geotiff(file)}
         self.kinds = ["probabilities"]
         if options.format != "probabilities":
             self.kinds = ["mask"]
@@ -61,7 +64,9 @@ class Results:
                 labels,
                 options.format,
             )  # a PNG may not hold the classes
-        self.kinds += [kind for kind in ("overlay", "instances") if getattr(options, kind)]
+        for kind in ("overlay", "instances"):
+            if getattr(options, kind):
+                self.kinds.append(kind)
         check_folder(self.output)
         taken = {os.path.realpath(file) for file in images}
         for name in images.values():
@@ -75,6 +80,8 @@ class Results:
     def path(self, name: str, kind: str) -> Path:
         """The file of a result of an image."""
         folder, suffix = PLACES[kind]
+        if kind == "mask" and name in self.geotiffs:
+            suffix = ".tif"
         return self.output / folder / f"{name}{suffix}"
 
     def begin(self) -> dict[Path, str]:
@@ -86,7 +93,10 @@ class Results:
         known = self._read_record()
         before = known.pop("images", {})
         made_by = self._made_by()
-        differ = [key for key in COMPARED if known and known.get(key) != made_by[key]]
+        differ = []
+        for key in COMPARED:
+            if known and known.get(key) != made_by[key]:
+                differ.append(key)
         fix = "choose another OUTPUT, or add --overwrite"
         if differ and not self.options.overwrite:
             raise InputError(f"{self.output} holds masks of another {' and '.join(differ)}: {fix}")
@@ -96,9 +106,10 @@ class Results:
             images[name] = os.path.realpath(file)
             paths = [self.path(name, kind) for kind in self.kinds]
             there = [path for path in paths if path.exists()]
+            is_same = before.get(name) == images[name]
             if self.options.overwrite or there != paths:
                 todo[file] = name
-            if there and not self.options.overwrite and before.get(name) != images[name]:
+            if there and not self.options.overwrite and not is_same:
                 raise InputError(f"{self.output} has {there[0]} of another image: {fix}")
         # Of every kind: a mask overlay of another checkpoint is none of this one's.
         for name in before.keys() & todo.values():
@@ -118,25 +129,41 @@ class Results:
     ) -> None:
         """Write the results of an image (C, H, W): of class indices (H, W), and probabilities in strips (K, h, W)."""
         if "probabilities" in self.kinds:
-            with atomic_write(self.path(name, "probabilities")) as aside:
-                np.save(aside, np.concatenate(probabilities, axis=1))
+            path = self.path(name, "probabilities")
+            whole = np.concatenate(probabilities, axis=1)
+            with atomic_write(path) as aside:
+                np.save(aside, whole)
         if "overlay" in self.kinds:
-            step = -(-max(index.shape) // OVERLAY_SIDE)
+            side = max(index.shape)
+            step = -(-side // OVERLAY_SIDE)
             overlay = mask_overlay(
                 image[:, ::step, ::step],
                 index[::step, ::step],
                 self.labels,
             )
-            save_png(Image.fromarray(overlay), self.path(name, "overlay"))
+            picture = Image.fromarray(overlay)
+            save_png(picture, self.path(name, "overlay"))
         if "instances" in self.kinds:
             ids = separate(index, self.labels)
             path = self.path(name, "instances")
             if ids.max() > 65535:
                 raise InputError(f"{path}: {ids.max()} instances are more than 16 bits can number")
-            save_png(Image.fromarray(ids.astype(np.uint16)), path)
+            numbers = ids.astype(np.uint16)
+            picture = Image.fromarray(numbers)
+            save_png(picture, path)
         if "mask" in self.kinds:
+            path = self.path(name, "mask")
             picture = mask_image(index, self.labels, self.options.format)
-            save_png(picture, self.path(name, "mask"))
+            if name in self.geotiffs:
+                save_geotiff(
+                    picture,
+                    path,
+                    source=self.geotiffs[name],
+                    image=image,
+                    labels=self.labels,
+                )
+            else:
+                save_png(picture, path)
 
     def end(self, bad: list[str]) -> None:
         """Write the list of images that were left out; none of an earlier run stays."""
@@ -159,21 +186,28 @@ class Results:
     def _made_by(self) -> dict[str, Any]:
         with open(self.options.checkpoint, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        classes = {}
+        for described in describe_classes(self.labels):
+            classes[described.pop("name")] = described
         return {
             "checkpoint": digest,
             "--format": self.options.format,
             "--tta": self.options.tta,
             "--tile": self.options.tile,
-            "classes": {one.pop("name"): one for one in describe_classes(self.labels)},
+            "classes": classes,
         }
 
 
 def describe_classes(labels: Labels) -> list[dict[str, Any]]:
     """Name, mask value and colour of each class, in the order of their indices."""
-    values = [of_class[0] for of_class in labels.values]
     described = []
-    for name, value, color in zip(labels.names, values, labels.colors, strict=True):
-        described.append({"name": name, "value": value, "color": color})
+    for index, name in enumerate(labels.names):
+        one = {
+            "name": name,
+            "value": labels.values[index][0],
+            "color": labels.colors[index],
+        }
+        described.append(one)
     return described
 
 
