@@ -100,7 +100,6 @@ def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = found["config"]
     assert config["classes"] == ["background", *[c for c in config["classes"] if c != "background"]]
     assert config["model"]["net"]["init_args"]["widths"] == [4, 8]
-    assert "git_commit" in config
     media = found_records[0].parent / "files/media/images"
     assert len(list((media / "val").glob("images_*.png"))) == 2 * 2
     assert len(list((media / "mask/val").glob("*.png"))) == 2 * 2 * 2

@@ -3,14 +3,12 @@
 import logging
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.data.writing import write_text
@@ -91,22 +89,9 @@ class Wandb(WandbLogger):
     """
 
     def __init__(self, run: RunFolder, **options: Any) -> None:
-        super().__init__(id=options["id"], project=options["project"], save_dir=options["dir"])
+        super().__init__(**options)
         self.run = run
-        self.options = options
         self.failed = False
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The W&B run. Lightning's own passes the option `anonymous`, of which W&B warns."""
-        import wandb
-
-        if wandb.run is None:
-            started = wandb.init(resume="allow", **self.options)
-            started.define_metric("trainer/global_step")
-            started.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        return wandb.run
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -122,9 +107,9 @@ class Wandb(WandbLogger):
         """Keep the id of the W&B run, in rank 0; start it, and give it the config and its most important metric."""
         import wandb
 
-        write_text(self.run.path / "wandb" / "run_id", f"{self.options['id']}\n")
+        write_text(self.run.path / "wandb" / "run_id", f"{self.version}\n")
         try:
-            self.log_hyperparams({**config, "git_commit": git_commit()})
+            self.log_hyperparams(config)
         except wandb.Error as error:  # no such entity, say
             reason = " ".join(str(error).split())
             raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
@@ -149,19 +134,18 @@ def make_wandb(run: RunFolder, options: WandbOptions) -> Wandb | None:
     wandb_settings()
     # W&B warns of images of unequal sizes, which a data set may well have.
     logging.getLogger().addFilter(lambda record: "Images sizes do not match" not in record.getMessage())
-    environment = os.environ
     name = run.name
     folder = str(run.path.resolve())
-    if name == environment.get("SEGMENTATION_RUN"):  # not given by --name
-        name = environment.get("WANDB_NAME", name)
-    if "WANDB_SWEEP_ID" not in environment:
-        folder = environment.get("WANDB_DIR") or folder
+    if name == os.environ.get("SEGMENTATION_RUN"):  # not given by --name
+        name = os.environ.get("WANDB_NAME", name)
+    if "WANDB_SWEEP_ID" not in os.environ:
+        folder = os.environ.get("WANDB_DIR") or folder
     return Wandb(
         run,
         id=run_id(run),
         name=name,
-        dir=folder,
-        project=options.project or environment.get("WANDB_PROJECT", "unet-family"),
+        save_dir=folder,
+        project=options.project or os.environ.get("WANDB_PROJECT", "unet-family"),
         entity=options.entity,
         group=options.group,
         tags=options.tags or None,
@@ -187,16 +171,6 @@ def run_id(run: RunFolder) -> str:
     if file.is_file():
         return file.read_text().strip()
     return os.environ.get("WANDB_RUN_ID") or os.urandom(4).hex()  # a sweep's agent gives one
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, with "+" if files differ from it; None outside git."""
-    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
-    try:
-        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def close_wandb(status: int) -> None:
