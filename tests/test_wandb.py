@@ -145,7 +145,7 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Cap
         wandb.teardown()  # whoever is logged in stays so in this process
         (tmp_path / "netrc").write_text(f"machine {address} login user password {KEY[1:]}1\n")
         assert WandbOptions().resolved_mode() == "offline"
-        assert f"{server.url} refuses the key (wandb login --relogin): this run is offline" in capfd.readouterr().out
+        assert "refuses the key (wandb login --relogin): this run is offline" in capfd.readouterr().out
     for mode, meant in (("disabled", "disabled"), ("offline", "offline"), ("", "offline")):
         monkeypatch.setenv("WANDB_MODE", mode)
         assert WandbOptions().resolved_mode() == meant

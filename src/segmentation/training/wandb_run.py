@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.data.writing import write_text
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 from segmentation.training.run_folder import RunFolder, is_rank_zero
 
 #: W&B's settings where the environment does not say: no chatter, and at most a minute's wait for the server at the end.
@@ -68,10 +68,8 @@ class WandbOptions:
             if wandb.login(prompt=False):
                 return "online"
             refusal = f"no key for {server} is at hand (wandb login)"
-        except wandb.errors.AuthenticationError as error:
-            refusal = f"{server} does not answer"
-            if "error 401" in str(error) or "error 403" in str(error):
-                refusal = f"{server} refuses the key (wandb login --relogin)"
+        except wandb.errors.AuthenticationError:
+            refusal = f"{server} does not answer, or refuses the key (wandb login --relogin)"
         if asked == "online":
             raise InputError(f"W&B is to be online, but {refusal}. To go on without: --wandb.mode offline")
         if refusal.startswith(server):
@@ -111,7 +109,7 @@ class Wandb(WandbLogger):
         try:
             self.log_hyperparams(config)
         except wandb.Error as error:  # no such entity, say
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
         self.experiment.define_metric("val/miou", summary="max")
         upload = f"offline; upload by: slurm/sync.sh {self.run.path}"
@@ -162,7 +160,7 @@ def wandb_settings() -> Any:
     try:
         return wandb.setup().settings
     except ValueError as error:
-        raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
+        raise InputError(f"W&B cannot use a WANDB_ variable: {one_line(error)}") from error
 
 
 def run_id(run: RunFolder) -> str:
@@ -186,7 +184,5 @@ def close_wandb(status: int) -> None:
     try:
         wandb.finish(exit_code=status)
         unsent.unlink(missing_ok=True)
-    except TimeoutError:
+    except Exception:  # a timeout; or its own process was killed with the job, and the record is on the disk
         print("W&B       the server has not taken all of the run: slurm/sync.sh uploads the rest", flush=True)
-    except Exception as error:  # its own process may have been killed with the job; the record is on the disk
-        print(f"W&B       was not closed ({type(error).__name__}): slurm/sync.sh uploads what there is", flush=True)
