@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from segmentation.data import Labels
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
 from segmentation.nets.weights import read_weights
@@ -110,6 +110,9 @@ def blame(source: str) -> Iterator[None]:
     """Turn every error into an InputError that names the checkpoint.
 
     Classes of users raise errors of any type.
+
+    Args:
+        source: the checkpoint.
     """
     try:
         yield
@@ -117,9 +120,8 @@ def blame(source: str) -> Iterator[None]:
         raise InputError(f"{source}: {error}") from error
     except Exception as error:
         kind = type(error).__name__
-        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{source}: cannot be built again ({kind}: {reason}). Are its classes as they were?"
+            f"{source}: cannot be built again ({kind}: {one_line(error)}). Are its classes as they were?"
         ) from error
 
 
@@ -220,8 +222,9 @@ def _is_own(module: str, name: str) -> bool:
     spec = find_spec(module) if module.isidentifier() else None
     if spec is None or spec.origin != str(file):
         return False
-    nodes = ast.walk(ast.parse(file.read_bytes()))
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in nodes)
+    tree = ast.parse(file.read_bytes())
+    classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return name in classes
 
 
 def _call(cls: Any, arguments: dict[str, Any]) -> Any:
@@ -256,16 +259,12 @@ def warm_start(net: nn.Module, path: str) -> None:
     saved = read_checkpoint(path)["state_dict"]
     own = net.state_dict()
     fitting = {}
-    new = []
     for name, weight in own.items():
-        old = name.replace("encoder.levels.", "encoder.stem.")  # in version 0.1
-        given = saved.get(f"net.{name}", saved.get(f"net.{old}"))
+        given = saved.get(f"net.{name}")
         if given is not None and given.shape == weight.shape:
             fitting[name] = given
-        else:
-            new.append(name)
     if not fitting:
         raise InputError(f"model.init_from {path}: none of its weights fits {type(net).__name__}")
     net.load_state_dict(fitting, strict=False)
-    listed = ", ".join(new) or "none"
-    rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {listed}")
+    new = ", ".join(name for name in own if name not in fitting) or "none"
+    rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {new}")
