@@ -28,9 +28,15 @@ def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.nda
     """Instances of every class but the background, by marker-controlled watershed (Meyer and Beucher 1990).
 
     Markers are the maxima of the smoothed distance to the edge of the class; they grow downhill until they meet, where
-    the class is narrowest. By `components`, the baseline, connected pixels of a class are one instance.
+    the class is narrowest.
 
-    (H, W) class indices -> (H, W) int32, 0 for none, 1, 2, ... an instance.
+    Args:
+        index: (H, W) class indices.
+        labels: the classes.
+        by: `watershed`; or `components`, the baseline: connected pixels of a class are one instance.
+
+    Returns:
+        (H, W) int32, 0 for none, 1, 2, ... an instance.
     """
     ids = np.zeros(index.shape, np.int32)
     for k in instance_classes(labels):
@@ -50,7 +56,8 @@ def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.nda
 
 def instance_classes(labels: Labels) -> list[int]:
     """Classes that have instances: all but the background."""
-    return [k for k in range(labels.num_classes) if k != labels.background]
+    classes = range(labels.num_classes)
+    return [k for k in classes if k != labels.background]
 
 
 class InstanceMetrics(Metric):
@@ -78,9 +85,15 @@ class InstanceMetrics(Metric):
         truth: np.ndarray,
         mask: np.ndarray,
     ) -> None:
-        """Count an image: ids and class indices of prediction and truth, each (H, W). IGNORE_INDEX does not count.
+        """Count an image.
 
         Pixels of one id in several classes are as many instances, as in COCO's panoptic format.
+
+        Args:
+            found: (H, W) ids of the predicted instances, 0 for none.
+            index: (H, W) predicted class indices.
+            truth: (H, W) ids of the true instances, 0 for none.
+            mask: (H, W) true class indices; pixels of IGNORE_INDEX do not count.
         """
         found = found * (mask != IGNORE_INDEX)
         for k in self.classes:
@@ -146,8 +159,6 @@ class InstanceScores(Callback):
         predictions = pl_module.classify(outputs["logits"]).cpu().numpy()
         truths = batch["instance"].cpu().numpy()
         masks = batch["mask"].cpu().numpy()
-        for i, position in enumerate(batch["index"].tolist()):
-            if position < 0:  # a filler
-                continue
-            found = separate(predictions[i], self.labels, self.by)
-            self.metrics.update(found, predictions[i], truths[i], masks[i])
+        for index, truth, mask in zip(predictions, truths, masks, strict=True):  # of a filler nothing counts
+            found = separate(index, self.labels, self.by)
+            self.metrics.update(found, index, truth, mask)
