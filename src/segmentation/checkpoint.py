@@ -33,6 +33,9 @@ from segmentation.nets.weights import read_weights
 
 Module = TypeVar("Module", bound=LightningModule)
 
+#: What a checkpoint, or a section of it, holds by name.
+Values = dict[str, Any]
+
 #: Types of arguments that jsonargparse reads without importing anything.
 PLAIN = (str, int, float, bool, NoneType, Path, Ellipsis)
 CONTAINERS = (list, tuple, dict, Sequence, Mapping, Union, UnionType)
@@ -59,7 +62,7 @@ MAX_VALUES = 300_000
 MAX_LENGTH = 10_000_000
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> Values:
     """Read a checkpoint of train.py to the CPU.
 
     Raises:
@@ -94,7 +97,7 @@ def _check_plain(values: Any) -> None:
             raise ValueError("too many values")
 
 
-def _check_weights(weights: dict[str, Any], size: int) -> None:
+def _check_weights(weights: Values, size: int) -> None:
     """Raise unless the weights are dense tensors that fit into `size` bytes.
 
     An expanded one would fill the memory.
@@ -127,7 +130,7 @@ def blame(source: str) -> Iterator[None]:
 
 def load_module(
     module_class: type[Module],
-    checkpoint: dict[str, Any],
+    checkpoint: Values,
     source: str,
     with_loss: bool = True,
 ) -> Module:
@@ -158,7 +161,7 @@ def load_module(
     return module.eval()
 
 
-def build(section: dict[str, Any], base: type, given: dict[str, Any] | None = None) -> Any:
+def build(section: Values, base: type, given: Values | None = None) -> Any:
     """Build the net, loss or data set of a checkpoint's section, without downloads.
 
     Args:
@@ -174,7 +177,7 @@ def build(section: dict[str, Any], base: type, given: dict[str, Any] | None = No
     return _call(cls, arguments | (given or {}))
 
 
-def arguments_of(section: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(section: Values) -> Values:
     """The arguments in a section of a checkpoint."""
     return {**(section.get("init_args") or {}), **(section.get("dict_kwargs") or {})}
 
@@ -227,7 +230,7 @@ def _is_own(module: str, name: str) -> bool:
     return name in classes
 
 
-def _call(cls: Any, arguments: dict[str, Any]) -> Any:
+def _call(cls: Any, arguments: Values) -> Any:
     """`cls(**arguments)`, where jsonargparse checks and converts values of plain types, as on the command line.
 
     A checkpoint holds a tuple as a list, and a path as a text.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it 
     from matplotlib.figure import Figure
 
 Mask = np.ndarray | Tensor
+Shown = dict[str, Any]  # a sample with its name, and where it was predicted its prediction and mIoU
 WRONG = (255, 64, 72)  # in a binary task false positives
 MISSED = (64, 184, 255)  # false negatives of a binary task
 IGNORED = (226, 226, 226)
@@ -112,7 +113,7 @@ def mask_overlay(image: np.ndarray | Tensor, mask: Mask, labels: Labels) -> np.n
 
 
 def sample_grid(
-    samples: Sequence[dict[str, Any]],
+    samples: Sequence[Shown],
     labels: Labels,
     title: str = "",
 ) -> Image.Image:
@@ -177,7 +178,7 @@ def sample_grid(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _legend(samples: Sequence[dict[str, Any]], labels: Labels) -> list[Any]:
+def _legend(samples: Sequence[Shown], labels: Labels) -> list[Any]:
     """The colours of the classes that are shown, and of errors."""
     from matplotlib.patches import Patch
 
@@ -298,7 +299,7 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Ten
         "recall",
         "pixels",
     )
-    shares = matrix.sum(dim=1) / matrix.sum()
+    shares = matrix.sum(dim=1) / matrix.sum().clamp(min=1)
     for index, name in enumerate(labels.names):
         shown.add_row(
             Text.assemble(("■ ", labels.colors[index]), name),

@@ -23,7 +23,7 @@ from segmentation.training.run_folder import MetricsFile, RunFolder
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))  # Windows lacks it
 
-CHILD = getattr(signal, "SIGCHLD", None)
+CHILD = getattr(signal, "SIGCHLD", signal.SIGTERM)
 
 #: Processes agree on what to do every so many batches, as each time they wait for one another.
 BATCHES = 5
@@ -136,7 +136,7 @@ class LastCheckpoint(Checkpoint):
     def listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self.note)
-        self.of_workers = signal.getsignal(CHILD) if CHILD else None
+        self.of_workers = signal.getsignal(CHILD)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Keep the first signal: SIGTERM after SIGUSR1 still means requeue."""
@@ -147,7 +147,7 @@ class LastCheckpoint(Checkpoint):
     def watch_workers(self) -> None:
         """Put back torch's handler for the death of a loader's worker. torch sets it once, with the first worker; after
         a fit Lightning puts back all handlers of before that."""
-        if CHILD and self.of_workers:
+        if self.of_workers:
             signal.signal(CHILD, self.of_workers)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from segmentation.metrics import confusion_counts, mean_iou, table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
 from segmentation.training.run_folder import RunFolder
-from segmentation.visualize import confusion_figure, evenly, iou_table, sample_grid, save_png, to_rgb
+from segmentation.visualize import Shown, confusion_figure, evenly, iou_table, sample_grid, save_png, to_rgb
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Pictures(Callback):
         log_images(trainer, key, samples, module.labels.names)
 
 
-def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -> list[dict[str, Any]]:
+def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -> list[Shown]:
     """Predict images of a split one by one, in this process alone.
 
     Returns:
@@ -111,7 +111,7 @@ def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -
     return samples
 
 
-def log_images(trainer: Any, key: str, samples: list[dict[str, Any]], names: list[str]) -> None:
+def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -> None:
     """Give images to loggers that take them, with truth and prediction as masks that can be switched on and off."""
     labels = {**dict(enumerate(names)), 255: "ignored"}
     images = [to_rgb(sample["image"]) for sample in samples]
