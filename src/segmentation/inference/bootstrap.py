@@ -53,11 +53,7 @@ def bootstrap(
     """
     rng = np.random.default_rng(seed)
     images = len(counts[0])
-    draws = rng.multinomial(
-        images,
-        np.full(images, 1 / images),
-        resamples,
-    )  # how often each image is drawn
+    draws = rng.multinomial(images, np.full(images, 1 / images), resamples)  # how often each image is drawn
     return [iou(np.tensordot(draws, each, axes=1)) for each in counts]
 
 

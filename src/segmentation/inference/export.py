@@ -78,12 +78,7 @@ def export(args: list[str] | None = None) -> Path:
     indices = evenly(len(data.dataset.names(data.test_split)), IMAGES)
     images = [data.dataset.load(data.test_split, index)["image"][None] for index in indices]
     # Two images of odd, unequal sides, so that no dimension is taken for a constant.
-    example = images[0].new_zeros(
-        2,
-        module.labels.channels,
-        129,
-        161,
-    )
+    example = images[0].new_zeros(2, module.labels.channels, 129, 161)
     with atomic_write(path) as aside:
         exported = write(
             model,
@@ -91,16 +86,8 @@ def export(args: list[str] | None = None) -> Path:
             aside,
             metadata(model, options.checkpoint),
         )
-        differences, shares = torch.tensor(
-            [
-                parity(
-                    model,
-                    exported,
-                    image,
-                )
-                for image in images
-            ]
-        ).T
+        measured = [parity(model, exported, image) for image in images]
+        differences, shares = torch.tensor(measured).T
         found = f"probabilities differ by {differences.max():.1e} at most, {shares.min():.3%} of pixels are equal"
         if not (differences.max() <= MAX_DIFFERENCE and shares.min() >= MIN_EQUAL):
             raise InputError(f"the exported file does not predict what the net does: {found}. Try another --format")

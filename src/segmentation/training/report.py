@@ -1,6 +1,5 @@
 """What a run shows of its results: grids of images, and at its end the table and the files in the run folder."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,14 +69,8 @@ class Pictures(Callback):
             return
         indices = evenly(len(trainer.datamodule.dataset.names(split)), self.options.images)
         samples = predict_samples(trainer, module, split, indices)
-        save_png(
-            sample_grid(
-                samples,
-                module.labels,
-                title,
-            ),
-            self.run.pictures / f"{name}.png",
-        )
+        grid = sample_grid(samples, module.labels, title)
+        save_png(grid, self.run.pictures / f"{name}.png")
         key = "test/images" if trainer.testing else "val/images"
         log_images(trainer, key, samples, module.labels.names)
 
@@ -97,11 +90,7 @@ def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -
         image = sample["image"][None].to(module.device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             prediction = module.classify(module(image)).cpu()
-        matrix = confusion_counts(
-            prediction,
-            sample["mask"][None],
-            module.labels.num_classes,
-        )
+        matrix = confusion_counts(prediction, sample["mask"][None], module.labels.num_classes)
         shown = {
             "name": names[index],
             "prediction": prediction[0],
@@ -150,7 +139,7 @@ def report(
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     checkpoint = read_checkpoint(tested)
     summary = {
-        **_logged_metrics(run, checkpoint["epoch"], checkpoint["global_step"]),
+        **_logged_metrics(trainer.logger.rows, checkpoint["epoch"], checkpoint["global_step"]),
         **metrics,
         "split": data.test_split,
         "epoch": checkpoint["epoch"],
@@ -161,37 +150,24 @@ def report(
     if trainer.limit_test_batches:
         name = str(tested)
         matrix, counts = module.test_counts
-        write_csv(
-            run.per_image,
-            table_rows(
-                counts,
-                data.dataset.names(data.test_split),
-                labels.names,
-            ),
-        )
+        images = data.dataset.names(data.test_split)
+        write_csv(run.per_image, table_rows(counts, images, labels.names))
         save_png(confusion_figure(matrix, labels), run.confusion)
     write_json(run.summary, summary)
     if trainer.limit_test_batches:  # after all files: a terminal may fail
-        Console().print(
-            iou_table(
-                metrics,
-                labels,
-                data.test_split,
-                matrix,
-            )
-        )
+        Console().print(iou_table(metrics, labels, data.test_split, matrix))
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
 
 
-def _logged_metrics(run: RunFolder, epoch: int, step: int) -> dict[str, float]:
-    """Training metrics of the checkpoint's epoch and validation metrics of its step, from metrics.csv."""
+def _logged_metrics(rows: list[dict[str, Any]], epoch: int, step: int) -> dict[str, float]:
+    """Of the rows of metrics.csv, training metrics of a checkpoint's epoch and validation metrics of its step."""
     metrics: dict[str, float] = {}
-    with run.metrics.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["epoch"] == str(epoch)]
     for row in rows:
+        if str(row.get("epoch")) != str(epoch):
+            continue
         # A validation between accumulated batches is logged under the step that is under way.
         validated = int(row["step"]) in (step - 1, step)
         for key, value in row.items():
-            if value and (key.startswith("train/") or (key.startswith("val/") and validated)):
+            if key.startswith("train/") or (key.startswith("val/") and validated):
                 metrics[key] = float(value)
     return metrics

@@ -33,8 +33,7 @@ def make_trainer(**options: Any) -> Trainer:
         )
     if options.get("sync_batchnorm") and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise InputError("trainer.sync_batchnorm is for GPUs only: set it to false here")
-    launcher = trainer.strategy.launcher
-    forks = launcher is not None and launcher.is_interactive_compatible
+    forks = getattr(trainer.strategy.launcher, "is_interactive_compatible", False)
     if forks or "spawn" in str(options.get("strategy")):
         raise InputError(
             "trainer.strategy: processes are started by the script, not forked or spawned. "
