@@ -87,7 +87,7 @@ class Results:
         known = self._read_record()
         before = known.pop("images", {})
         made_by = self._made_by()
-        differ = [key for key in COMPARED if known and known.get(key) != made_by[key]]
+        differ = [key for key in COMPARED if known.get(key, made_by[key]) != made_by[key]]
         fix = "choose another OUTPUT, or add --overwrite"
         if differ and not self.options.overwrite:
             raise InputError(f"{self.output} holds masks of another {' and '.join(differ)}: {fix}")

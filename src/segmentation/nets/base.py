@@ -78,10 +78,9 @@ class SegmentationNet(nn.Module, ABC):
                 larger than `stride`: a map of 1x1 would be another graph).
             level: 1..num_heads, or None for all.
         """
-        height, width = image.shape[-2:]
         # By floor division, as inductor cannot compile `%` of a side that changes from batch to batch.
-        bottom = (height + self.stride - 1) // self.stride * self.stride - height
-        right = (width + self.stride - 1) // self.stride * self.stride - width
+        stride = self.stride
+        bottom, right = [(side + stride - 1) // stride * stride - side for side in image.shape[-2:]]
         # Zeros below and to the right, cut off again by negative padding: slicing would break a dynamic export.
         image = F.pad(image, (0, right, 0, bottom))
         heads = self.compute(image, level)
