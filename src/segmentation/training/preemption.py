@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from segmentation.errors import InputError
 from segmentation.training.entry import Preempted
-from segmentation.training.run_folder import MetricsFile, RunFolder
+from segmentation.training.run_folder import RunFolder
 
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))  # Windows lacks it
@@ -178,9 +178,8 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Save last.ckpt, after metrics.csv, which must hold all rows up to its step."""
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.write()
+        metrics: Any = trainer.logger  # the first one, MetricsFile
+        metrics.write()
         trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
         self.saved = time.monotonic()
 
