@@ -102,7 +102,8 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
             lineterm="",
         )
         print("\n".join(changed))
-    save_png(comparison_figure(ious), options.output)
+    figure = comparison_figure(ious)
+    save_png(figure, options.output)
     print(f"plot       {options.output}")
     return {"iou": ious, "difference": differences}
 
@@ -160,7 +161,8 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
     Args:
         ious: of each run, by its name: of each class, by its name, and last of `mIoU`.
     """
-    rows = list(next(iter(ious.values())))
+    first = next(iter(ious.values()))
+    rows = list(first)
     row_height = 0.25 + 0.13 * len(ious)
     figure, axes = plot(7.5, 1 + row_height * len(rows))
     shifts = np.linspace(-0.2, 0.2, len(ious))  # of the runs' points within a row
@@ -199,6 +201,7 @@ def print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:
         cells = []
         for column in columns.values():
             value = column[row]
-            cells.append(f"{value:.4g}" if isinstance(value, float) else f"{value}")
+            text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+            cells.append(text)
         shown.add_row(row, *cells)
     Console(markup=False).print(shown, end="\n\n")
