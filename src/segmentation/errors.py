@@ -31,3 +31,8 @@ def readable(text: str) -> str:
     text = text.encode("utf-8", errors="backslashreplace").decode()
     letters = [repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in text]
     return "".join(letters)
+
+
+def one_line(error: object) -> str:
+    """A library's error as one line, of 300 letters at most."""
+    return " ".join(str(error).split())[:300]

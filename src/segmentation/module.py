@@ -273,17 +273,18 @@ class SegmentationModule(LightningModule):
         if self.device.type == "cpu" and len(images) > 1:
             return torch.cat([self.evaluate(split, image) for image in images])
         heads = self.net(self.normalize(batch["image"]))
+        pixels = batch["pixels"].to(self.device)
         losses = []
         for i, image in enumerate(images):
             logits = tuple(logits[i : i + 1] for logits in heads.logits)
-            loss, _ = self.compute_loss(Heads(logits), image)
+            loss, _ = self.compute_loss(Heads(logits), image, pixels[i])
             losses.append(loss)
         return self.update_metrics(
             split,
             heads,
             batch,
             loss=torch.stack(losses),
-            pixels=batch["pixels"].to(self.device),
+            pixels=pixels,
         )
 
     def compute_loss(

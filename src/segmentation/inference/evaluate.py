@@ -17,9 +17,9 @@ from segmentation.inference.source import open_trained
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
-from segmentation.training.report import prediction_grid, print_table
+from segmentation.training.report import predict_samples
 from segmentation.training.trainer import make_trainer, refused
-from segmentation.visualize import save_png, table
+from segmentation.visualize import iou_table, sample_grid, save_png, table
 
 
 def evaluate(args: list[str] | None = None) -> dict[str, float]:
@@ -53,7 +53,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         metrics |= scores.metrics.compute()  # on every process: their counts are added
     if trainer.is_global_zero:
         matrix, counts = module.test_counts
-        print_table(logged, module.labels, data.test_split, matrix)
+        Console().print(iou_table(logged, module.labels, data.test_split, matrix))
         if scores:
             shown = table("instances", "metric", "value")
             for key, value in metrics.items():
@@ -77,13 +77,8 @@ def worst_and_best(trainer: Any, module: SegmentationModule, split: str) -> Imag
     order = scores.argsort()[: scores.isfinite().sum()].tolist()  # NaN comes last
     if len(order) > 8:
         order = order[:4] + order[-4:]
-    return prediction_grid(
-        trainer,
-        module,
-        split,
-        order,
-        f"{split} images, the worst first, the best last",
-    )[0]
+    samples = predict_samples(trainer, module, split, order)
+    return sample_grid(samples, module.labels, f"{split} images, the worst first, the best last")
 
 
 def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:

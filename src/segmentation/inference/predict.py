@@ -110,8 +110,9 @@ def parse(args: list[str] | None) -> Namespace:
         "--format",
         choices=("index", "palette", "probabilities"),
         default="index",
-        help="index: PNG (of a GeoTIFF: GeoTIFF) of the data set's own mask values (default); palette: the same, shown "
-        "in the classes' colours; probabilities: .npy, float16 (K, H, W), of one channel for two classes",
+        help="index: PNG (of a GeoTIFF: GeoTIFF) of the data set's own mask values (default); palette: of class "
+        "indices, shown in the classes' colours; probabilities: .npy, float16 (K, H, W), of one channel for two "
+        "classes",
     )
     parser.add_argument("--overlay", action="store_true", help="also OUTPUT/overlays: the mask laid over the image")
     parser.add_argument(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmentation.data.base import count_pixels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.statistics import SplitStatistics
 from segmentation.errors import InputError
@@ -42,15 +43,8 @@ class PixelLoss(SegmentationLoss):
     ) -> Tensor:
         total = super().forward(logits, mask, weight)
         if step_pixels is None:
-            return divide(total, self.weight_sum_from_mask(logits, mask))
+            step_pixels = count_pixels(mask, max(2, logits.shape[1]))[:-1]
         return divide(total, self.weight_sum(logits, step_pixels))
-
-    def weight_sum_from_mask(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """`weight_sum` of a batch, from its mask."""
-        valid = mask != IGNORE_INDEX
-        if logits.shape[1] > 1 and self.class_weights is not None:
-            return (self.class_weights[mask * valid] * valid).sum()
-        return valid.sum()
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The sum over the pixels; `forward` divides it."""
@@ -133,8 +127,6 @@ class Focal(PixelLoss):
         self.gamma = gamma
 
     def of_pixel(self, log_p: Tensor) -> Tensor:
-        if not self.gamma:
-            return -log_p
         # expm1: 1 - p without cancellation. The floor keeps the power's gradient finite at p = 1.
         floor = torch.finfo(log_p.dtype).eps
         wrong = -torch.expm1(log_p)

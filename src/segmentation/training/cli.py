@@ -22,7 +22,7 @@ from segmentation.nets import SegmentationNet
 from segmentation.training.callbacks import EpochPrinter, RunSummary, StopAtNonFinite, Throughput
 from segmentation.training.entry import outcome, start_job
 from segmentation.training.parser import Parser
-from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place
+from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place, check_processes
 from segmentation.training.report import PictureOptions, Pictures, report
 from segmentation.training.run_folder import (
     BestCheckpoint,
@@ -196,7 +196,7 @@ class SegmentationCLI(LightningCLI):
         run = self.run_folder
         options = dict(config.trainer)
         check_meeting_place()
-        check_launch(options["devices"], options["num_nodes"])
+        check_launch(options["num_nodes"])
         callbacks = as_list(options["callbacks"])
         check_callbacks(callbacks)
         for line in self.config_text.splitlines():
@@ -228,12 +228,14 @@ class SegmentationCLI(LightningCLI):
         self.wandb = make_wandb(run, config.wandb)
         if self.wandb:
             options["logger"].append(self.wandb)
-        return make_trainer(
+        trainer = make_trainer(
             **options,
             enable_model_summary=False,  # RunSummary prints it
             default_root_dir=str(run.path),
             use_distributed_sampler=False,  # the datamodule gives each process its share
         )
+        check_processes(trainer)
+        return trainer
 
     def run(self) -> None:
         """Train and test; afterwards restore the signal handlers and release the lock of the run folder."""

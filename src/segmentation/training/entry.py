@@ -5,7 +5,6 @@ is a bug of this project. Nothing here imports torch: that takes seconds, in whi
 """
 
 import argparse
-import ast
 import ctypes
 import errno
 import logging
@@ -209,7 +208,7 @@ class JobParser(argparse.ArgumentParser):
 
     def __init__(self, script: str) -> None:
         source = (Path(__file__).parents[2] / f"{script}.py").read_text(encoding="utf-8")
-        description, _, examples = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
+        description, _, examples = source.split('"""')[1].partition("\n\n")
         super().__init__(
             prog=f"python src/{script}.py",
             description=description,
@@ -242,16 +241,9 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
         InputError: one is there already, unless told to overwrite; or it cannot be written.
     """
     for path in paths:
-        check_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file")
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
         raise InputError(f"{', '.join(there)}: there already; give another --output, or add --overwrite")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise InputError if a file stands where a folder to write to should be, or one above it."""
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file: the results need a folder there")
