@@ -1,7 +1,7 @@
 """Augmentation of a training sample: a random crop, then transforms of torchvision.transforms.v2 or of our own."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from skimage.segmentation import relabel_sequential
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import resized_crop
+from torchvision.transforms.v2 import functional as F
 
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
@@ -19,12 +19,63 @@ from segmentation.errors import InputError
 #: A sample: image, mask, and the instance ids and weights that there are.
 Tensors = dict[str, Tensor]
 
-#: Where torchvision has its transforms of colour: they know bytes of one or three channels, and clamp floats to 0..1.
+#: Where torchvision has its transforms of colour.
 COLOR = v2.ColorJitter.__module__
+
+#: Said where a transform cannot take an image with its mask.
+FOR_MASKS = (
+    "With masks go flips, crops, Pad, Resize, ScaleJitter, RandomRotation, RandomAffine, RandomPerspective, "
+    "ElasticTransform, RandomZoomOut; and, for the image alone, ColorJitter, GaussianBlur, RandomErasing, "
+    "IntensityJitter and the like"
+)
+
+#: What interpolation may add or take where all is picture: less than a third of a gray level.
+ROUNDING = 1e-3
+
+
+class Coverage(tv_tensors.TVTensor):
+    """How much of each pixel is picture, and not what a transform filled in: (1, H, W), 1 where all of it is.
+
+    Transforms move and blur it as they do the image, with the image's interpolation, and fill it with 0. Those of
+    colour leave it as it is.
+    """
+
+
+def _as_image(function: Callable[..., Tensor]) -> Callable[..., Coverage]:
+    """A function of torchvision that takes an image, for Coverage."""
+
+    def change(coverage: Coverage, *args: Any, **options: Any) -> Coverage:
+        options.pop("fill", None)
+        changed = function(coverage.as_subclass(Tensor), *args, **options)
+        return changed.as_subclass(Coverage)
+
+    return change
+
+
+#: Functions of torchvision.transforms.v2.functional that move pixels, or mix them.
+MIX = (
+    "affine",
+    "center_crop",
+    "crop",
+    "elastic",
+    "gaussian_blur",
+    "horizontal_flip",
+    "pad",
+    "perspective",
+    "resize",
+    "resized_crop",
+    "rotate",
+    "vertical_flip",
+)
+for name in MIX:
+    function = getattr(F, f"{name}_image")
+    F.register_kernel(name, Coverage)(_as_image(function))
 
 
 class Augment:
     """A random crop and a list of transforms, on image, mask, instance ids and weights together.
+
+    Pixels that a transform has filled in, in part (by interpolation) or whole, are ignored: see `Coverage`.
 
     torchvision fills what a rotation or a crop brings in with 0, for masks too, where 0 would be a class. So within the
     transforms class indices are one higher, and 0 and below is ignored: any transform, with its defaults, is right.
@@ -37,7 +88,7 @@ class Augment:
 
     Raises:
         InputError: a transform whose `fill` would be a class, a zoom without a crop; or, when called, a transform that
-            changes the image's dtype, or one of colour for images that it cannot take.
+            cannot take these images or their masks, or changes the image's dtype.
     """
 
     def __init__(
@@ -75,7 +126,12 @@ class Augment:
         Returns:
             a new sample, in which the mask is IGNORE_INDEX where a crop or a transform left the image.
         """
-        sample = {**sample, "mask": sample["mask"] + 1}
+        mask = sample["mask"]
+        sample = {
+            **sample,
+            "mask": mask + 1,
+            "coverage": torch.ones(1, *mask.shape),
+        }
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
             if self.crop:
@@ -83,7 +139,9 @@ class Augment:
             if self.transforms:
                 sample = self._transform(sample)
         mask = sample["mask"] - 1
-        sample["mask"] = mask.where(mask >= 0, IGNORE_INDEX)
+        coverage = sample.pop("coverage")[0]
+        is_picture = (coverage - 1).abs() < ROUNDING
+        sample["mask"] = mask.where(is_picture & (mask >= 0), IGNORE_INDEX)
         sample["image"] = sample["image"].contiguous()
         return sample
 
@@ -117,10 +175,10 @@ class Augment:
         cropped = {}
         for name, value in sample.items():
             mode = v2.InterpolationMode.NEAREST_EXACT
-            if name == "image":
+            if name in ("image", "coverage"):
                 mode = v2.InterpolationMode.BILINEAR
             channels = value.view(-1, *mask.shape)
-            window = resized_crop(
+            window = F.resized_crop(
                 channels,
                 top=starts[0],
                 left=starts[1],
@@ -136,28 +194,33 @@ class Augment:
         """Apply the transforms to the image, and to the maps as masks."""
         image = sample["image"]
         dtype = image.dtype
-        takes_color = dtype == torch.uint8 and len(image) in (1, 3)
+        channels = len(image)
+        takes_color = dtype == torch.uint8 and channels in (1, 3)
         for transform in _nested(self):
-            kind = type(transform)
-            if kind.__module__ == COLOR and not takes_color:
+            if _is_of_color(transform) and not takes_color:
                 raise InputError(
-                    f"data.augment: {kind.__name__} is for 8-bit images of one or three channels. Use "
+                    f"data.augment: {type(transform).__name__} is for 8-bit images of one or three channels. Use "
                     "IntensityJitter, which takes any"
                 )
         inputs = {name: tv_tensors.Mask(value) for name, value in sample.items()}
         if dtype == torch.uint16:
             image = image.int()
         inputs["image"] = tv_tensors.Image(image)
-        for transform in self.transforms:
-            inputs = transform(inputs)
-        outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
+        inputs["coverage"] = Coverage(sample["coverage"])
+        try:
+            for transform in self.transforms:
+                inputs = transform(inputs)
+            outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise InputError(f"data.augment cannot take these images: {reason}. {FOR_MASKS}") from error
         image = outputs["image"]
         if dtype == torch.uint16 and image.dtype == torch.int32:
             image = image.clamp(0, 65535).to(dtype)
-        if image.dtype != dtype:
+        if image.dtype != dtype or len(image) != channels:
             raise InputError(
-                f"data.augment turns {dtype} images into {image.dtype}. Remove ToDtype, Normalize and the like: "
-                "scaling and normalising happen on the device"
+                f"data.augment turns {dtype} images into {image.dtype}, {channels} channels into {len(image)}. Remove "
+                "ToDtype, Normalize, Grayscale and the like: scaling and normalising happen on the device"
             )
         return {**outputs, "image": image}
 
@@ -171,6 +234,13 @@ def _nested(parent: Any) -> Iterator[v2.Transform]:
     for transform in getattr(parent, "transforms", ()):
         yield transform
         yield from _nested(transform)
+
+
+def _is_of_color(transform: v2.Transform) -> bool:
+    """Whether a transform knows only bytes of one or three channels, or clamps floats to 0..1."""
+    if isinstance(transform, v2.GaussianNoise):
+        return transform.clip
+    return isinstance(transform, v2.JPEG) or type(transform).__module__ == COLOR
 
 
 class IntensityJitter(v2.Transform):
