@@ -274,18 +274,18 @@ def test_a_transform_that_changes_the_type_is_refused(transform: v2.Transform) -
         Augment(None, [v2.RandomHorizontalFlip(), transform])(coordinates(), 0)
 
 
-@pytest.mark.parametrize("fill", [255, 1.0, [124, 116, 104]])
-def test_a_fill_that_would_be_a_class_is_refused(fill: Any) -> None:
-    with pytest.raises(InputError, match=r"RandomRotation would fill masks .* Remove fill"):
-        Augment(None, [v2.RandomHorizontalFlip(), v2.RandomRotation(30, fill=fill)])
-    Augment(None, [v2.RandomRotation(30, fill=0), v2.RandomRotation(30, fill=[0, 0, 0]), v2.RandomRotation(30)])
-
-
-def test_one_may_fill_the_image_alone() -> None:
+@pytest.mark.parametrize("fill", [255, 1.0, 1, {tv_tensors.Image: [124, 116, 104], "others": 0}, {tv_tensors.Image: 1}])
+def test_what_a_transform_fills_in_is_ignored_whatever_it_is(fill: Any) -> None:
     sample = Sample(image=torch.full((3, 20, 20), 9, dtype=torch.uint8), mask=torch.ones(20, 20, dtype=torch.int64))
-    transform = v2.RandomRotation((45, 45), fill={tv_tensors.Image: 200, tv_tensors.Mask: 0})
-    after = Augment(None, [transform])(sample, 0)
-    assert (after["mask"][0, 0], after["image"][0, 0, 0]) == (IGNORE_INDEX, 200)
+    for transform in (
+        v2.RandomRotation((45, 45), fill=fill),
+        v2.RandomApply([v2.RandomAffine((45, 45), fill=fill, interpolation=BILINEAR)], 1.0),
+        v2.Pad(3, fill=fill),
+    ):
+        after = Augment(None, [transform])(sample, 0)
+        assert after["mask"][0, 0] == IGNORE_INDEX
+        assert after["mask"].unique().tolist() == [IGNORE_INDEX, 1]
+        assert after["image"][:, after["mask"] == 1].unique().tolist() == [9]
 
 
 def test_border_weight_is_equation_2_of_the_paper() -> None:
@@ -361,11 +361,6 @@ def test_torchvisions_colours_are_refused_with_the_reason(dtype: torch.dtype, ba
     sample = Sample(image=torch.ones(bands, 8, 8).to(dtype), mask=torch.zeros(8, 8, dtype=torch.int64))
     with pytest.raises(InputError, match=r"ColorJitter is for 8-bit images of one or three channels.*IntensityJitter"):
         augment(sample, 0)
-
-
-def test_a_fill_within_another_transform_is_refused_too() -> None:
-    with pytest.raises(InputError, match="RandomRotation would fill masks"):
-        Augment(None, [v2.RandomApply([v2.RandomRotation(30, fill=1)])])
 
 
 def test_intensity_jitter_is_its_formula() -> None:

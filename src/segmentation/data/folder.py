@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.data.io import read_image, read_mask
+from segmentation.data.io import is_turned, read_image, read_mask
 from segmentation.data.labels import ClassesMissing, Labels, Value, count_values
 from segmentation.data.layout import Layout
 from segmentation.data.splits import divide
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Problem
 
 
 class FolderData(SegmentationData):
@@ -155,6 +155,22 @@ class FolderData(SegmentationData):
                 stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
         return repr((self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, stamps))
 
+    def find_problems(self) -> list[Problem]:
+        """Whether EXIF turns images, and not their masks."""
+        turned = []
+        for split in self.files.values():
+            for files in split.values():
+                image = files["image"][0]
+                if is_turned(image, unseen=True) and not is_turned(files["mask"][0]):
+                    turned.append(image)
+        if not turned:
+            return []
+        text = (
+            f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's pictures: if "
+            "masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
+        )
+        return [Problem(text)]
+
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name) if self.group_pattern else None
         if match is None:
@@ -231,10 +247,10 @@ def _check_size(file: Path, pixels: np.ndarray, path: Path, image: np.ndarray) -
     height, width = pixels.shape[:2]
     h, w = image.shape[1:]
     if (height, width) != (h, w):
-        raise InputError(
-            f"{file}: is {width}x{height} pixels, but its image {path.name} is {w}x{h}. "
-            "Save both at one size (masks by nearest neighbour)"
-        )
+        fix = "Save both at one size (masks by nearest neighbour)"
+        if is_turned(path):
+            fix = f"EXIF turns the image, not the mask. Fix: exiftool -n -Orientation=1 {path}, or turn the mask too"
+        raise InputError(f"{file}: is {width}x{height} pixels, but its image {path.name} is {w}x{h}. {fix}")
 
 
 def expand(root: str) -> Path:

@@ -197,7 +197,8 @@ def _choose(source: Path, split: str, samples: Samples, patterns: dict[str, Patt
 
 def _possible_names(line: str) -> Iterator[str]:
     """What a line of a list may call a sample: its name, its file, or a path that ends so; columns may follow."""
-    for text in (line, line.split()[0]):
+    first_word = re.split(r"[\s;]", line)[0]
+    for text in (line, first_word):
         parts = Path(readable(text)).parts
         for first in range(len(parts)):
             name = "/".join(parts[first:])

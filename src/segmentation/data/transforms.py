@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from segmentation.errors import InputError
 #: A sample: image, mask, and the instance ids and weights that there are.
 Tensors = dict[str, Tensor]
 
-#: Where torchvision has its transforms of colour.
+#: Where torchvision has its transforms of colour: they know bytes of one or three channels, and clamp floats to 0..1.
 COLOR = v2.ColorJitter.__module__
 
 #: Said where a transform cannot take an image with its mask.
@@ -41,15 +42,16 @@ class Coverage(tv_tensors.TVTensor):
     """
 
 
-def _as_image(function: Callable[..., Tensor]) -> Callable[..., Coverage]:
-    """A function of torchvision that takes an image, for Coverage."""
-
-    def change(coverage: Coverage, *args: Any, **options: Any) -> Coverage:
-        options.pop("fill", None)
-        changed = function(coverage.as_subclass(Tensor), *args, **options)
-        return changed.as_subclass(Coverage)
-
-    return change
+def _change(
+    function: Callable[..., Tensor],
+    coverage: Coverage,
+    *args: Any,
+    fill: Any = None,
+    **options: Any,
+) -> Coverage:
+    """Do to coverage what a function of torchvision does to images; but fill with 0, whatever the image's `fill` is."""
+    changed = function(coverage.as_subclass(Tensor), *args, **options)
+    return changed.as_subclass(Coverage)
 
 
 #: Functions of torchvision.transforms.v2.functional that move pixels, or mix them.
@@ -69,17 +71,15 @@ MIX = (
 )
 for name in MIX:
     function = getattr(F, f"{name}_image")
-    F.register_kernel(name, Coverage)(_as_image(function))
+    F.register_kernel(name, Coverage)(partial(_change, function))
 
 
 class Augment:
     """A random crop and a list of transforms, on image, mask, instance ids and weights together.
 
-    Pixels that a transform has filled in, in part (by interpolation) or whole, are ignored: see `Coverage`.
-
-    torchvision fills what a rotation or a crop brings in with 0, for masks too, where 0 would be a class. So within the
-    transforms class indices are one higher, and 0 and below is ignored: any transform, with its defaults, is right.
-    Images of 16 bits are 32-bit integers there, which torchvision can turn.
+    Pixels that a transform fills in are ignored, and those that interpolation mixes with them: a map of `Coverage` goes
+    the image's way. A transform of yours that moves pixels by other means than torchvision's must set the mask to
+    IGNORE_INDEX where it fills in. Images of 16 bits are 32-bit integers there, which torchvision can turn.
 
     Args:
         crop: (height, width), or None for the whole image. Smaller images are padded: ignored pixels below and right.
@@ -87,8 +87,8 @@ class Augment:
         zoom: smallest and largest enlargement of a crop: a window of crop / zoom is scaled to the crop's size.
 
     Raises:
-        InputError: a transform whose `fill` would be a class, a zoom without a crop; or, when called, a transform that
-            cannot take these images or their masks, or changes the image's dtype.
+        InputError: a zoom without a crop; or, when called, a transform that cannot take these images or their masks, or
+            changes the image's dtype or channels.
     """
 
     def __init__(
@@ -104,11 +104,6 @@ class Augment:
             is_range = len(zoom) == 2 and 0 < zoom[0] <= zoom[1]
             if crop is None or not is_range:
                 raise InputError(f"data.zoom {zoom} needs data.crop, and two factors, e.g. [0.5, 2.0]")
-        for transform in _nested(self):
-            fill = getattr(transform, "fill", None)
-            if not isinstance(fill, dict) and np.any(fill):
-                name = type(transform).__name__
-                raise InputError(f"data.augment: {name} would fill masks with {fill} too. Remove fill")
 
     def __call__(
         self,
@@ -126,22 +121,16 @@ class Augment:
         Returns:
             a new sample, in which the mask is IGNORE_INDEX where a crop or a transform left the image.
         """
-        mask = sample["mask"]
-        sample = {
-            **sample,
-            "mask": mask + 1,
-            "coverage": torch.ones(1, *mask.shape),
-        }
+        sample = {**sample, "coverage": torch.ones(1, *sample["mask"].shape)}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
             if self.crop:
                 sample = self._random_crop(sample, self.crop, focus)
             if self.transforms:
                 sample = self._transform(sample)
-        mask = sample["mask"] - 1
         coverage = sample.pop("coverage")[0]
         is_picture = (coverage - 1).abs() < ROUNDING
-        sample["mask"] = mask.where(is_picture & (mask >= 0), IGNORE_INDEX)
+        sample["mask"] = sample["mask"].where(is_picture, IGNORE_INDEX)
         sample["image"] = sample["image"].contiguous()
         return sample
 
@@ -161,7 +150,7 @@ class Augment:
         mask = sample["mask"]
         held = None
         if focus:
-            pixels = torch.isin(mask, torch.tensor(focus) + 1).nonzero()
+            pixels = torch.isin(mask, torch.tensor(focus)).nonzero()
             if len(pixels):
                 held = pixels[torch.randint(len(pixels), ())].tolist()
         starts = []
@@ -197,9 +186,12 @@ class Augment:
         channels = len(image)
         takes_color = dtype == torch.uint8 and channels in (1, 3)
         for transform in _nested(self):
-            if _is_of_color(transform) and not takes_color:
+            kind = type(transform)
+            clips = getattr(transform, "clip", False)  # GaussianNoise
+            is_of_color = kind.__module__ == COLOR or kind is v2.JPEG or clips
+            if is_of_color and not takes_color:
                 raise InputError(
-                    f"data.augment: {type(transform).__name__} is for 8-bit images of one or three channels. Use "
+                    f"data.augment: {kind.__name__} is for 8-bit images of one or three channels. Use "
                     "IntensityJitter, which takes any"
                 )
         inputs = {name: tv_tensors.Mask(value) for name, value in sample.items()}
@@ -213,7 +205,9 @@ class Augment:
             outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise InputError(f"data.augment cannot take these images: {reason}. {FOR_MASKS}") from error
+            raise InputError(
+                f"data.augment cannot take a {dtype} image of {tuple(image.shape)}: {reason}. {FOR_MASKS}"
+            ) from error
         image = outputs["image"]
         if dtype == torch.uint16 and image.dtype == torch.int32:
             image = image.clamp(0, 65535).to(dtype)
@@ -234,13 +228,6 @@ def _nested(parent: Any) -> Iterator[v2.Transform]:
     for transform in getattr(parent, "transforms", ()):
         yield transform
         yield from _nested(transform)
-
-
-def _is_of_color(transform: v2.Transform) -> bool:
-    """Whether a transform knows only bytes of one or three channels, or clamps floats to 0..1."""
-    if isinstance(transform, v2.GaussianNoise):
-        return transform.clip
-    return isinstance(transform, v2.JPEG) or type(transform).__module__ == COLOR
 
 
 class IntensityJitter(v2.Transform):
