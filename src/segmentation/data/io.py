@@ -186,9 +186,12 @@ def _decode(
         if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16 and image.mode != "I;16":
             import imagecodecs  # it takes long to import, and most data sets do without
 
-            return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
-        has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
-        return _upright(np.asarray(image.convert("RGB") if has_colors else image), orientation)
+            pixels = imagecodecs.png_decode(path.read_bytes())
+        elif image.mode == "CMYK" or (image.mode == "P" and expand_palette):
+            pixels = np.asarray(image.convert("RGB"))
+        else:
+            pixels = np.asarray(image)
+        return _upright(pixels, orientation)
 
 
 def _decode_tiff(
