@@ -27,8 +27,10 @@ class Problem:
 
 
 def readable(text: str) -> str:
-    """Escape control characters and bytes that are no UTF-8: file names may hold both."""
+    """Escape control characters and bytes that are no UTF-8: file names may hold both. Compose letters with their
+    accents, which macOS takes apart."""
     text = text.encode("utf-8", errors="backslashreplace").decode()
+    text = unicodedata.normalize("NFC", text)
     letters = [repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in text]
     return "".join(letters)
 

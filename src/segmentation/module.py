@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from segmentation.checkpoint import load_module, read_checkpoint, warm_start
 from segmentation.data import SegmentationDataModule
@@ -22,7 +23,7 @@ from segmentation.losses import CrossEntropy, SegmentationLoss
 from segmentation.losses.classification import presence_loss
 from segmentation.metrics import SegmentationMetrics
 from segmentation.nets import Heads, SegmentationNet
-from segmentation.schedulers import WarmupDecay
+from segmentation.schedulers import WarmupDecay, elapsed_share
 
 #: Of N images: "image", "mask", and what `segmentation.data.loading.unpack` lists.
 Batch = dict[str, Any]
@@ -211,10 +212,17 @@ class SegmentationModule(LightningModule):
 
     def on_train_start(self) -> None:
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
+        steps: float = self.trainer.estimated_stepping_batches
+        if self.schedule_interval == "epoch":
+            steps = self.trainer.max_epochs or steps
         schedule = self.lr_schedulers()
         if isinstance(schedule, WarmupDecay):
-            epochs = self.trainer.max_epochs if self.schedule_interval == "epoch" else None
-            schedule.set_total_steps(epochs or self.trainer.estimated_stepping_batches)
+            schedule.set_total_steps(steps, elapsed_share(self.trainer))
+        if isinstance(schedule, OneCycleLR) and schedule.total_steps < steps:
+            raise InputError(
+                f"model.schedule: OneCycleLR ends after {schedule.total_steps} steps, the run after {steps}. "
+                f"Fix: --model.schedule.total_steps {steps}"
+            )
         # Lightning does not call on_train_epoch_start when a run resumes in mid-epoch: call it here.
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does not declare it
             if isinstance(callback, GradientAccumulationScheduler):
@@ -408,6 +416,8 @@ class SegmentationModule(LightningModule):
         scheduler.step(found[scheduler.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if isinstance(scheduler, WarmupDecay):
+            scheduler.elapsed = elapsed_share(self.trainer)
         if not isinstance(scheduler, ReduceLROnPlateau):  # see step_on_plateau
             super().lr_scheduler_step(scheduler, metric)
 
@@ -459,7 +469,9 @@ class SegmentationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = self.trainer.precision
-        checkpoint["should_stop"] = self.trainer.should_stop  # e.g. by early stopping: a resumed run then only tests
+        # E.g. by early stopping: a resumed run then only tests. But more time makes a run longer.
+        time_is_up = elapsed_share(self.trainer) >= 1
+        checkpoint["should_stop"] = self.trainer.should_stop and not time_is_up
         # Training counts of the epoch so far, summed over all processes: a run resumed in mid-epoch continues them.
         checkpoint["train_counts"] = self.train_metrics.state()
 

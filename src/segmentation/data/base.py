@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.errors import Problem
 
 SPLITS = ("train", "val", "test")
 
@@ -56,6 +57,10 @@ class SegmentationData(ABC):
     @abstractmethod
     def fingerprint(self, split: str) -> str:
         """A text that changes when the samples of a split do (names, sizes, times): statistics are cached by it."""
+
+    def find_problems(self) -> list[Problem]:
+        """What to look at in the files of samples, beyond what `load` refuses. By default nothing."""
+        return []
 
     def group(self, name: str) -> str:
         """What must not be torn apart between splits: the patient, video or slide that a sample is of."""

@@ -21,7 +21,7 @@ from segmentation.data.sampler import TrainBatches, TrainLoader, eval_batches
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics
 from segmentation.data.transforms import Augment
-from segmentation.errors import InputError, Problem, readable
+from segmentation.errors import InputError, Problem
 
 #: DataLoader timeout in seconds. A worker can hang on a file server that is gone or, before Python 3.12, in a fork
 #: beside other threads; the run then ends and can be resumed.
@@ -179,7 +179,8 @@ class SegmentationDataModule(LightningDataModule):
                 self.statistics(split)
             elif split != "test":
                 raise InputError(f"the {split} split is empty: {self.description}")
-        problems = [Problem(leak) for leak in find_leaks(self.dataset, self.counted)]
+        problems = self.dataset.find_problems()
+        problems += [Problem(leak) for leak in find_leaks(self.dataset, self.counted)]
         for split, statistics in self.counted.items():
             if not statistics.records:
                 problems.append(Problem(f"no sample of the {split} split can be used", stops=True))
@@ -199,8 +200,6 @@ class SegmentationDataModule(LightningDataModule):
         for index in {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}:
             try:
                 shapes.add(train[int(index)]["mask"].shape)
-            except (ValueError, TypeError, RuntimeError) as error:  # of torchvision
-                return [Problem(f"data.augment cannot take {train.names[index]}: {readable(str(error))}", stops=True)]
             except InputError as error:
                 return [Problem(str(error), stops=True)]
         if len(shapes) < 2 or self.batch_size == 1:

@@ -18,12 +18,12 @@ import torch
 from segmentation.data.annotations import DESCRIPTIONS, Category, class_indices, file_of
 from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.drawing import draw
-from segmentation.data.io import check_format, read_image, read_mask
+from segmentation.data.io import check_format, is_turned, read_image, read_mask
 from segmentation.data.labels import IGNORE_INDEX, ClassesMissing, Labels, Value, count_values
 from segmentation.data.layout import Samples, complete, find_samples, folder_of
 from segmentation.data.lists import choose_samples, read_classes
 from segmentation.data.splits import divide
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Problem
 
 
 class FolderData(SegmentationData):
@@ -123,7 +123,7 @@ class FolderData(SegmentationData):
             patterns,
             called,
             lists,
-            list(classes),
+            list(map(str, classes)),
         )
         self._divide(
             val_fraction,
@@ -214,29 +214,32 @@ class FolderData(SegmentationData):
                 f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
             )
         size = image.shape[1:]
-        by_color = self.labels.by_color
         masks = []
         ids = []
         if self.categories:
-            path = files["mask"][0]
+            source = files["mask"][0]
             index_mask, drawn = draw(
-                path,
+                source,
                 self.categories,
                 size,
             )
-            index_mask = self._fit(path, index_mask, size)
+            index_mask = self._fit(source, index_mask, path, size)
             if "instance" in files:
-                ids = [self._fit(path, drawn, size)]
+                ids = [self._fit(source, drawn, path, size)]
         else:
-            masks = [self._read_mask(file, size, by_color) for file in files["mask"]]
-            ids = [self._read_mask(file, size).astype(np.int64) for file in files.get("instance", [])]
+            for file in files["mask"]:
+                mask = read_mask(file, self.labels.by_color)
+                masks.append(self._fit(file, mask, path, size))
+            for file in files.get("instance", []):
+                mask = read_mask(file).astype(np.int64)
+                ids.append(self._fit(file, mask, path, size))
             if self.binary_masks:
                 masks = [_flatten(mask) for mask in masks]
                 index_mask = self._draw_objects(files["mask"], masks)
             else:
                 index_mask = self.labels.encode(masks[0], str(files["mask"][0]))
         for file in files.get("validity mask", []):
-            valid = self._read_mask(file, size)
+            valid = self._fit(file, read_mask(file), path, size)
             index_mask[_flatten(valid) == 0] = IGNORE_INDEX
         if self.one_mask_per_object and not ids:
             ids = [np.zeros(size, np.int64)]
@@ -273,6 +276,22 @@ class FolderData(SegmentationData):
             self.categories,
         )
         return f"{options} {stamps}"
+
+    def find_problems(self) -> list[Problem]:
+        """Whether EXIF turns images, and not their masks."""
+        turned = []
+        for split in self.files.values():
+            for files in split.values():
+                image = files["image"][0]
+                if is_turned(image, unseen=True) and not is_turned(files["mask"][0]):
+                    turned.append(image)
+        if not turned:
+            return []
+        text = (
+            f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's pictures: if "
+            "masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
+        )
+        return [Problem(text)]
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name)
@@ -351,28 +370,23 @@ class FolderData(SegmentationData):
                 errors.append(error)
         raise errors[0]
 
-    def _read_mask(
-        self,
-        file: Path,
-        size: tuple[int, ...],
-        by_color: bool = False,
-    ) -> np.ndarray:
-        """A mask as large as its image."""
-        return self._fit(file, read_mask(file, by_color), size)
-
     def _fit(
         self,
         file: Path,
         mask: np.ndarray,
+        image: Path,
         size: tuple[int, ...],
     ) -> np.ndarray:
+        """A mask as large as its image."""
         if mask.shape[:2] == size:
             return mask
         height, width = mask.shape[:2]
         if not self.resize_masks:
+            fix = "Save both at one size (masks by nearest neighbour), or, where they show the same, resize_masks: true"
+            if is_turned(image):
+                fix = f"EXIF turns the image, not the mask. Fix: exiftool -n -Orientation=1 {image}, or turn the mask"
             raise InputError(
-                f"{file}: is {width}x{height} pixels, but its image is {size[1]}x{size[0]}. Save both at one size "
-                "(masks by nearest neighbour), or, where they show the same, resize_masks: true"
+                f"{file}: is {width}x{height} pixels, but its image {image.name} is {size[1]}x{size[0]}. {fix}"
             )
         rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
         columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])

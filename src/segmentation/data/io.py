@@ -6,7 +6,9 @@ Pillow decodes pictures. tifffile and imagecodecs decode what Pillow would cut: 
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -31,6 +33,7 @@ CONVERTERS = {
 #: Pixels from which an image is kept on disk (memory-mapped) where its format allows it.
 LARGE = 64_000_000
 
+ORIENTATION = ExifTags.Base.Orientation
 PNG_MAGIC = b"\x89PNG"
 PNG_BITS = 24  # the byte of a PNG's header that holds the bits of a channel
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -38,7 +41,8 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: What only Pillow turns into the colours that a viewer shows.
 PILLOWS_TIFF = (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED, tifffile.PHOTOMETRIC.MINISWHITE)
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then raises
+for library in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)  # they log what they then raise
 
 
 class WrongChannels(InputError):
@@ -192,21 +196,24 @@ def _decode(
         head = file.read(PNG_BITS + 1)
     if head.startswith(TIFF_MAGIC):
         with tifffile.TiffFile(path) as tiff:
-            if tiff.pages.first.photometric not in PILLOWS_TIFF:
+            first = tiff.pages.first
+            if first.photometric not in PILLOWS_TIFF or first.samplesperpixel > 4:
                 return _decode_tiff(tiff, path, channels)
     with Image.open(path) as image:
         pictures = getattr(image, "n_frames", 1)
         if pictures > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
             raise InputError(f"{path}: holds {pictures} pictures. Save each as a file of its own")
         image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
         if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16 and image.mode != "I;16":
             import imagecodecs  # it takes long to import, and most data sets do without
 
-            return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
-        has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
-        shown = image.convert("RGB") if has_colors else image
-        return _upright(np.asarray(shown), orientation)
+            pixels = imagecodecs.png_decode(path.read_bytes())
+        elif image.mode == "CMYK" or (image.mode == "P" and expand_palette):
+            pixels = np.asarray(image.convert("RGB"))
+        else:
+            pixels = np.asarray(image)
+        return _upright(pixels, orientation)
 
 
 def _decode_tiff(
@@ -215,8 +222,11 @@ def _decode_tiff(
     channels: int | None,
 ) -> np.ndarray:
     """Pixels (H, W) or (H, W, C) of a TIFF with any number of channels and bits."""
-    pages = [page for page in file.pages[:] if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
-    first = pages[0]  # of a pyramid, the others are reduced
+    pages = []
+    for page in file.pages[:]:
+        if isinstance(page, tifffile.TiffPage) and not (page.is_reduced or page.is_mask):
+            pages.append(page)
+    first = pages[0]  # others may be of a pyramid, or GDAL's mask of the pixels that hold data
     area = first.imagelength * first.imagewidth
     limit = 2 * (Image.MAX_IMAGE_PIXELS or area)
     if area > limit:  # a damaged header may claim any size
@@ -232,7 +242,7 @@ def _decode_tiff(
         pixels = first.asarray(out="memmap" if first.size > LARGE else None)
         if first.axes[0] != "Y":  # one plane after the other
             pixels = np.moveaxis(pixels, 0, -1)
-    return _upright(pixels, int(first.tags.valueof("Orientation", 1)))
+    return _upright(pixels, first.tags.valueof("Orientation", 1))
 
 
 def _decode_variables(path: Path) -> np.ndarray:
@@ -269,8 +279,23 @@ def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
     return np.array(pixels)
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, ...) as stored, turned as the orientation tag of EXIF and TIFF says."""
+def is_turned(path: Path, unseen: bool = False) -> bool:
+    """Whether a picture is read in another orientation than it is stored in, by its EXIF tag.
+
+    Args:
+        path: the file.
+        unseen: whether only what the size does not show counts: a square picture, or one turned by 180 degrees.
+    """
+    turns = range(2, 9)
+    with suppress(Exception), Image.open(path) as image:  # reading it says what is wrong
+        if unseen and image.width != image.height:
+            turns = range(2, 5)
+        return "exif" in image.info and image.getexif().get(ORIENTATION) in turns
+    return False
+
+
+def _upright(pixels: np.ndarray, orientation: Any) -> np.ndarray:
+    """Pixels (H, W, ...) as stored, turned as the orientation tag of EXIF and TIFF says, where it is one of 1 to 8."""
     if orientation in (5, 6, 7, 8):  # stored on their side
         pixels = np.swapaxes(pixels, 0, 1)
     if orientation in (2, 3, 6, 7):

@@ -136,6 +136,8 @@ class Labels:
         colors: list[str] = []
         for index, (name, given) in enumerate(classes.items()):
             where = f"class {name!r}"
+            if type(name) not in (str, int):
+                raise InputError(f'{where}: YAML reads on, no, null and 1.0 as values. Put the name in quotes: "no"')
             spec = given if isinstance(given, Mapping) else {"value": given}
             unknown = sorted(set(spec) - {"value", "color"})
             if unknown:

@@ -28,7 +28,7 @@ def read_rows(source: Path) -> list[list[str]]:
             skipinitialspace=True,
         )
         return list(table)
-    return [[line, *line.split()] for line in lines]
+    return [[line, *line.replace(";", " ").split()] for line in lines]
 
 
 def choose_samples(

@@ -5,7 +5,7 @@ from itertools import chain
 import numpy as np
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Problem
 
 
 def divide(
@@ -101,6 +101,9 @@ class Subset(SegmentationData):
     def load(self, split: str, index: int) -> Sample:
         source, position, _ = self.samples[split][index]
         return self.data.load(source, position)
+
+    def find_problems(self) -> list[Problem]:
+        return self.data.find_problems()
 
     def group(self, name: str) -> str:
         return self.data.group(name)

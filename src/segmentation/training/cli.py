@@ -153,7 +153,7 @@ class SegmentationCLI(LightningCLI):
 
     def resumed_config(self, asked: Namespace, args: list[str]) -> Namespace:
         """The config of the run that goes on, with what the command line changes: options that cannot change a result,
-        and more epochs.
+        more epochs, and another limit of time.
 
         Args:
             asked: the command line over the defaults, as at the start of the run.
@@ -179,7 +179,13 @@ class SegmentationCLI(LightningCLI):
             # max_steps is not free: a stop within an epoch ends that epoch
             endless = (None, -1)
             longer = key == "trainer.max_epochs" and before not in endless and (after in endless or after > before)
-            if longer or key.startswith(CHANGEABLE):
+            if longer or key == "trainer.max_time":
+                rank_zero_only(print)(
+                    f"resume    {key} is {after}, was {before}: WarmupDecay goes on as if it had been so from the "
+                    "start. In a longer run the learning rate rises again"
+                )
+                own[key] = after
+            elif key.startswith(CHANGEABLE):
                 own[key] = after
             else:
                 wrong.append(f"{key} (run: {before}, now: {after})")
@@ -257,7 +263,9 @@ class SegmentationCLI(LightningCLI):
         run = self.run_folder
         trainer = self.trainer
         if run.last and run.summary.is_file() and run.config.read_text(encoding="utf-8") == self.config_text:
-            rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
+            rank_zero_only(print)(
+                f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs or max_time"
+            )
             return
         if is_rank_zero():
             self.prepare()

@@ -53,6 +53,10 @@ FUSED = (
     "a fused optimizer cannot clip its gradient in mixed precision. Fix: --trainer.gradient_clip_val null, or "
     "--model.optimizer.fused false"
 )
+ONE_VALUE = (
+    "batch norm needs more than one value of each channel, but at the net's coarsest level a batch is one pixel. Turn "
+    "up data.batch_size or data.crop, or set --model.net.norm group"
+)
 NOT_DETERMINISTIC = (
     "--trainer.deterministic true: this net or loss uses a kernel without a deterministic version. Take another "
     "encoder (--config configs/model/unet_resnet34.yaml), or --trainer.deterministic warn"
@@ -71,6 +75,7 @@ KNOWN = {
     "ncclremoteerror": (1, LOST_PEER),
     "nccl communicator was aborted": (1, LOST_PEER),
     "does not allow for gradient clipping": (2, FUSED),
+    "expected more than 1 value per channel": (2, ONE_VALUE),
     "deterministic implementation": (2, NOT_DETERMINISTIC),
     "memoryerror": (2, OUT_OF_MEMORY),
     "out of memory": (2, OUT_OF_MEMORY),
@@ -142,7 +147,7 @@ def outcome(error: BaseException) -> tuple[int, str]:
         if error.filename is None:
             fix += f". If there is room, shared memory is full. {ENLARGE_SHARED_MEMORY}"
         return 2, f"error: {error.filename or 'writing'}: {error.strerror}. {fix}"
-    if isinstance(error, MemoryError | OSError | RuntimeError):
+    if isinstance(error, MemoryError | OSError | RuntimeError | ValueError):
         # The data loader names the signal that ended a worker in the cause of its error.
         words = f"{type(error).__name__} {error} {error.__cause__}".lower()
         for part, (status, message) in KNOWN.items():
