@@ -28,6 +28,7 @@ WRONG = (255, 64, 72)  # in a binary task false positives
 MISSED = (64, 184, 255)  # false negatives of a binary task
 IGNORED = (226, 226, 226)
 PANEL = 600  # pixels of a panel's longest side at most
+KEPT = 2 * PANEL  # likewise of a sample that waits to be shown
 OVERALL = {  # metrics that are not of one class, and their names on the terminal
     "miou": "mIoU",
     "miou_per_image": "mIoU per image",
@@ -61,6 +62,15 @@ def _stretch(channel: np.ndarray) -> np.ndarray:
         high = finite.max()
     shares = (np.nan_to_num(values, nan=low) - low) / (high - low or 1)
     return np.round(shares.clip(0, 1) * 255).astype(np.uint8)
+
+
+def shrink(sample: dict[str, Any]) -> dict[str, Any]:
+    """Take every n-th pixel of a large sample that is kept to be shown."""
+    step = math.ceil(max(sample["mask"].shape) / KEPT)
+    shown = dict(sample)
+    for key in shown.keys() - {"name", "miou"}:
+        shown[key] = shown[key][..., ::step, ::step].clone()  # a view would keep all pixels in memory
+    return shown
 
 
 def panels(

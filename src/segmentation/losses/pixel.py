@@ -20,6 +20,8 @@ class PixelLoss(SegmentationLoss):
     logits). A subclass defines f in `of_pixel`.
     """
 
+    additive = True
+
     @abstractmethod
     def of_pixel(self, log_p: Tensor) -> Tensor:
         """f, given the logarithm of p_t."""

@@ -19,7 +19,7 @@ from segmentation.metrics import confusion_counts, mean_iou, table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
 from segmentation.training.run_folder import RunFolder
-from segmentation.visualize import confusion_figure, evenly, iou_table, sample_grid, save_png, to_rgb
+from segmentation.visualize import confusion_figure, evenly, iou_table, sample_grid, save_png, shrink, to_rgb
 
 
 @dataclass
@@ -75,7 +75,7 @@ def prediction_grid(
     """Predict images of a split one by one, in this process alone, and draw them.
 
     Returns:
-        The grid, and the samples with `name`, `prediction`, (H, W) class indices on the CPU, and `miou`.
+        The grid, and the samples, shrunk, with `name`, `prediction`, (H, W) class indices on the CPU, and `miou`.
     """
     dataset = trainer.datamodule.dataset
     labels = module.labels
@@ -86,10 +86,11 @@ def prediction_grid(
         sample = dataset.load(split, index)
         image = sample["image"][None].to(module.device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            prediction = module.classify(module(image)).cpu()
+            strips = [module.classify(outputs[-1]) for _, outputs in module.tiles.strips(image, module.outputs)]
+        prediction = torch.cat(strips, dim=-2).cpu()
         matrix = confusion_counts(prediction, sample["mask"][None], labels.num_classes)
         shown = {"name": names[index], "prediction": prediction[0], "miou": mean_iou(matrix).item()}
-        samples.append({**sample, **shown})
+        samples.append(shrink({**sample, **shown}))
     return sample_grid(samples, labels, title), samples
 
 
