@@ -153,7 +153,10 @@ class FolderData(SegmentationData):
             for path in chain.from_iterable(files.values()):
                 stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
                 stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
-        return repr((self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, stamps))
+        labels = self.labels
+        if not self.folders_name_classes:  # no name and no colour changes what is counted
+            labels = replace(labels, names=[], colors=[])
+        return repr((labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, stamps))
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name) if self.group_pattern else None
