@@ -202,7 +202,11 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
     for split in filter(data.names, SPLITS):
         names = data.names(split)
         chosen = evenly(len(names), 8)
-        samples = [shrink({**data.load(split, index), "name": names[index]}) for index in chosen]
+        samples = []
+        for index in chosen:
+            sample = data.load(split, index)
+            shown = {"name": names[index], "image": shrink(sample["image"]), "mask": shrink(sample["mask"])}
+            samples.append(shown)
         grid = sample_grid(samples, module.labels, f"{split}: {len(chosen)} of {len(names):,}")
         save_png(grid, output / f"{split}.png")
 

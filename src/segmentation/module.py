@@ -252,8 +252,15 @@ class SegmentationModule(LightningModule):
             terms["presence/loss"] = presence_loss(heads.class_logits, batch["mask"])
             total = loss + terms["presence/loss"]
         with torch.no_grad():
-            prediction = self.classify(self.net.combine(heads))
-        self.update_metrics("train", prediction[None], batch, loss, step_pixels)
+            logits = self.net.combine(heads)
+            predictions = self.classify(logits)[None]
+        self.update_metrics(
+            "train",
+            predictions,
+            batch,
+            loss,
+            step_pixels,
+        )
         self.log_step({"loss_step": total, **terms}, batch_idx)
         return total
 
@@ -283,17 +290,25 @@ class SegmentationModule(LightningModule):
         losses = []
         strips = []
         for rows, outputs in self.tiles.strips(batch["image"], self.outputs):
-            predictions.append(torch.stack([self.classify(logits) for logits in outputs]))
+            classes = [self.classify(logits) for logits in outputs]
+            predictions.append(torch.stack(classes))
             if in_parts:
                 part = {key: batch[key][:, rows] for key in batch.keys() & {"mask", "weight"}}
-                losses.append(self.compute_losses(outputs, part, pixels))
+                losses.append(self.losses(outputs, part, pixels))
             else:
                 strips.append(outputs)
         if strips:
-            whole = [torch.cat(parts, dim=-2) for parts in zip(*strips, strict=True)]
-            losses.append(self.compute_losses(whole, batch))
+            heads = zip(*strips, strict=True)
+            whole = [torch.cat(parts, dim=-2) for parts in heads]
+            losses.append(self.losses(whole, batch))
         predicted = torch.cat(predictions, dim=-2)
-        self.update_metrics(split, predicted, batch, torch.stack(losses).sum(dim=0), pixels)
+        self.update_metrics(
+            split,
+            predicted,
+            batch,
+            loss=torch.stack(losses).sum(dim=0),
+            pixels=pixels,
+        )
         return predicted[-1]
 
     def outputs(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -304,23 +319,27 @@ class SegmentationModule(LightningModule):
             return heads.logits
         return (*heads.logits, logits)
 
-    def compute_losses(
+    def losses(
         self,
         outputs: Sequence[Tensor],
         batch: Batch,
         pixels: Tensor | None = None,
     ) -> Tensor:
-        """The loss of each image, (N,): overlap losses (Dice, ...) depend on how images are batched.
+        """The loss of each image of a batch, (N,): overlap losses (Dice, ...) depend on how images are batched.
 
         Args:
-            outputs: what `outputs` gives.
-            batch: the batch, or the same rows of all its images.
-            pixels: where it is rows, pixels per class of each whole image, (N, K).
+            outputs: as `outputs` gives them.
+            batch: mask and weight of the images, or of the same rows of each.
+            pixels: in the latter case pixels per class of each whole image, (N, K).
         """
         losses = []
         for i, image in enumerate(split_batch(batch)):
-            heads = Heads(tuple(logits[i : i + 1] for logits in outputs[: self.net.num_heads]))
-            loss, _ = self.compute_loss(heads, image, None if pixels is None else pixels[i])
+            heads = [logits[i : i + 1] for logits in outputs[: self.net.num_heads]]
+            loss, _ = self.compute_loss(
+                Heads(tuple(heads)),
+                image,
+                step_pixels=None if pixels is None else pixels[i],
+            )
             losses.append(loss)
         return torch.stack(losses)
 
@@ -340,7 +359,12 @@ class SegmentationModule(LightningModule):
         losses = []
         terms = {}
         for index, logits in enumerate(heads.logits):
-            loss = self.loss(logits, batch["mask"], batch.get("weight"), step_pixels)
+            loss = self.loss(
+                logits,
+                batch["mask"],
+                batch.get("weight"),
+                step_pixels,
+            )
             losses.append(self.head_weights[index] * loss)
             head = ""
             if len(heads.logits) > 1:

@@ -1,5 +1,6 @@
 """Large images by tiles, the same in validation, test and every job: which are cut, where tiles lie, how they blend."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,11 +32,16 @@ class Tiles:
     """
 
     def __init__(self, stride: int, side: int | None = None) -> None:
-        if side is not None and side < 2 * stride:
-            raise InputError(f"--tile {side} is too small for this net: {2 * stride} at least, better {TILE}")
+        least = 2 * stride
+        if side is not None and side < least:
+            raise InputError(f"--tile {side} is too small for this net: {least} at least, better {TILE}")
         self.stride = stride
-        self.whole = WHOLE if side is None else 0
-        self.side = -(-(side or TILE) // stride) * stride
+        #: Pixels of the largest image that is not cut.
+        self.whole = 0
+        if side is None:
+            self.whole = WHOLE
+            side = TILE
+        self.side = math.ceil(side / stride) * stride
 
     def cut(self, height: int, width: int) -> bool:
         """Whether images of this size are cut."""
@@ -62,36 +68,53 @@ class Tiles:
             return
         tops = self.starts(height)
         bottoms = [*tops[1:], height]
-        sums: Tensor | None = None  # weighted probabilities of the rows from `top` on
-        for top, bottom, down in zip(tops, bottoms, self.weights(height), strict=True):
+        lefts = self.starts(width)
+        weights_down = self.weights(height)
+        weights_across = self.weights(width)
+        sums = torch.zeros(0)  # of weighted probabilities, in the rows from `top` on
+        for top, bottom, down in zip(tops, bottoms, weights_down, strict=True):
             rows = slice(top, top + self.side)
-            for left, across in zip(self.starts(width), self.weights(width), strict=True):
+            for left, across in zip(lefts, weights_across, strict=True):
                 columns = slice(left, left + self.side)
-                logits = torch.stack(list(predict(images[..., rows, columns])))
-                found = probabilities(logits.float())
+                heads = predict(images[..., rows, columns])
+                logits = torch.stack(list(heads)).float()
+                found = probabilities(logits)
                 weight = torch.outer(down[rows], across[columns])
-                if sums is None:
-                    sums = found.new_zeros(*found.shape[:-2], self.side, width)
-                sums[..., : len(weight), columns] += found * weight.to(found.device)
-            assert sums is not None
+                weight = weight.to(found.device)
+                if not len(sums):
+                    sums = found.new_zeros(
+                        *found.shape[:-2],
+                        self.side,
+                        width,
+                    )
+                height_here = found.shape[-2]  # less in the last row
+                sums[..., :height_here, columns] += found * weight
             done = bottom - top
-            yield slice(top, bottom), to_logits(sums[..., :done, :])
-            sums = F.pad(sums[..., done:, :], (0, 0, 0, done))
+            finished = sums[..., :done, :]
+            yield slice(top, bottom), to_logits(finished)
+            begun = sums[..., done:, :]
+            sums = F.pad(begun, (0, 0, 0, done))
 
     def weights(self, length: int) -> Tensor:
         """How much each pixel along a side counts in each tile, (tiles, length); over the tiles that adds up to 1."""
-        bell = torch.signal.windows.gaussian(self.side, std=self.side / 8)
         starts = self.starts(length)
+        bell = torch.signal.windows.gaussian(
+            self.side,
+            std=self.side / 8,
+        )
         weights = torch.zeros(len(starts), length)
         for tile, start in zip(weights, starts, strict=True):
-            tile[start : start + self.side] = bell[: length - start]
+            inside = slice(start, start + self.side)
+            tile[inside] = bell[: length - start]
         return weights / weights.sum(dim=0)
 
     def starts(self, length: int) -> list[int]:
         """Where tiles start along a side."""
-        padded = -(-length // self.stride) * self.stride
-        last = max(0, padded - self.side)
-        step = max(self.stride, self.side * 3 // 4 // self.stride * self.stride)
+        strides = math.ceil(length / self.stride)
+        last = strides * self.stride - self.side
+        last = max(0, last)
+        step = self.side * 3 // 4 // self.stride
+        step = max(1, step) * self.stride
         return [
             *range(0, last, step),
             last,

@@ -64,13 +64,10 @@ def _stretch(channel: np.ndarray) -> np.ndarray:
     return np.round(shares.clip(0, 1) * 255).astype(np.uint8)
 
 
-def shrink(sample: dict[str, Any]) -> dict[str, Any]:
-    """Take every n-th pixel of a large sample that is kept to be shown."""
-    step = math.ceil(max(sample["mask"].shape) / KEPT)
-    shown = dict(sample)
-    for key in shown.keys() - {"name", "miou"}:
-        shown[key] = shown[key][..., ::step, ::step].clone()  # a view would keep all pixels in memory
-    return shown
+def shrink(pixels: Tensor) -> Tensor:
+    """Every n-th pixel of a large image or mask, (..., H, W), to be shown; a copy, as a view would keep them all."""
+    step = math.ceil(max(pixels.shape[-2:]) / KEPT)
+    return pixels[..., ::step, ::step].clone()
 
 
 def panels(

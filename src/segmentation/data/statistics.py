@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,23 +145,23 @@ def compute_statistics(data: SegmentationData, split: str) -> SplitStatistics:
     names = data.names(split)
     counted = f"{VERSION} {split} {labels.values} {labels.ignore} {data.fingerprint(split)}"
     key = hashlib.sha256(counted.encode()).hexdigest()
-    path = user_cache_path("unet-family-template") / "statistics" / f"{key[:32]}.json"
-    found: dict[int, Record | InputError] = {}
+    folder = user_cache_path("unet-family-template") / "statistics"
+    path = folder / f"{key[:32]}.json"
+    found: list[Any] = [None] * len(names)  # a Record each, or what is wrong with the sample
     with suppress(OSError, ValueError, TypeError):  # no cache, or a damaged one
         rows = json.loads(path.read_text())
         if len(rows) == len(names):
-            found = {index: Record(*row) for index, row in enumerate(rows) if row is not None}
-    missing = [index for index in range(len(names)) if index not in found]
+            found = [row and Record(*row) for row in rows]
+    missing = [index for index, record in enumerate(found) if not record]
     if missing:
-        found.update(_read(data, split, missing))
-        rows = [None] * len(names)  # what is bad stays so: a disk that was away for a moment must not be remembered
-        for index, record in found.items():
-            if isinstance(record, Record):
-                rows[index] = astuple(record)
+        for index, record in zip(missing, _read(data, split, missing), strict=True):
+            found[index] = record
+        # What is bad is read again: a disk that was away for a moment must not be remembered.
+        rows = [isinstance(record, Record) and astuple(record) for record in found]
         with suppress(OSError):  # a cache that cannot be written only costs time
             write_text(path, json.dumps(rows))
     statistics = SplitStatistics(labels.names, [])
-    for index, record in sorted(found.items()):
+    for index, record in enumerate(found):
         if isinstance(record, Record):
             statistics.records.append(record)
         else:
@@ -168,16 +169,16 @@ def compute_statistics(data: SegmentationData, split: str) -> SplitStatistics:
     return statistics
 
 
-def _read(data: SegmentationData, split: str, indices: list[int]) -> Iterator[tuple[int, Record | InputError]]:
+def _read(data: SegmentationData, split: str, indices: list[int]) -> Iterator[Record | InputError]:
     """Examine samples of a split, in several threads and with a progress bar."""
     names = data.names(split)
 
-    def read(index: int) -> tuple[int, Record | InputError]:
+    def read(index: int) -> Record | InputError:
         try:
-            return index, examine(data, split, index, names[index])
+            return examine(data, split, index, names[index])
         except InputError as error:
             error.__cause__ = error.__context__ = None  # frames of these errors hold images
-            return index, error.with_traceback(None)
+            return error.with_traceback(None)
 
     pool = ThreadPoolExecutor(available_cores())
     try:
@@ -235,7 +236,8 @@ def examine(
     total, squares, low, high = moments.T
     scale = scale_of(image.dtype, labels)
     # A checksum of 32 bits is fast, and all but enough: images that share it must share the moments, too.
-    digest = hashlib.sha256(repr((shape, moments.tolist(), zlib.crc32(values.data))).encode())
+    checksum = zlib.crc32(values.data)
+    content = f"{shape} {moments.tolist()} {checksum}"
     return Record(
         height=shape[1],
         width=shape[2],
@@ -244,22 +246,29 @@ def examine(
         squares=(squares / scale**2).tolist(),
         low=low.min().item(),
         high=high.max().item(),
-        digest=digest.hexdigest()[:16],
+        digest=hashlib.sha256(content.encode()).hexdigest()[:16],
     )
 
 
 def _moments(channel: np.ndarray) -> list[float]:
     """The sum of a channel's pixels and of their squares, the smallest and the largest."""
     if channel.dtype == np.uint8:
-        counts = np.array(Image.fromarray(channel).histogram())  # four times as fast as bincount
-    elif channel.dtype == np.uint16:
-        counts = np.bincount(channel.ravel())
-    else:
-        pixels = channel.ravel().astype(np.float64)
-        return [pixels.sum(), pixels @ pixels, pixels.min(), pixels.max()]
-    values = np.arange(len(counts))
-    present = np.flatnonzero(counts)
-    return [counts @ values, counts @ values**2, present[0], present[-1]]
+        counts = Image.fromarray(channel).histogram()
+        values = np.arange(256)
+        present = np.flatnonzero(counts)
+        return [
+            values @ counts,
+            values**2 @ counts,
+            present[0],
+            present[-1],
+        ]
+    pixels = channel.ravel().astype(np.float64)
+    return [
+        pixels.sum(),
+        pixels @ pixels,
+        pixels.min(),
+        pixels.max(),
+    ]
 
 
 def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> list[str]:

@@ -53,7 +53,11 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         matrix, counts = module.test_counts
         print_table(logged, module.labels, data.test_split, matrix)
         if scores:
-            shown = table("instances", "metric", "value")
+            shown = table(
+                "instances",
+                "metric",
+                "value",
+            )
             for key, value in metrics.items():
                 if key.startswith("instances/"):
                     shown.add_row(key, str(round(value, 4)))
@@ -75,19 +79,24 @@ def worst_and_best(trainer: Any, module: SegmentationModule, split: str) -> Imag
     order = scores.argsort()[: scores.isfinite().sum()].tolist()  # NaN comes last
     if len(order) > 8:
         order = order[:4] + order[-4:]
-    return prediction_grid(
+    grid, _ = prediction_grid(
         trainer,
         module,
         split,
         order,
         f"{split} images, the worst first, the best last",
-    )[0]
+    )
+    return grid
 
 
 def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
     parser = JobParser("eval")
     parser.add_checkpoint()
-    parser.add_argument("--split", choices=("train", "val", "test"), help="default: what training tested")
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        help="default: what training tested",
+    )
     add_options(parser)
     parser.add_argument(
         "--instances",

@@ -75,7 +75,8 @@ def prediction_grid(
     """Predict images of a split one by one, in this process alone, and draw them.
 
     Returns:
-        The grid, and the samples, shrunk, with `name`, `prediction`, (H, W) class indices on the CPU, and `miou`.
+        The grid, and the samples, shrunk: `name`, `miou`, `image`, and, as class indices (H, W) on the CPU, `mask` and
+        `prediction`.
     """
     dataset = trainer.datamodule.dataset
     labels = module.labels
@@ -89,8 +90,15 @@ def prediction_grid(
             strips = [module.classify(outputs[-1]) for _, outputs in module.tiles.strips(image, module.outputs)]
         prediction = torch.cat(strips, dim=-2).cpu()
         matrix = confusion_counts(prediction, sample["mask"][None], labels.num_classes)
-        shown = {"name": names[index], "prediction": prediction[0], "miou": mean_iou(matrix).item()}
-        samples.append(shrink({**sample, **shown}))
+        samples.append(
+            {
+                "name": names[index],
+                "miou": mean_iou(matrix).item(),
+                "image": shrink(sample["image"]),
+                "mask": shrink(sample["mask"]),
+                "prediction": shrink(prediction[0]),
+            }
+        )
     return sample_grid(samples, labels, title), samples
 
 
