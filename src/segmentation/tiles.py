@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.errors import InputError
@@ -92,8 +91,9 @@ class Tiles:
             done = bottom - top
             finished = sums[..., :done, :]
             yield slice(top, bottom), to_logits(finished)
-            begun = sums[..., done:, :]
-            sums = F.pad(begun, (0, 0, 0, done))
+            begun = sums[..., done:, :].clone()
+            sums.zero_()
+            sums[..., : self.side - done, :] = begun
 
     def weights(self, length: int) -> Tensor:
         """How much each pixel along a side counts in each tile, (tiles, length); over the tiles that adds up to 1."""
@@ -125,4 +125,4 @@ def to_logits(probability: Tensor) -> Tensor:
     """Logits of probabilities (..., K, H, W): finite, also where UNet3+'s gate has closed a class."""
     if probability.shape[-3] == 1:
         return torch.logit(probability, eps=1e-7)
-    return probability.clamp_min(1e-30).log()
+    return probability.clamp_min(1e-30).log_()
