@@ -17,6 +17,7 @@ ORDER = [
     "data",
     "nets",
     "losses",
+    "tiles",
     "metrics",
     "schedulers",
     "checkpoint",
@@ -26,7 +27,7 @@ ORDER = [
     "inference",
     "doctor",
 ]
-MODULES = 52  # that `import segmentation.training.cli` loads
+MODULES = 53  # that `import segmentation.training.cli` loads
 
 
 def module_name(path: Path) -> str:

@@ -24,7 +24,7 @@ from segmentation.training.cli import SegmentationCLI
 from segmentation.training.parser import Parser
 from segmentation.training.trainer import has_bf16
 from segmentation.training.wandb_run import WandbOptions
-from segmentation.visualize import evenly, sample_grid, save_png
+from segmentation.visualize import evenly, sample_grid, save_png, shrink
 
 
 class DoctorCLI(SegmentationCLI):
@@ -203,7 +203,11 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
     for split in filter(data.names, SPLITS):
         names = data.names(split)
         chosen = evenly(len(names), 8)
-        samples = [{**data.load(split, index), "name": names[index]} for index in chosen]
+        samples = []
+        for index in chosen:
+            sample = data.load(split, index)
+            shown = {"name": names[index], "image": shrink(sample["image"]), "mask": shrink(sample["mask"])}
+            samples.append(shown)
         grid = sample_grid(samples, module.labels, f"{split}: {len(chosen)} of {len(names):,}")
         save_png(grid, output / f"{split}.png")
 

@@ -29,6 +29,7 @@ WRONG = (255, 64, 72)  # in a binary task false positives
 MISSED = (64, 184, 255)  # false negatives of a binary task
 IGNORED = (226, 226, 226)
 PANEL = 600  # pixels of a panel's longest side at most
+KEPT = 2 * PANEL  # likewise of a sample that waits to be shown
 OVERALL = {  # metrics that are not of one class, and their names on the terminal
     "miou": "mIoU",
     "miou_per_image": "mIoU per image",
@@ -62,6 +63,12 @@ def _stretch(channel: np.ndarray) -> np.ndarray:
         high = max(finite.max(), np.nextafter(low, np.inf))
     values = np.nan_to_num(values, nan=low)
     return np.interp(values, (low, high), (0, 255)).round().astype(np.uint8)
+
+
+def shrink(pixels: Tensor) -> Tensor:
+    """Every n-th pixel of a large image or mask, (..., H, W), to be shown; a copy, as a view would keep them all."""
+    step = math.ceil(max(pixels.shape[-2:]) / KEPT)
+    return pixels[..., ::step, ::step].clone()
 
 
 def panels(

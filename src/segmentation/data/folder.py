@@ -267,8 +267,11 @@ class FolderData(SegmentationData):
                     stat.st_mtime_ns,
                 )
                 stamps.append(stamp)
+        labels = self.labels
+        if not self.paths_name_classes:  # no name and no colour changes what is counted
+            labels = replace(labels, names=[], colors=[])
         options = (
-            self.labels,
+            labels,
             self.mask_threshold,
             self.paths_name_classes,
             self.resize_masks,

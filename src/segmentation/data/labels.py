@@ -34,11 +34,12 @@ HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 class UndeclaredValues(InputError):
-    """A mask holds values that nobody declared; `counts` are the pixels of all its values."""
+    """A mask holds values that nobody declared; `counts` are the pixels of all its values, or of the commonest 256: of
+    an anti-aliased colour mask the others would fill the memory."""
 
     def __init__(self, message: str, counts: Counter[Value]) -> None:
         super().__init__(message)
-        self.counts = counts
+        self.counts = Counter(dict(counts.most_common(256)))
 
 
 class ClassesMissing(InputError):
@@ -221,7 +222,7 @@ class Labels:
         if self.tolerance:
             codes = self._nearest(codes)
         # Of bytes look up the 256 values, not all pixels: ten times faster.
-        index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
+        index = self._look_up(np.arange(256)).take(codes) if codes.dtype == np.uint8 else self._look_up(codes)
         if (index == UNDECLARED).any():
             counts = count_values(mask, source)
             raise UndeclaredValues(f"{source}: {self.explain_undeclared(counts)}", counts)

@@ -153,7 +153,7 @@ class InstanceScores(Callback):
     ) -> None:
         if "instance" not in batch:
             raise InputError("--instances needs a truth: give the data set its `instances` (ids, 0 for none)")
-        predictions = pl_module.classify(outputs["logits"]).cpu().numpy()
+        predictions = outputs["prediction"].cpu().numpy()
         truths = batch["instance"].cpu().numpy()
         masks = batch["mask"].cpu().numpy()
         for index, truth, mask in zip(predictions, truths, masks, strict=True):  # of a filler nothing counts

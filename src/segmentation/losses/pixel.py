@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmentation.data.base import count_pixels
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.statistics import SplitStatistics
 from segmentation.errors import InputError
@@ -20,6 +19,8 @@ class PixelLoss(SegmentationLoss):
     The sum of f(p_t) * w[y] is divided by the number of valid pixels (one logit), or by the sum of w[y] over them (K
     logits). A subclass defines f in `of_pixel`.
     """
+
+    additive = True
 
     @abstractmethod
     def of_pixel(self, log_p: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ class PixelLoss(SegmentationLoss):
     ) -> Tensor:
         total = super().forward(logits, mask, weight)
         if step_pixels is None:
-            step_pixels = count_pixels(mask, max(2, logits.shape[1]))[:-1]
+            valid = mask[mask != IGNORE_INDEX]
+            step_pixels = torch.bincount(valid, minlength=max(2, logits.shape[1]))
         return divide(total, self.weight_sum(logits, step_pixels))
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:

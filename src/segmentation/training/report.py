@@ -16,7 +16,7 @@ from segmentation.metrics import confusion_counts, mean_iou, table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
 from segmentation.training.run_folder import RunFolder
-from segmentation.visualize import Shown, confusion_figure, evenly, iou_table, sample_grid, save_png, to_rgb
+from segmentation.visualize import Shown, confusion_figure, evenly, iou_table, sample_grid, save_png, shrink, to_rgb
 
 
 @dataclass
@@ -79,7 +79,7 @@ def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -
     """Predict images of a split one by one, in this process alone.
 
     Returns:
-        The samples with `name`, `prediction`, (H, W) class indices on the CPU, and `miou`.
+        The samples, shrunk: `name`, `miou`, `image`, and, as class indices (H, W) on the CPU, `mask` and `prediction`.
     """
     dataset = trainer.datamodule.dataset
     names = dataset.names(split)
@@ -89,14 +89,18 @@ def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -
         sample = dataset.load(split, index)
         image = sample["image"][None].to(module.device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            prediction = module.classify(module(image)).cpu()
+            strips = [module.classify(outputs[-1]) for _, outputs in module.tiles.strips(image, module.outputs)]
+        prediction = torch.cat(strips, dim=-2).cpu()
         matrix = confusion_counts(prediction, sample["mask"][None], module.labels.num_classes)
-        shown = {
-            "name": names[index],
-            "prediction": prediction[0],
-            "miou": mean_iou(matrix).item(),
-        }
-        samples.append({**sample, **shown})
+        samples.append(
+            {
+                "name": names[index],
+                "miou": mean_iou(matrix).item(),
+                "image": shrink(sample["image"]),
+                "mask": shrink(sample["mask"]),
+                "prediction": shrink(prediction[0]),
+            }
+        )
     return samples
 
 
