@@ -17,7 +17,6 @@ ORDER = [
     "data",
     "nets",
     "losses",
-    "tiles",
     "metrics",
     "schedulers",
     "checkpoint",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segmentation.errors import InputError
 from segmentation.inference.predictor import MeanOverSymmetries
 from segmentation.nets import Heads, SegmentationNet, UNet
-from segmentation.tiles import Tiles
+from segmentation.nets.tiles import Tiles
 
 
 class Local(SegmentationNet):

@@ -24,7 +24,7 @@ from segmentation.losses.classification import presence_loss
 from segmentation.metrics import SegmentationMetrics
 from segmentation.nets import Heads, SegmentationNet
 from segmentation.schedulers import WarmupDecay, elapsed_share
-from segmentation.tiles import Tiles
+from segmentation.nets.tiles import Tiles
 
 #: Of N images: "image", "mask", and what `segmentation.data.loading.unpack` lists.
 Batch = dict[str, Any]

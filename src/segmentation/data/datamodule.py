@@ -37,7 +37,7 @@ def suggest_crop(sizes: list[tuple[int, int]]) -> int:
 class SegmentationDataModule(LightningDataModule):
     """Feeds a data set to the trainer: crops and augmentations to train, whole images to validate and test.
 
-    Images of more than 2 megapixels are validated and tested by the tiles of prediction (`segmentation.tiles`).
+    Images of more than 2 megapixels are validated and tested by the tiles of prediction (`segmentation.nets.tiles`).
 
     Args:
         dataset: the images and masks: `ShapesData` (generated), `FolderData` (your own), or a class of yours.

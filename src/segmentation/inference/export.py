@@ -14,9 +14,9 @@ from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
 from segmentation.inference.results import describe_classes
 from segmentation.inference.source import open_trained
-from segmentation.losses.region import probabilities
+from segmentation.nets.base import probabilities
 from segmentation.module import SegmentationModule
-from segmentation.tiles import TILE
+from segmentation.nets.tiles import TILE
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.visualize import evenly
 

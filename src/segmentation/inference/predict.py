@@ -18,7 +18,7 @@ from segmentation.data.layout import walk
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor, add_options
 from segmentation.inference.results import Results
-from segmentation.losses.region import probabilities
+from segmentation.nets.base import probabilities
 from segmentation.training.entry import JobParser, start_job
 
 #: Bytes of a file that counts as large where Pillow cannot read its header.

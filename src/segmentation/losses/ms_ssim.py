@@ -12,7 +12,8 @@ from torch import Tensor
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss
-from segmentation.losses.region import one_hot, probabilities
+from segmentation.losses.region import one_hot
+from segmentation.nets.base import probabilities
 
 #: Exponents of the five scales (Wang et al. 2003).
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

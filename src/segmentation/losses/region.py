@@ -13,13 +13,6 @@ from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss, Weights, divide
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """(..., K, H, W) logits -> probabilities: of the foreground for one logit, of each class for K."""
-    if logits.shape[-3] == 1:
-        return logits.sigmoid()
-    return logits.softmax(dim=-3)
-
-
 def one_hot(mask: Tensor, channels: int, like: Tensor) -> Tensor:
     """(N, H, W) class indices -> (N, K, H, W) of 0 and 1 in the type of `like`; ignored pixels are 0 throughout."""
     classes = torch.arange(channels, device=mask.device)

@@ -146,3 +146,10 @@ def gate(logits: Tensor, class_logits: Tensor) -> Tensor:
         none_is_present = absent.all(dim=1, keepdim=True)
         absent = absent & ~none_is_present
     return logits.masked_fill(absent[:, :, None, None], CLOSED)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(..., K, H, W) logits -> probabilities: of the foreground for one logit, of each class for K."""
+    if logits.shape[-3] == 1:
+        return logits.sigmoid()
+    return logits.softmax(dim=-3)

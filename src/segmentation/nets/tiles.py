@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segmentation.errors import InputError
-from segmentation.losses.region import probabilities
+from segmentation.nets.base import probabilities
 
 WHOLE = 2048 * 1024  # pixels up to which an image goes through the net in one piece, where no tile is asked for
 TILE = 512  # side of the tiles of a larger image
