@@ -257,18 +257,21 @@ def test_two_writers_of_one_run() -> None:
     """The second start of a run that still goes on is refused, and the first takes no harm."""
     endless = ["--name", "run", "--trainer.max_epochs", "4000"]
     first = Started([], *endless)
-    wait_for_steps("run", 0, first)
-    second = subprocess.run(
-        [sys.executable, str(ROOT / "src/train.py"), *RUN, *endless, "--resume"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert second.returncode == 2
-    assert f"process {first.process.pid} on " in second.stderr
-    first.process.terminate()
-    first.ends_within(60)
-    assert first.process.returncode == 143
+    try:
+        wait_for_steps("run", 0, first)
+        second = subprocess.run(
+            [sys.executable, str(ROOT / "src/train.py"), *RUN, *endless, "--resume"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert second.returncode == 2
+        assert f"process {first.process.pid} on " in second.stderr
+        first.process.terminate()
+        first.ends_within(60)
+        assert first.process.returncode == 143
+    finally:
+        first.kill()
 
 
 HANGS = """
