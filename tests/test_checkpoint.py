@@ -118,7 +118,7 @@ def test_warm_start_takes_what_fits_and_says_what_did_not(
 ) -> None:
     start = "runs/run/checkpoints/last.ckpt"
     saved = torch.load(start, weights_only=True)["state_dict"]
-    cli = SegmentationCLI([*TINY, "--model.init_from", start, "--model.net.widths", "[4,8,16]", "--name", "warm"])
+    cli = SegmentationCLI([*TINY, "--model.init_from", start, "--model.net.widths", "[4,6,16]", "--name", "warm"])
     cli.trainer.fit_loop.epoch_loop.max_steps = 0  # set up, but not a step
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     own = cli.model.net.state_dict()

@@ -40,8 +40,8 @@ def _pixels(path: Path):
 
 
 def slow_part(path: Path) -> object:
-    """Those of single data sets and of the benchmarks take minutes together."""
-    slow = path.parent.name in ("data", "experiment")
+    """Those of models, data sets and experiments take minutes together."""
+    slow = path.parent.name in ("model", "data", "experiment")
     return pytest.param(path, id=str(path.relative_to(ROOT / "configs")), marks=[pytest.mark.slow] * slow)
 
 

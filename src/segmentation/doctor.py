@@ -24,7 +24,7 @@ from segmentation.training.cli import SegmentationCLI
 from segmentation.training.parser import Parser
 from segmentation.training.trainer import has_bf16
 from segmentation.training.wandb_run import WandbOptions
-from segmentation.visualize import evenly, sample_grid, save_png
+from segmentation.visualize import evenly, sample_grid, save_png, shrink
 
 
 class DoctorCLI(SegmentationCLI):
@@ -277,7 +277,8 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
         samples = []
         for index in chosen:
             sample = data.load(split, index)
-            samples.append({**sample, "name": names[index]})
+            shown = {"name": names[index], "image": shrink(sample["image"]), "mask": shrink(sample["mask"])}
+            samples.append(shown)
         title = f"{split}: {len(chosen)} of {len(names):,}"
         grid = sample_grid(samples, module.labels, title)
         path = output / f"{split}.png"

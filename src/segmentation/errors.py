@@ -42,7 +42,14 @@ def plural(count: int, noun: str) -> str:
 
 
 def readable(text: str) -> str:
-    """Escape control characters and bytes that are no UTF-8: file names may hold both."""
+    """Escape control characters and bytes that are no UTF-8: file names may hold both. Compose letters with their
+    accents, which macOS takes apart."""
     text = text.encode("utf-8", errors="backslashreplace").decode()
+    text = unicodedata.normalize("NFC", text)
     letters = [repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in text]
     return "".join(letters)
+
+
+def one_line(error: object) -> str:
+    """A library's error as one line, of 300 letters at most."""
+    return " ".join(str(error).split())[:300]

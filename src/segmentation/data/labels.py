@@ -27,7 +27,8 @@ HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 class UndeclaredValues(InputError):
-    """A mask holds values that nobody declared; `counts` are its commonest."""
+    """A mask holds values that nobody declared; `counts` are the pixels of all its values, or of the commonest 256: of
+    an anti-aliased colour mask the others would fill the memory."""
 
     def __init__(self, message: str, counts: Counts) -> None:
         super().__init__(message)
@@ -73,6 +74,7 @@ class Labels:
         channels: of the images.
         dtype: of the images, by NumPy's name; None: not declared.
         scale: what stands for 1.0 in an image; None: its type's largest integer, 1 for floats.
+        tolerance: how far a mask's pixel may be, in each channel, from the nearest value that is declared.
     """
 
     task: Literal["binary", "multiclass"]
@@ -83,6 +85,7 @@ class Labels:
     channels: int = 3
     dtype: str | None = None
     scale: float | None = None
+    tolerance: int = 0
 
     @classmethod
     def parse(
@@ -113,6 +116,8 @@ class Labels:
         colors: list[str] = []
         for index, (name, given) in enumerate(classes.items()):
             where = f"class {name!r}"
+            if type(name) not in (str, int):
+                raise InputError(f'{where}: YAML reads on, no, null and 1.0 as values. Put the name in quotes: "no"')
             spec = given if isinstance(given, Mapping) else {"value": given}
             unknown = sorted(set(spec) - {"value", "color"})
             if unknown:
@@ -206,6 +211,8 @@ class Labels:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
         """
         codes = codes_of(mask, source)
+        if self.tolerance:
+            codes = self._nearest(codes)
         # Of bytes look up the 256 values, not all pixels: ten times faster.
         if codes.dtype == np.uint8:
             table = self._look_up(np.arange(256))
@@ -300,6 +307,21 @@ class Labels:
             index[place],
             UNDECLARED,
         )
+
+    def _nearest(self, codes: np.ndarray) -> np.ndarray:
+        """Codes, where they are near enough, in their stead those of the nearest declared values."""
+        known = np.array(list(self._table()))
+        found, place = np.unique(codes, return_inverse=True)
+        apart = self._channels(found)[:, None] - self._channels(known)
+        distance = abs(apart).max(axis=2)
+        is_near = distance.min(axis=1) <= self.tolerance
+        nearest = known[distance.argmin(axis=1)]
+        return np.where(is_near, nearest, found)[place].reshape(codes.shape)
+
+    def _channels(self, codes: np.ndarray) -> np.ndarray:
+        """(N, 3) red, green and blue of codes; (N, 1) where they are no colours."""
+        column = codes.astype(np.int64)[:, None]
+        return column >> (16, 8, 0) & 255 if self.by_color else column
 
 
 def _fix_form(classes: Any) -> dict[str, Any] | None:

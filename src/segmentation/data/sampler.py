@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 def derive_seed(*parts: int) -> int:
     """A seed that is a function of all of `parts` (non-negative integers), the same on every machine."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Index(NamedTuple):
