@@ -68,7 +68,6 @@ def test_everything_that_is_wrong_is_found_at_once(place: Path, capsys: pytest.C
     assert texts.count("does not declare") == 1
     assert "data.on_bad_file: skip" in texts
     assert "as_rgb: true (2 files)" in texts
-    assert "are in train and in val" in texts
     assert "val images with a near twin in train: 1 of" in texts
     assert [problem.stops for problem in problems] == sorted((p.stops for p in problems), reverse=True)
     assert "✗ stops a run" in out

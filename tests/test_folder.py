@@ -169,7 +169,7 @@ def test_image_without_mask_and_mask_without_image(place: Path) -> None:
         write_image(place / f"masks/{name}.png", number(0)[1])
     message = refusal(root=str(place))
     assert message.startswith(f"{place}/masks/q1.png: this mask has no image. Fix: add")
-    assert "(3 files have such problems)" in message
+    assert "(3 files with such problems)" in message
     assert f"{place}/images/q1.*" in message
 
 
