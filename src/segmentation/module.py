@@ -23,8 +23,8 @@ from segmentation.losses import CrossEntropy, SegmentationLoss
 from segmentation.losses.classification import presence_loss
 from segmentation.metrics import SegmentationMetrics
 from segmentation.nets import Heads, SegmentationNet
-from segmentation.schedulers import WarmupDecay, elapsed_share
 from segmentation.nets.tiles import Tiles
+from segmentation.schedulers import WarmupDecay, elapsed_share
 
 #: Of N images: "image", "mask", and what `segmentation.data.loading.unpack` lists.
 Batch = dict[str, Any]

@@ -14,8 +14,8 @@ from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
 from segmentation.inference.results import describe_classes
 from segmentation.inference.source import open_trained
-from segmentation.nets.base import probabilities
 from segmentation.module import SegmentationModule
+from segmentation.nets.base import probabilities
 from segmentation.nets.tiles import TILE
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.visualize import evenly

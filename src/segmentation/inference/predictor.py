@@ -14,9 +14,9 @@ from torch import Tensor
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
 from segmentation.data.io import WrongChannels, allow_large, open_image
 from segmentation.errors import InputError
-from segmentation.nets.base import probabilities
 from segmentation.module import SegmentationModule
 from segmentation.nets import Heads, SegmentationNet
+from segmentation.nets.base import probabilities
 from segmentation.nets.tiles import Tiles, to_logits
 from segmentation.training.entry import JobParser
 

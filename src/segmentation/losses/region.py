@@ -11,6 +11,7 @@ from torch import Tensor
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss, Weights, divide
+from segmentation.nets.base import probabilities
 
 
 def one_hot(mask: Tensor, channels: int, like: Tensor) -> Tensor:
