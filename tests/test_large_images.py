@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from conftest import TINY_RUN, train, write_image
-from segmentation import tiles
 from segmentation.inference.evaluate import evaluate
 from segmentation.inference.predict import predict
 from segmentation.inference.predictor import Predictor
 from segmentation.losses import CrossEntropy, Dice
 from segmentation.module import SegmentationModule
+from segmentation.nets import tiles
 
 CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
 BEST = "runs/run/checkpoints/best.ckpt"
