@@ -27,7 +27,7 @@ HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 class UndeclaredValues(InputError):
-    """A mask holds values that nobody declared; `counts` are the pixels of all its values, or of the commonest 256: of
+    """A mask holds values that nobody declared; `counts` are the pixels of all its values, or of the commonest 512: of
     an anti-aliased colour mask the others would fill the memory."""
 
     def __init__(self, message: str, counts: Counts) -> None:

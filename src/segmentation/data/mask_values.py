@@ -349,7 +349,7 @@ def add(masks: Iterable[Counts]) -> Counts:
 
 def shorten(counts: Counts) -> Counts:
     """The commonest values: a photo holds more colours than memory should."""
-    common = counts.most_common(64 * MANY)
+    common = counts.most_common(8 * MANY)
     return Counter(dict(common))
 
 
