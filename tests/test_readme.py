@@ -133,6 +133,10 @@ def test_every_command(clone: Path) -> None:
     said = run_onnx("runs/unetpp/checkpoints/best.onnx", image)
     assert [line.split()[0] for line in said.splitlines()] == ["background", "disk", "ring", "triangle", "star"]
     assert Path("mask.png").is_file()
+    command = [sys.executable, "predict_one.py", "runs/unetpp/checkpoints/best.ckpt", str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "src"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(64, 64) (5, 64, 64) ['background', 'disk'")
 
 
 #: A run of a moment, in words without a space.
