@@ -49,7 +49,6 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 #: Options of the Trainer that the run folder and the datamodule set.
 OURS = {
-    "logger",
     "default_root_dir",
     "use_distributed_sampler",
     "enable_model_summary",
@@ -67,6 +66,7 @@ CHANGEABLE = (
     "data.cache",
     "data.num_workers",
     "trainer.enable_progress_bar",
+    "trainer.logger",
     "checkpoint.every_minutes",
     "pictures.",
     "wandb.",
@@ -141,6 +141,8 @@ class SegmentationCLI(LightningCLI):
         run = RunFolder(name, resume)
         self.run_folder = run
         self.config = self.resumed_config(asked, args) if run.last else asked
+        for logger in as_list(self.config.trainer.logger):
+            name_run(logger, run.name)
         self.config_text = parser.dump(self.config, skip_none=False)
         self.step = None
         if run.last:
@@ -230,7 +232,7 @@ class SegmentationCLI(LightningCLI):
             self.last_checkpoint,
             *callbacks,
         ]
-        options["logger"] = [MetricsFile(run, self.step)]
+        options["logger"] = [MetricsFile(run, self.step), *as_list(options["logger"])]
         self.wandb = make_wandb(run, config.wandb)
         if self.wandb:
             options["logger"].append(self.wandb)
@@ -305,8 +307,11 @@ class SegmentationCLI(LightningCLI):
         if skipped:
             write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
             print(f"skipped   {plural(len(skipped), 'bad file')}, listed in {run.skipped}", flush=True)
+        described = {**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names}
+        for logger in as_list(self.config_init.trainer.logger):
+            logger.log_hyperparams(described)
         if self.wandb:
-            self.wandb.describe({**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names})
+            self.wandb.describe(described)
 
 
 def train() -> None:
@@ -319,6 +324,23 @@ def as_list(given: Any) -> list[Any]:
     if given is None:
         return []
     return given if isinstance(given, list) else [given]
+
+
+def name_run(logger: Any, name: str) -> None:
+    """Put the run's name in place of `{name}` in the options of a logger, a parsed section of trainer.logger.
+
+    Raises:
+        InputError: it is no logger but a bool, as Lightning's own option may be.
+    """
+    if isinstance(logger, bool):
+        raise InputError(
+            f"trainer.logger {logger}: metrics.csv is always written. Leave it out, or name a logger beside it: "
+            "--config configs/logger/tensorboard.yaml"
+        )
+    options = logger.get("init_args", {})
+    for key, value in options.items():
+        if isinstance(value, str):
+            options[key] = value.replace("{name}", name)
 
 
 def overfit_verdict(miou: float) -> str:

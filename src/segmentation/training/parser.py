@@ -5,12 +5,13 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
 from segmentation.data import SegmentationData
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
 
@@ -23,6 +24,7 @@ KINDS = (
     Optimizer,
     LRScheduler,
     Callback,
+    Logger,
 )
 
 #: Options that follow from the data, or that the module fills in.
@@ -58,7 +60,10 @@ class Parser(LightningArgumentParser):
         try:
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
-            reason = " ".join(str(error).split())
+            cause: BaseException | None = error
+            while cause and not isinstance(cause, ModuleNotFoundError):  # a logger's library is missing, say
+                cause = cause.__cause__
+            reason = one_line(cause or error)
             raise InputError(f"an option cannot be used: {reason}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
