@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.checkpoint import find_class, read_checkpoint
+from segmentation.checkpoint import find_class, fitting_weights, read_checkpoint
 from segmentation.data import SegmentationData, SegmentationDataModule
 from segmentation.data.writing import write_text
 from segmentation.errors import InputError, plural
@@ -294,7 +294,7 @@ class SegmentationCLI(LightningCLI):
         """In rank 0, check data and classes before anything is written; then make the run folder."""
         run = self.run_folder
         if self.model.init_from:
-            read_checkpoint(self.model.init_from)
+            fitting_weights(self.model.net, self.model.init_from)
         self.datamodule.check()
         kinds = {"model.net": SegmentationNet, "model.loss": SegmentationLoss, "data.dataset": SegmentationData}
         for option, base in kinds.items():
@@ -307,6 +307,10 @@ class SegmentationCLI(LightningCLI):
         if skipped:
             write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
             print(f"skipped   {plural(len(skipped), 'bad file')}, listed in {run.skipped}", flush=True)
+        net = self.config.model.net.get("init_args", {})
+        if net.get("encoder") and not run.last:
+            weights = net["encoder_weights"] or "random weights; for trained ones: --model.net.encoder_weights imagenet"
+            print(f"encoder   {net['encoder']}, {weights}", flush=True)
         described = {**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names}
         for logger in as_list(self.config_init.trainer.logger):
             logger.log_hyperparams(described)
