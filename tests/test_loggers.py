@@ -26,6 +26,7 @@ def logged(metric: str) -> list[float]:
         return [float(row[metric]) for row in csv.DictReader(file) if row[metric]]
 
 
+@pytest.mark.slow
 def test_tensorboard(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     overlay = ["--config", str(OVERLAYS / "tensorboard.yaml")]
