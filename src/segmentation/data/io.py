@@ -318,10 +318,12 @@ def is_turned(path: Path, unseen: bool = False) -> bool:
         unseen: whether only what the size does not show counts: a square picture, or one turned by 180 degrees.
     """
     turns = range(2, 9)
-    with suppress(Exception), Image.open(path) as image:  # reading it says what is wrong
-        if unseen and image.width != image.height:
-            turns = range(2, 5)
-        return "exif" in image.info and image.getexif().get(ORIENTATION) in turns
+    with suppress(Exception):  # reading it says what is wrong
+        check_file(path)
+        with Image.open(path) as image:
+            if unseen and image.width != image.height:
+                turns = range(2, 5)
+            return "exif" in image.info and image.getexif().get(ORIENTATION) in turns
     return False
 
 
