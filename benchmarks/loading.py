@@ -2,8 +2,9 @@
 
     python benchmarks/loading.py --config my_data.yaml --config configs/data/augment_light.yaml     data of your own
 
-First each stage by itself, in one thread: reading the files, decoding (reading included), augmenting (crop and
-transforms), collating, and the transfer to a GPU where there is one. Then whole loaders with so many workers, side by
+First each stage by itself, in one thread: reading the files, decoding (reading included), examining (what is done once
+before training and by the doctor: decoding, checks, statistics), augmenting (crop and transforms), collating, and the
+transfer to a GPU where there is one. Then whole loaders with so many workers, side by
 side in one run: `decode alone` decodes in the workers and throws the result away, the limit that no loader beats;
 `loader` is what training gets: decoded, augmented, collated, handed over. Medians over rounds.
 """
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from segmentation.data import SegmentationDataModule
 from segmentation.data.loading import SplitDataset, collate
 from segmentation.data.sampler import TrainBatches, TrainLoader
+from segmentation.data.statistics import examine
 from segmentation.doctor import DoctorCLI, build_data
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,7 @@ def stages(module: SegmentationDataModule, args: argparse.Namespace) -> None:
     batches = [items[first : first + args.batch] for first in range(0, len(items), args.batch)]
     jobs: dict[str, Callable[[], Any]] = {
         "decode": lambda: [data.load("train", index) for index in indices],
+        "examine": lambda: [examine(data, "train", index, str(index)) for index in indices],
         "augment": lambda: [module.augment(sample, number) for number, sample in enumerate(samples)],
         "collate": lambda: [collate(batch) for batch in batches],
     }

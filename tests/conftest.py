@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from forked import run_forked
@@ -74,6 +75,13 @@ def make_folder(
             write_image(root / split / "images" / f"{index:02d}.png", image)
             write_image(root / split / "masks" / f"{index:02d}.png", mask)
     return root
+
+
+def documented_options(row: str) -> dict:
+    """The YAML at the end of a row of a table in docs/data.md, which begins so."""
+    lines = (ROOT / "docs/data.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| {row}")]
+    return yaml.safe_load("{" + line.rsplit("`", 2)[1] + "}")
 
 
 #: A run of seconds: few small images, a narrow net, no pictures.

@@ -113,6 +113,17 @@ def test_nets_refuses_graphs_without_a_gpu() -> None:
 
 
 @pytest.mark.slow
+def test_memory(place: Path) -> None:
+    """Whole, an image of 4 megapixels would need 2.3 GiB with this net."""
+    large = ["--width", "2400", "--height", "1800", "--data.num_workers", "0", "--model.net.widths", "[16,32]"]
+    done = run("memory", *large, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
+    assert done.returncode == 0, done.stderr
+    (row,) = table(done.stdout, "images")
+    assert row["images"] == "4 of 2400x1800"
+    assert 0.3 < float(row["peak of all processes"].removesuffix(" GiB")) < 1.6
+
+
+@pytest.mark.slow
 def test_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEG_DATA", raising=False)
     small = ["--data.dataset.train", "12", "--data.dataset.size", "48", "--model.net.widths", "[4,8]"]

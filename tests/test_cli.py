@@ -243,7 +243,7 @@ class TestBadData:
         line = self.script_fails(*self.overlay(tmp_path / "data", "{background: 0, nucleus: 1}"))
         assert "masks/00.png" in line
         assert "255" in line
-        assert "classes: {background: 0, nucleus: 255}" in line
+        assert "classes: {background: 0, nucleus: [1, 255]}" in line
 
     def test_image_without_mask(self, tmp_path: Path) -> None:
         make_folder(tmp_path / "data", {"train": 3, "val": 2})

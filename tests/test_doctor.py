@@ -64,10 +64,11 @@ def test_everything_that_is_wrong_is_found_at_once(place: Path, capsys: pytest.C
     texts = "\n".join(problem.text for problem in problems)
     assert "7 (1,920 pixels)" in texts
     assert "classes: {background: 0, cell: 255, class_7: 7}" in texts
-    assert "7 files cannot be used" in texts
+    assert "6 files cannot be used" in texts
     assert texts.count("does not declare") == 1
     assert "data.on_bad_file: skip" in texts
-    assert "are in train and in val" in texts
+    assert "as_rgb: true (2 files)" in texts
+    assert "val images with a near twin in train: 1 of" in texts
     assert [problem.stops for problem in problems] == sorted((p.stops for p in problems), reverse=True)
     assert "✗ stops a run" in out
     # and train.py says so too, in one line, before it starts
@@ -80,7 +81,7 @@ def test_skip_trains_on_the_rest_and_lists_what_was_left_out(place: Path, capsys
     skip = ["--data.on_bad_file", "skip"]
     assert not any(problem.stops for problem in diagnose([*options(place / "data"), *skip]))
     capsys.readouterr()
-    with pytest.warns(UserWarning, match="are in train and in val"):
+    with pytest.warns(UserWarning, match="near twin in train"):
         cli = train(*options(place / "data"), *skip, *TINY_RUN, "--data.batch_size", "2", "--name", "rest")
     assert cli.datamodule.dataset.names("train") == ["06", "07", "08"]
     assert cli.datamodule.dataset.names("val") == ["01", "02"]
@@ -124,7 +125,7 @@ def test_groups_across_given_splits_are_a_leak(place: Path) -> None:
             )
             write_image(place / f"data/{split}/masks/{name}.png", np.eye(8, dtype=np.uint8) * 255)
     problems = diagnose([*options(place / "data"), "--data.dataset.group", "^[a-z]"])
-    assert any("1 groups (b) are in train and in val" in problem.text for problem in problems)
+    assert any("groups that are in train and in val: 1, e.g. b" in problem.text for problem in problems)
 
 
 def test_what_is_missing_altogether(place: Path, capsys: pytest.CaptureFixture) -> None:

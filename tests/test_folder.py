@@ -85,7 +85,7 @@ def test_every_split_gets_an_image(place: Path, count: int, fraction: float, siz
 @pytest.mark.parametrize("fractions", [(0, 0), (1, 0), (-0.1, 0), (0.5, 0.5), (0.2, -0.1), (0.2, 1.2)])
 def test_impossible_fractions(place: Path, fractions: tuple[float, float]) -> None:
     message = refusal(root=str(pool(place, 4)), val_fraction=fractions[0], test_fraction=fractions[1])
-    assert f"val_fraction {fractions[0]}" in message
+    assert "val_fraction" in message
 
 
 def test_split_folders_are_found(place: Path) -> None:
@@ -132,19 +132,17 @@ def test_list_files_that_cannot_be_used(place: Path) -> None:
     write_image(place / "images/lonely.png", number(0)[0])
     (place / "train.txt").write_text("a\n")
     root = str(place)
-    assert f"the val split is empty. List its images in {place}/val.txt" in refusal(root=root, lists="{split}.txt")
+    assert "the val split is empty. Fill val.txt" in refusal(root=root, lists="{split}.txt")
     (place / "val.txt").write_text("\n")
     message = refusal(root=root, lists="{split}.txt")
     assert "the val split is empty" in message
-    assert str(place / "val.txt") in message
+    assert "val.txt" in message
     (place / "val.txt").write_text("ghost\n")
     message = refusal(root=root, lists="{split}.txt")
     assert "val.txt: lists ghost" in message
-    assert str(place / "images") in message
     (place / "val.txt").write_text("lonely\n")
     message = refusal(root=root, lists="{split}.txt")
     assert "val.txt: lists lonely" in message
-    assert str(place / "masks") in message
     assert "a list of its own" in refusal(root=root, lists="train.txt")  # else train would be val
 
 
@@ -164,15 +162,15 @@ def test_image_without_mask_and_mask_without_image(place: Path) -> None:
     pool(place, 4)
     write_image(place / "images/sub/zz.jpg", number(0)[0])
     message = refusal(root=str(place))
-    assert message.startswith(f"{place}/images/sub/zz.jpg: this image has no mask. Fix: add {place}/masks/sub/zz.png")
+    assert message.startswith(f"{place}/images/sub/zz.jpg: this image has no mask. Fix: add {place}/masks/sub/zz.*")
     write_image(place / "masks/sub/zz.png", number(0)[1])
     FolderData(str(place), CLASSES)
     for name in ("q1", "q2", "q3"):
         write_image(place / f"masks/{name}.png", number(0)[1])
     message = refusal(root=str(place))
     assert message.startswith(f"{place}/masks/q1.png: this mask has no image. Fix: add")
-    assert "(3 files have such problems)" in message
-    assert f"{place}/images/q1.png" in message
+    assert "(3 files with such problems)" in message
+    assert f"{place}/images/q1.*" in message
 
 
 def test_image_without_instances(place: Path) -> None:
@@ -196,29 +194,25 @@ def test_mask_of_another_size(place: Path) -> None:
     for name in ("000", "001"):
         write_image(place / f"masks/{name}.png", np.zeros((6, 4), np.uint8))
     data = FolderData(str(place), CLASSES)
-    with pytest.raises(InputError, match=r"masks/00\d\.png: is 4x6 pixels, but its image 00\d\.png is 6x4"):
+    with pytest.raises(InputError, match=r"masks/00\d\.png: is 4x6 pixels, .* is 6x4.*resize_masks: true"):
         data.load("train", 0)
 
 
 def test_missing_folders(place: Path) -> None:
     assert refusal(root=str(place / "nowhere")).startswith(f"{place}/nowhere: no such folder. Set data.dataset.root")
     assert refusal(root=str(place / "nowhere"), lists="{split}.txt").startswith(f"{place}/nowhere: no such folder")
-    assert refusal(root=str(place)).startswith(f"{place}/images: no such folder")
+    assert refusal(root=str(place)).startswith(f"{place}/masks: no such folder")
     write_image(place / "images/a.png", number(0)[0])
     assert refusal(root=str(place)).startswith(f"{place}/masks: no such folder")
     (place / "train").mkdir()
-    assert refusal(root=str(place)).startswith(f"{place}/train/images: no such folder")
-    message = refusal(root=str(place), images="images")  # train/ exists, so masks would be {split}/masks
-    assert "{split}" in message
-    assert "images" in message
+    assert refusal(root=str(place)).startswith(f"{place}/train/masks: no such folder")
 
 
 def test_empty_splits(place: Path) -> None:
     write_pair(place / "train", "a", 0)
     message = refusal(root=str(place))
     assert "the val split is empty" in message
-    assert f"{place}/val/images" in message
-    assert f"{place}/val/masks" in message
+    assert "Fill val/images and val/masks" in message
     for kind in ("images", "masks"):
         (place / "one" / kind).mkdir(parents=True)
     assert "the train split is empty" in refusal(root=str(place / "one"))

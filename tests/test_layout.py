@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import write_image
+from conftest import TINY_RUN, train, write_image
 from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.data.base import SPLITS
+from segmentation.data.labels import IGNORE_INDEX
+from segmentation.doctor import diagnose
 from segmentation.errors import InputError
 
 CLASSES = {"ground": 0, "thing": 255}
@@ -33,6 +35,25 @@ LAYOUTS = {
         "{n}/{n}.png",
         "{n}/{n}_mask.png",
         {"images": "{name}/{name}.png", "masks": "{name}/{name}_mask.png"},
+    ),
+    "the same text twice": (
+        "{n}/{n}.png",
+        "{n}/{n}/{n}_gt.png",
+        {"images": "{name}/{name}.png", "masks": "{name}/{name}/{name}_gt.png"},
+    ),
+    "a class twice": (
+        "thing/{n}_thing.png",
+        "thing/{n}_thing_gt.png",
+        {"images": "{class}/{name}_{class}.png", "masks": "{class}/{name}_{class}_gt.png"},
+    ),
+    "images in the root": ("{n}.png", "masks/{n}.png", {"images": ".", "masks": "masks"}),
+    "images in the root, by pattern": ("{n}.png", "masks/{n}.png", {"images": "{name}.png", "masks": "masks"}),
+    "any suffix": ("{n}.png", "{n}_gt.tif", {"images": "{name}.*", "masks": "{name}_gt.*"}),
+    "images in any folder": ("a/{n}.png", "b/c/{n}.png", {"images": "a/**/{name}", "masks": "b/**/{name}"}),
+    "a name with dots and underscores": (
+        "x/v1.2_{n}_a.png",
+        "y/v1.2_{n}_a_gt.png",
+        {"images": "x/{name}.*", "masks": "y/{name}_*.png"},
     ),
     "prefixes": ("img_{n}.png", "lab_{n}.png", {"images": "img_{name}.png", "masks": "lab_{name}.png"}),
 }
@@ -90,7 +111,7 @@ def test_train_and_test_without_val(place: Path) -> None:
     data = FolderData(str(place), CLASSES, val_fraction=0.25)
     assert [len(data.names(split)) for split in SPLITS] == [6, 2, 2]
     assert data.names("test") == ["8", "9"]
-    with pytest.raises(InputError, match="take the fraction away"):
+    with pytest.raises(InputError, match="needs no fraction: take it away"):
         FolderData(str(place), CLASSES, val_fraction=0.25, test_fraction=0.25)
 
 
@@ -146,8 +167,8 @@ def test_lists_in_csv_and_with_paths(place: Path) -> None:
     (place / "val.txt").write_text("s1 3 1 1\n")
     data = FolderData(str(place), CLASSES, lists="{split}.txt")
     assert [data.names(split) for split in SPLITS] == [["s4"], ["s1"], []]
-    (place / "bad.csv").write_text("image,split\ns0,train\n")
-    with pytest.raises(InputError, match=r"bad\.csv: .*name,split"):
+    (place / "bad.csv").write_text("image,split\ns0,training\n")
+    with pytest.raises(InputError, match=r"Fill bad\.csv \(rows that say train.*splits: \{val: valid\}"):
         FolderData(str(place), CLASSES, lists="bad.csv")
 
 
@@ -218,3 +239,144 @@ def test_nothing_in_the_data_folder_is_written(place: Path) -> None:
     module = SegmentationDataModule(FolderData(str(root), CLASSES), folds=2, on_bad_file="skip")
     module.check()
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")} == before
+
+
+def test_images_of_one_name_in_many_folders(place: Path) -> None:
+    """Words in braces tell them apart; a star would mix them."""
+    for index in range(4):
+        folder = f"p{index // 2}"
+        write(place, f"{folder}/images/{index % 2}.jpg", f"{folder}/masks/{index % 2}.png", 3 * index)
+    data = FolderData(str(place), CLASSES, images="{patient}/images/{name}", masks="{patient}/masks/{name}")
+    assert {name for split in SPLITS for name in data.names(split)} == {"p0/0", "p0/1", "p1/0", "p1/1"}
+    assert found(data) == {0: 0, 3: 3, 6: 6, 9: 9}
+    for images, masks in (
+        ("*/images/{name}", "{patient}/masks/{name}"),
+        ("{name}/images/0.jpg", "*/masks/{name}.png"),
+        ("**/{name}.jpg", "*/masks/{name}.png"),
+    ):
+        with pytest.raises(InputError, match=r"masks/.\.png: .*masks/.\.png has the same name, .*\{folder\}/\{name\}"):
+            FolderData(str(place), CLASSES, images=images, masks=masks)
+    with pytest.raises(InputError, match=r"same words in braces"):
+        FolderData(str(place), CLASSES, images="{patient}/images/{name}", masks="{hospital}/masks/{name}")
+
+
+def test_folders_outside_of_the_root(place: Path) -> None:
+    for index in range(4):
+        write(place, f"here/{index}.png", f"there/masks/{index}.png", index)
+    there = str(place / "there/masks")
+    data = FolderData(str(place / "here"), CLASSES, images=".", masks=there, instances=f"{there}/{{name}}.png")
+    assert found(data) == {index: index for index in range(4)}
+
+
+CLASS_MASKS = {"ground": 0, "cat": 1, "traffic_light": 2}
+
+
+@pytest.mark.parametrize("masks", ["masks/{name}_{class}.png", "masks/{class}/{name}.png"])
+def test_a_mask_per_class(place: Path, masks: str) -> None:
+    for name in ("a_1", "a_2"):
+        write_image(place / f"images/{name}.png", np.zeros((4, 6, 3), np.uint8))
+        for row, thing in enumerate(("traffic_light", "cat", "bird")):
+            mask = np.zeros((4, 6), np.uint8)
+            mask[row : row + 2] = 255
+            write_image(place / masks.replace("{name}", name).replace("{class}", thing), mask)
+    data = FolderData(str(place), CLASS_MASKS, masks=masks)
+    sample = data.load("train", 0)
+    assert sample["mask"][:, 0].tolist() == [2, 2, 1, 0]  # of two that overlap the later class; birds are left out
+    assert "instance" not in sample
+    with pytest.raises(InputError, match=r"this image has no mask. Fix: add .*ground\|dog"):
+        SegmentationDataModule(FolderData(str(place), {"ground": 0, "dog": 1}, masks=masks)).check()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "options"),
+    [
+        ("all.csv", "id;image_path;mask_path;fold\n1;images/s0.jpg;masks/s0.png;train\n2;images/s1.jpg;;val\n", {}),
+        ("all.tsv", "file\tset\ns0\ttrain\ns1\tval\n", {}),
+        ("all.yaml", "train: [s0]\nval: [images/s1.jpg]\ninfo: {by: us}\n", {}),
+        ("all.json", '{"training": ["s0.jpg"], "val": ["s1"]}', {"splits": {"train": "training"}}),
+        ("all.txt", "s0 train\ns1 val\n", {}),
+        ("{split}.csv", "path,mask\nimages/{n}.jpg,masks/{n}.png\n", {}),
+        ("{split}_list.csv", "images/{n}.jpg,masks/{n}.png\n", {}),
+    ],
+)
+def test_lists_as_data_sets_ship_them(place: Path, file: str, text: str, options: dict) -> None:
+    for index, split in enumerate(("train", "val")):
+        write(place, f"images/s{index}.jpg", f"masks/s{index}.png", index)
+        (place / file.replace("{split}", split)).write_text(text.replace("{n}", f"s{index}"))
+    data = FolderData(str(place), CLASSES, lists=file, **options)
+    assert [data.names(split) for split in SPLITS] == [["s0"], ["s1"], []]
+
+
+def test_classes_that_roboflow_has_written(place: Path) -> None:
+    for split in ("train", "valid"):
+        write_image(place / split / "a.rf.1.jpg", np.zeros((6, 8, 3), np.uint8))
+        write_image(place / split / "a.rf.1_mask.png", np.eye(6, 8, dtype=np.uint8) * 2)
+    (place / "train/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, big dog\n")
+    data = FolderData(str(place), images="{split}/{name}.jpg", masks="{split}/{name}_mask.png", splits={"val": "valid"})
+    assert data.labels.names == ["background", "cat", "big dog"]
+    assert int((data.load("val", 0)["mask"] == 2).sum()) == 6
+
+
+def test_masks_of_another_size_pixels_outside_the_field_of_view_and_smooth_edges(place: Path) -> None:
+    red = np.zeros((6, 8, 3), np.uint8)
+    red[:, 4:] = (250, 10, 0)
+    red[:, 3] = (60, 5, 0)
+    valid = np.ones((3, 4), np.uint8)
+    valid[0] = 0
+    for name in ("a", "b"):
+        write_image(place / f"images/{name}.png", np.zeros((12, 16, 3), np.uint8))
+        write_image(place / f"masks/{name}.png", red)
+        write_image(place / f"fov/{name}_fov.png", valid)
+    options = {"valid": "fov/{name}_fov.png", "resize_masks": True}
+    classes = {"ground": "#000000", "crack": "#FF0000"}
+    with pytest.raises(InputError, match=r"#FA0A00 .*mask values that classes does not declare|does not declare"):
+        FolderData(str(place), classes, **options).load("train", 0)
+    mask = FolderData(str(place), classes, mask_tolerance=100, **options).load("train", 0)["mask"]
+    assert (mask[:4] == IGNORE_INDEX).all()
+    assert mask[4].tolist() == [0] * 8 + [1] * 8
+    numbers = FolderData(str(place), {"a": 0, "b": 2}, masks="fov/{name}_fov.png", resize_masks=True, mask_tolerance=1)
+    assert numbers.load("train", 0)["mask"].unique().tolist() == [0]  # 1 is as near to both: the first
+    (place / "fov/a_fov.png").unlink()
+    with pytest.raises(InputError, match=r"a\.png: this image has no validity mask. Fix: add .*fov/a_fov\.png"):
+        SegmentationDataModule(FolderData(str(place), classes, **options)).check()
+
+
+def test_masks_of_objects_in_any_colour(place: Path) -> None:
+    for index in range(2):
+        write_image(place / f"{index}/image.png", np.zeros((6, 8, 3), np.uint8))
+        for number in range(2):
+            mask = np.zeros((6, 8, 3), np.uint8)
+            mask[3 * number, :2, number] = 200
+            write_image(place / f"{index}/masks/{number}.png", mask)
+    sample = FolderData(str(place), CLASSES, images="{name}/image.png", masks="{name}/masks/*").load("train", 0)
+    assert sample["instance"][[0, 3], 0].tolist() == [1, 2]
+    assert torch.equal(sample["instance"] > 0, sample["mask"] == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["roboflow", "a mask per class, smaller, and a field of view"])
+def test_the_doctors_overlay_trains(place: Path, kind: str) -> None:
+    mask = np.eye(64, dtype=np.uint8)
+    options = ["--data.dataset", "FolderData", "--data.dataset.root", str(place / "data")]
+    for index in range(6):
+        image = np.random.default_rng(index).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        split = "train" if index < 4 else "valid"
+        if kind == "roboflow":
+            write_image(place / f"data/{split}/{index}.rf.a.png", image)
+            write_image(place / f"data/{split}/{index}.rf.a_mask.png", mask)
+        else:
+            write_image(place / f"data/images/{index}.png", image)
+            write_image(place / f"data/fov/{index}.png", np.ones((64, 64), np.uint8))
+            write_image(place / f"data/masks/{index}_cat.png", mask[::2, ::2])
+            write_image(place / f"data/masks/{index}_dog.png", np.fliplr(mask[::2, ::2]))
+    if kind == "roboflow":
+        (place / "data/train/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n")
+        options += ["--data.dataset.images", "{split}/{name}.png", "--data.dataset.masks", "{split}/{name}_mask.png"]
+        options += ["--data.dataset.splits", "{val: valid}"]
+    else:
+        options += ["--data.dataset.masks", "masks/{name}_{class}.png", "--data.dataset.resize_masks", "true"]
+        options += ["--data.dataset.classes", "{ground: 0, cat: 1, dog: 2}", "--data.dataset.valid", "fov"]
+    assert diagnose(options) == []
+    cli = train("--config", "doctor/overlay.yaml", *TINY_RUN, "--name", "run")
+    assert cli.datamodule.labels.names[1] == "cat"
+    assert (place / "runs/run/summary.json").is_file()

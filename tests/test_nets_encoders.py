@@ -155,12 +155,3 @@ def test_the_library_is_not_imported_without_need():
     )
     env = {"PYTHONPATH": str(ROOT / "src")}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
-
-
-def test_a_state_of_version_01_is_loaded():
-    """There the levels that an encoder lacks were called its stem."""
-    net, other = (UNet(widths=WIDTHS, encoder="tu-convnext_atto") for _ in range(2))
-    old = {key.replace("encoder.levels.", "encoder.stem."): value for key, value in net.state_dict().items()}
-    assert "encoder.stem.0.0.0.weight" in old
-    other.load_state_dict(old)
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())

@@ -97,7 +97,7 @@ def test_a_name_that_is_no_text_is_named_in_one(place: Path) -> None:
     data = FolderData(str(root), CLASSES, lists="{split}.txt")
     assert data.names("val") == ["00", r"caf\udce9"]
     (root / "val.txt").write_bytes(b"na\xefve\n")
-    with pytest.raises(InputError, match=r"lists na\\udcefve, but there is no file"):
+    with pytest.raises(InputError, match=r"lists na\\udcefve, but no image"):
         FolderData(str(root), CLASSES, lists="{split}.txt")
 
 

@@ -234,8 +234,8 @@ def rendered(table) -> dict[str, list[str]]:
 
 
 def test_table_of_a_binary_task() -> None:
-    metrics = {"iou/cell": 0.5, "dice/cell": 2 / 3, "miou": 0.7, "pixel_accuracy": 0.9}
-    rows = rendered(iou_table(metrics, BINARY, "test", pixels=[1, 1]))
+    metrics = {"test/iou/cell": 0.5, "test/dice/cell": 2 / 3, "test/miou": 0.7, "test/pixel_accuracy": 0.9}
+    rows = rendered(iou_table(metrics, BINARY, "test", torch.eye(2)))
     assert rows["background"][:2] == ["-", "-"]
     assert rows["cell"] == ["0.5000", "0.6667", "-", "-", "50.00%", "█" * 5]
     assert rows["mIoU"][0] == "0.7000"
@@ -247,7 +247,8 @@ def test_table_of_absent_classes() -> None:
     labels = Labels.parse({"[red]sky": 0, "road": 1, "car": 2})  # a name is never read as markup
     nan = float("nan")
     metrics = {"iou/[red]sky": 1.0, "precision/[red]sky": 0.5, "recall/[red]sky": nan, "iou/road": nan}
-    rows = rendered(iou_table(metrics, labels, "val", pixels=[75, 0, 25]))
+    metrics = {f"test/{key}": value for key, value in metrics.items()}
+    rows = rendered(iou_table(metrics, labels, "val", torch.tensor([75, 0, 25]).diag()))
     assert rows["[red]sky"] == ["1.0000", "-", "0.5000", "-", "75.00%", "█" * 10]
     assert rows["road"] == ["-", "-", "-", "-", "0.00%", ""]
     assert rows["car"] == ["-", "-", "-", "-", "25.00%", ""]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from conftest import ROOT, TINY, train
 from segmentation.errors import InputError
 from segmentation.training.cli import SegmentationCLI
 from segmentation.training.entry import Preempted
-from segmentation.training.preemption import check_launch
+from segmentation.training.preemption import check_launch, check_processes
+from segmentation.training.trainer import make_trainer
 
 #: A minute of steps, were it not for the kills: slow enough to be hit, in the middle of an epoch too.
 RUN = [*TINY, "--trainer.max_epochs", "4", "--data.dataset.train", "160", "--checkpoint.every_minutes", "0.02"]
@@ -107,38 +109,52 @@ def test_a_kill_that_follows_the_warning_still_requeues(tmp_path: Path, monkeypa
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
 
 
-def test_processes_and_trainer_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_launch("auto", 1)
-    with monkeypatch.context() as env:
-        for key, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_WORLD_SIZE", "4"), ("WORLD_SIZE", "8")):
-            env.setenv(key, value)
-        check_launch("auto", 2)
-        check_launch(4, 2)
-        with pytest.raises(InputError, match=r"nproc-per-node 2, or .*devices 4"):
-            check_launch(2, 2)
-        with pytest.raises(InputError, match=r"--trainer.num_nodes 2"):
-            check_launch(4, 1)
+def test_a_process_that_would_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_launch(1)
     with monkeypatch.context() as env:
         with pytest.raises(InputError, match=r"--trainer.num_nodes 1, or start by slurm/train.sbatch"):
-            check_launch("auto", 2)
-        env.setenv("MASTER_ADDR", "node1")  # started by hand on each node
-        check_launch("auto", 2)
-    for key, value in (("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2"), ("SLURM_PROCID", "0"), ("SLURM_JOB_NAME", "x")):
+            check_launch(2)
+        env.setenv("MASTER_ADDR", "127.0.0.1")  # started by hand on each node, or by torchrun
+        check_launch(2)
+    for key, value in (("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0"), ("SLURM_JOB_NAME", "x")):
         monkeypatch.setenv(key, value)
     with pytest.raises(InputError, match=r"4 tasks, but the script starts one.* Fix: srun python"):
-        check_launch(2, 2)
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    check_launch(2, 2)
-    with pytest.raises(InputError, match=r"#SBATCH --nodes=1, or --trainer.num_nodes 2"):
-        check_launch(4, 1)
-    with pytest.raises(InputError, match=r"--ntasks-per-node=1, or --trainer.devices 2"):
-        check_launch(1, 2)
-    with monkeypatch.context() as env:
-        env.setenv("SLURM_NTASKS", "3")  # two on one node, one on the other
-        with pytest.raises(InputError, match=r"devices is 1, but the job starts 1\.5"):
-            check_launch(1, 2)
+        check_launch(2)
+    for key in ("SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):  # by srun, or by torchrun
+        with monkeypatch.context() as env:
+            env.setenv(key, "0")
+            check_launch(2)
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
-    check_launch(4, 1)
+    check_launch(1)
+
+
+PEER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+TORCHRUN = {**PEER, "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}
+TASK = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+JOB = {**TASK, "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "x", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("env", "devices", "num_nodes", "words"),
+    [
+        (TORCHRUN, 2, 2, None),
+        (TORCHRUN, 1, 1, "4 processes are started.* is 1"),
+        (TORCHRUN, 4, 2, "4 processes are started.* is 8"),
+        (JOB, 2, 2, None),
+        (JOB, 2, 1, "4 processes are started.* is 2"),
+        (TASK, 2, 2, "Use `--ntasks-per-node=4`"),
+        ({**JOB, "SLURM_NTASKS": "1"}, 1, 1, None),  # srun --ntasks=1 in a job of more
+        ({**JOB, "SLURM_JOB_NAME": "interactive"}, 1, 1, None),
+    ],
+)
+def test_processes_and_trainer_must_agree(
+    env: dict[str, str], devices: int, num_nodes: int, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    options = {"accelerator": "cpu", "devices": devices, "num_nodes": num_nodes, "logger": False}
+    with pytest.raises(InputError, match=words) if words else nullcontext():
+        check_processes(make_trainer(**options))
 
 
 def test_after_a_run_signals_do_what_they_did_before() -> None:

@@ -1,5 +1,6 @@
 """The statistics: its figures against NumPy, and a cache that is used when it may be and never when it may not."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_an_unwritable_cache_only_costs_time(place: Path, monkeypatch: pytest.Mo
     assert data.reads == 3 + 2  # each sample once, and the training samples for their shapes after augmentation
 
 
-def test_bad_files_are_counted_and_nothing_is_cached(place: Path) -> None:
+def test_bad_files_are_counted_and_read_again(place: Path) -> None:
     root = make_folder(place / "data", {"train": 6, "val": 1})
     for name in ("01", "02", "04"):
         (root / f"train/images/{name}.png").write_text("no image")
@@ -157,7 +158,35 @@ def test_bad_files_are_counted_and_nothing_is_cached(place: Path) -> None:
         SegmentationDataModule(FolderData(str(root), CLASSES)).statistics("train")
 
 
-def test_a_split_with_bad_files_is_read_anew() -> None:
+def test_what_is_good_is_remembered_beside_what_is_bad(place: Path) -> None:
+    """So that train.py does not read again what the doctor has read, whatever the classes are then called."""
+    root = make_folder(place / "data", {"train": 4, "val": 1})
+    (root / "train/masks/02.png").write_text("no mask")
+    for names, reads in ((("background", "cell"), 4), (("ground", "nucleus"), 1)):
+        data = Counted(str(root), dict(zip(names, CLASSES.values(), strict=True)))
+        statistics = compute_statistics(data, "train")
+        assert data.reads == reads
+        assert len(statistics.records) == 3
+        assert list(statistics.bad) == [2]
+
+
+def test_what_is_bad_takes_no_memory(place: Path) -> None:
+    """Neither the pixels, in the frames of an error, nor the thousands of colours of an anti-aliased mask."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        for kind in ("images", "masks"):
+            write_image(place / f"data/{kind}/{number}.png", rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = FolderData(str(place / "data"), {"ground": "#000000", "cell": "#FF0000"})
+    compute_statistics(data, "val")
+    tracemalloc.start()
+    bad = compute_statistics(data, "train").bad
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(bad) == 3
+    assert held < len(bad) * 64_000  # the commonest 256 of 4,096 colours
+
+
+def test_what_is_bad_is_read_anew() -> None:
     """A disk that was away for a moment is not remembered."""
     data = Given(GOOD, torch.full((4, 5), 7))
     data.fingerprint = lambda split: "the same files"

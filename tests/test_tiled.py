@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from segmentation.errors import InputError
-from segmentation.inference.predictor import TiledInference
+from segmentation.inference.predictor import MeanOverSymmetries
 from segmentation.nets import Heads, SegmentationNet, UNet
+from segmentation.nets.tiles import Tiles
 
 
 class Local(SegmentationNet):
@@ -27,6 +28,12 @@ class Local(SegmentationNet):
         return Heads((self.fine(image) + nn.functional.interpolate(self.coarse(pooled), scale_factor=4.0),))
 
 
+def tiled(net: SegmentationNet, image: Tensor, tile: int | None) -> Tensor:
+    """Logits of images, by tiles."""
+    strips = Tiles(net.stride, tile).strips(image, lambda part: [net.predict(part)])
+    return torch.cat([logits for _, (logits,) in strips], dim=-2)
+
+
 def chances(logits: Tensor) -> Tensor:
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
@@ -35,19 +42,19 @@ def chances(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(50, 93), (32, 200), (33, 33)])
 def test_tiles_equal_the_whole_away_from_their_borders(classes: int, size: tuple[int, int]) -> None:
     net = Local(classes).eval()
-    averaged = TiledInference(net, tile=32)
+    tiles = Tiles(net.stride, 32)
     image = torch.randn(2, 3, *size)
-    whole, tiled = chances(net.predict(image)), chances(averaged.predict(image))
+    whole, found = chances(net.predict(image)), chances(tiled(net, image, 32))
     far = torch.ones(size, dtype=torch.bool)  # from the edges of tiles that are not the image's own
     for side, length in enumerate(size):
-        for start in averaged.starts(length):
-            for edge in (start, start + averaged.tile):
+        for start in tiles.starts(length):
+            for edge in (start, start + tiles.side):
                 if 0 < edge < length:
                     far.narrow(side, max(0, edge - net.REACH), min(2 * net.REACH, length - edge + net.REACH)).fill_(
                         False
                     )
     assert far.float().mean() > 0.1
-    torch.testing.assert_close(tiled[..., far], whole[..., far], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[..., far], whole[..., far], rtol=1e-5, atol=1e-6)
 
 
 def test_a_net_that_sees_one_pixel_is_the_same_everywhere() -> None:
@@ -55,14 +62,14 @@ def test_a_net_that_sees_one_pixel_is_the_same_everywhere() -> None:
     nn.init.zeros_(net.coarse.weight)
     net.fine.weight.data[..., [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     image = torch.randn(1, 3, 75, 131)
-    torch.testing.assert_close(chances(TiledInference(net, 16).predict(image)), chances(net.predict(image)))
+    torch.testing.assert_close(chances(tiled(net, image, 16)), chances(net.predict(image)))
 
 
 def test_tiles_lie_on_the_grid_of_the_net_and_cover_the_image() -> None:
-    averaged = TiledInference(Local(1), tile=30)
-    assert averaged.tile == 32
+    tiles = Tiles(4, 30)
+    assert tiles.side == 32
     for length in range(1, 200):
-        starts = averaged.starts(length)
+        starts = tiles.starts(length)
         assert starts[0] == 0
         assert all(start % 4 == 0 for start in starts)
         assert starts[-1] + 32 >= length
@@ -85,7 +92,7 @@ class Ramp(SegmentationNet):
 
 def test_a_tile_counts_by_a_gaussian_about_its_middle() -> None:
     """Of sigma = tile / 8: what a net says of a tile's border, where it sees least, hardly counts."""
-    tiled = chances(TiledInference(Ramp(), tile=32).predict(torch.zeros(1, 3, 56, 56)))[0, 0]
+    found = chances(tiled(Ramp(), torch.zeros(1, 3, 56, 56), 32))[0, 0]
     place = torch.arange(56) + 0.5  # tiles begin at 0 and at 24
     says, weights = [], []
     for start in (0, 24):
@@ -93,25 +100,27 @@ def test_a_tile_counts_by_a_gaussian_about_its_middle() -> None:
         says.append((place - start) / 32)
         weights.append(torch.where(inside, torch.exp(-(((place - start - 16) / 4) ** 2) / 2), 0.0))
     one = (says[0] * weights[0] + says[1] * weights[1]) / (weights[0] + weights[1])
-    torch.testing.assert_close(tiled, one[:, None] * one, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, one[:, None] * one, rtol=1e-4, atol=1e-5)
     assert one[24:32].diff().min() < -0.1  # from one tile's word to the other's
 
 
 def test_strips_are_rows_of_tiles() -> None:
     """No more of the answer is held than a row of tiles."""
-    averaged = TiledInference(Local(2).eval(), tile=32)
-    strips = [part.shape for part in averaged.strips(torch.randn(3, 150, 70), averaged.average)]
-    assert all(shape[1] <= 32 for shape in strips)
-    assert sum(shape[1] for shape in strips) == 150
+    net = Local(2).eval()
+    strips = list(Tiles(4, 32).strips(torch.randn(1, 3, 150, 70), lambda part: net(part).logits))
+    assert [logits.shape[-2] for _, (logits,) in strips] == [rows.stop - rows.start for rows, _ in strips]
+    assert all(rows.stop - rows.start <= 32 for rows, _ in strips)
+    assert sum(rows.stop - rows.start for rows, _ in strips) == 150
 
 
 @pytest.mark.parametrize("tile", [None, 32])
 def test_all_symmetries_commute_with_turning_the_image(tile: int | None) -> None:
-    averaged = TiledInference(Local(3).eval(), tile, "all")
+    net = MeanOverSymmetries(Local(3).eval(), "all")
+    net.stride = 4
     image = torch.randn(1, 3, 56, 56)  # on which the tiles lie alike from either end
-    found = chances(averaged.predict(image))
-    torch.testing.assert_close(chances(averaged.predict(image.rot90(1, (2, 3)))), found.rot90(1, (2, 3)))
-    torch.testing.assert_close(chances(averaged.predict(image.flip(2))), found.flip(2))
+    found = chances(tiled(net, image, tile))
+    torch.testing.assert_close(chances(tiled(net, image.rot90(1, (2, 3)), tile)), found.rot90(1, (2, 3)))
+    torch.testing.assert_close(chances(tiled(net, image.flip(2), tile)), found.flip(2))
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -120,15 +129,15 @@ def test_flips_are_the_mean_of_four(classes: int) -> None:
     image = torch.randn(1, 3, 31, 45)
     flips = ((), (2,), (3,), (2, 3))
     expected = torch.stack([chances(net.predict(image.flip(d))).flip(d) for d in flips]).mean(dim=0)
-    torch.testing.assert_close(chances(TiledInference(net, None, "flips").predict(image)), expected)
+    torch.testing.assert_close(chances(MeanOverSymmetries(net, "flips").predict(image)), expected)
 
 
 def test_without_either_the_logits_are_the_nets() -> None:
     net = UNet(num_classes=3, widths=(4, 8)).eval()
     image = torch.randn(1, 3, 31, 45)
-    assert torch.equal(TiledInference(net).predict(image), net.predict(image))
+    assert torch.equal(tiled(net, image, None), net.predict(image))
 
 
 def test_a_tile_must_hold_something() -> None:
     with pytest.raises(InputError, match="32 at least"):
-        TiledInference(UNet(), tile=16)
+        Tiles(UNet().stride, 16)

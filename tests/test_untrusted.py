@@ -326,7 +326,7 @@ def test_a_file_that_would_fill_the_memory_is_not_loaded(run: Path, gadgets: Non
             job("precision.ckpt")
         with pytest.raises(InputError, match=r"^unzipped\.ckpt: [^\n]*no checkpoint$"):
             job("unzipped.ckpt")
-        with pytest.raises(InputError, match=r"^packed\.ckpt: has 0\.\d MiB, but would unpack to 256\.\d MiB[^\n]*$"):
+        with pytest.raises(InputError, match=r"^packed\.ckpt: [^\n]* would unpack to 256\.\d MiB[^\n]*$"):
             job("packed.ckpt")
         with pytest.raises(InputError, match=r"^twice\.ckpt: [^\n]*$"):
             job("twice.ckpt")

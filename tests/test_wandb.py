@@ -100,7 +100,6 @@ def test_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = found["config"]
     assert config["classes"] == ["background", *[c for c in config["classes"] if c != "background"]]
     assert config["model"]["net"]["init_args"]["widths"] == [4, 8]
-    assert "git_commit" in config
     media = found_records[0].parent / "files/media/images"
     assert len(list((media / "val").glob("images_*.png"))) == 2 * 2
     assert len(list((media / "mask/val").glob("*.png"))) == 2 * 2 * 2
@@ -146,7 +145,7 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Cap
         wandb.teardown()  # whoever is logged in stays so in this process
         (tmp_path / "netrc").write_text(f"machine {address} login user password {KEY[1:]}1\n")
         assert WandbOptions().resolved_mode() == "offline"
-        assert f"{server.url} refuses the key (wandb login --relogin): this run is offline" in capfd.readouterr().out
+        assert "refuses the key (wandb login --relogin): this run is offline" in capfd.readouterr().out
     for mode, meant in (("disabled", "disabled"), ("offline", "offline"), ("", "offline")):
         monkeypatch.setenv("WANDB_MODE", mode)
         assert WandbOptions().resolved_mode() == meant

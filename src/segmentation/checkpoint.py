@@ -26,12 +26,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from segmentation.data import Labels
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
 from segmentation.nets.weights import read_weights
 
 Module = TypeVar("Module", bound=LightningModule)
+
+#: What a checkpoint, or a section of it, holds by name.
+Values = dict[str, Any]
 
 #: Types of arguments that jsonargparse reads without importing anything.
 PLAIN = (str, int, float, bool, NoneType, Path, Ellipsis)
@@ -59,7 +62,7 @@ MAX_VALUES = 300_000
 MAX_LENGTH = 10_000_000
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> Values:
     """Read a checkpoint of train.py to the CPU.
 
     Raises:
@@ -94,7 +97,7 @@ def _check_plain(values: Any) -> None:
             raise ValueError("too many values")
 
 
-def _check_weights(weights: dict[str, Any], size: int) -> None:
+def _check_weights(weights: Values, size: int) -> None:
     """Raise unless the weights are dense tensors that fit into `size` bytes.
 
     An expanded one would fill the memory.
@@ -110,6 +113,9 @@ def blame(source: str) -> Iterator[None]:
     """Turn every error into an InputError that names the checkpoint.
 
     Classes of users raise errors of any type.
+
+    Args:
+        source: the checkpoint.
     """
     try:
         yield
@@ -117,15 +123,14 @@ def blame(source: str) -> Iterator[None]:
         raise InputError(f"{source}: {error}") from error
     except Exception as error:
         kind = type(error).__name__
-        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{source}: cannot be built again ({kind}: {reason}). Are its classes as they were?"
+            f"{source}: cannot be built again ({kind}: {one_line(error)}). Are its classes as they were?"
         ) from error
 
 
 def load_module(
     module_class: type[Module],
-    checkpoint: dict[str, Any],
+    checkpoint: Values,
     source: str,
     with_loss: bool = True,
 ) -> Module:
@@ -156,7 +161,7 @@ def load_module(
     return module.eval()
 
 
-def build(section: dict[str, Any], base: type, given: dict[str, Any] | None = None) -> Any:
+def build(section: Values, base: type, given: Values | None = None) -> Any:
     """Build the net, loss or data set of a checkpoint's section, without downloads.
 
     Args:
@@ -172,7 +177,7 @@ def build(section: dict[str, Any], base: type, given: dict[str, Any] | None = No
     return _call(cls, arguments | (given or {}))
 
 
-def arguments_of(section: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(section: Values) -> Values:
     """The arguments in a section of a checkpoint."""
     return {**(section.get("init_args") or {}), **(section.get("dict_kwargs") or {})}
 
@@ -220,11 +225,12 @@ def _is_own(module: str, name: str) -> bool:
     spec = find_spec(module) if module.isidentifier() else None
     if spec is None or spec.origin != str(file):
         return False
-    nodes = ast.walk(ast.parse(file.read_bytes()))
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in nodes)
+    tree = ast.parse(file.read_bytes())
+    classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return name in classes
 
 
-def _call(cls: Any, arguments: dict[str, Any]) -> Any:
+def _call(cls: Any, arguments: Values) -> Any:
     """`cls(**arguments)`, where jsonargparse checks and converts values of plain types, as on the command line.
 
     A checkpoint holds a tuple as a list, and a path as a text.
@@ -256,16 +262,12 @@ def warm_start(net: nn.Module, path: str) -> None:
     saved = read_checkpoint(path)["state_dict"]
     own = net.state_dict()
     fitting = {}
-    new = []
     for name, weight in own.items():
-        old = name.replace("encoder.levels.", "encoder.stem.")  # in version 0.1
-        given = saved.get(f"net.{name}", saved.get(f"net.{old}"))
+        given = saved.get(f"net.{name}")
         if given is not None and given.shape == weight.shape:
             fitting[name] = given
-        else:
-            new.append(name)
     if not fitting:
         raise InputError(f"model.init_from {path}: none of its weights fits {type(net).__name__}")
     net.load_state_dict(fitting, strict=False)
-    listed = ", ".join(new) or "none"
-    rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {listed}")
+    new = ", ".join(name for name in own if name not in fitting) or "none"
+    rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {new}")

@@ -12,18 +12,19 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from segmentation.data import SegmentationDataModule
+from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.data.base import SPLITS
 from segmentation.data.datamodule import suggest_crop
-from segmentation.data.labels import ClassesMissing, UndeclaredValues, Value
+from segmentation.data.labels import UndeclaredValues
+from segmentation.data.mask_values import Counts
 from segmentation.data.statistics import available_cores
 from segmentation.data.writing import write_text
-from segmentation.errors import InputError, Problem
+from segmentation.errors import InputError, Problem, plural
 from segmentation.training.cli import SegmentationCLI
 from segmentation.training.parser import Parser
 from segmentation.training.trainer import has_bf16
 from segmentation.training.wandb_run import WandbOptions
-from segmentation.visualize import evenly, sample_grid, save_png
+from segmentation.visualize import evenly, sample_grid, save_png, shrink
 
 
 class DoctorCLI(SegmentationCLI):
@@ -39,8 +40,16 @@ class DoctorCLI(SegmentationCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--output", default="doctor", help="folder of pictures, lists, overlay")
-        parser.add_argument("--prefetch", action="store_true", help="fetch the net's pretrained weights into the cache")
+        parser.add_argument(
+            "--output",
+            default="doctor",
+            help="folder of pictures, lists, overlay",
+        )
+        parser.add_argument(
+            "--prefetch",
+            action="store_true",
+            help="fetch the net's pretrained weights into the cache",
+        )
 
     def parse_arguments(
         self,
@@ -68,13 +77,14 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     Returns:
         What is wrong. What would stop a run comes first.
     """
-    config = DoctorCLI(args).config
+    cli = DoctorCLI(args)
     problems: list[Problem] = []
+    remove_results(Path(cli.config.output))
     try:
-        _examine_data(config, problems)
+        _examine_data(cli, problems)
     except InputError as error:
         problems.append(Problem(str(error), stops=True))
-    _examine_machine(config, problems)
+    _examine_machine(cli.config, problems)
     problems.sort(key=lambda problem: not problem.stops)
     for problem in problems:
         mark = "✗ stops a run  " if problem.stops else "! look at this "
@@ -84,115 +94,177 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     return problems
 
 
-def _examine_data(config: Namespace, problems: list[Problem]) -> None:
-    """Read all data, print and write what is there. Where classes are missing, go on with those that masks suggest."""
-    dataset = config.data.dataset
-    bad_files_stop = config.data.on_bad_file == "error"
-    config.data.on_bad_file = "skip"  # to find all that is wrong
-    try:
-        module = build_data(config)
-    except ClassesMissing as error:
-        problems.append(Problem(str(error), stops=True))
-        dataset.init_args.classes = error.suggested
-        module = build_data(config)
-    others = module.find_problems()
-    bad = module.skipped()
-    values = _undeclared(module)
-    if values:
-        problems.append(Problem(module.labels.explain_undeclared(values), bad_files_stop))
-    suggested = module.labels.suggest_classes(values)
-    if suggested:
-        dataset.init_args.classes = suggested
-        module = build_data(config)
-        others = module.find_problems()
-    unusable = list(module.dataset.problems)
-    for statistics in module.counted.values():
-        unusable += [str(error) for error in statistics.bad.values() if not isinstance(error, UndeclaredValues)]
-    if unusable:
-        text = f"{len(unusable)} files cannot be used, e.g. {unusable[0]}. To leave them out: data.on_bad_file: skip"
-        problems.append(Problem(text, bad_files_stop))
-    problems += others
+def remove_results(output: Path) -> None:
+    """What an earlier call found may be of other data."""
+    names = ["overlay.yaml", "bad_files.txt"]
+    names += [f"{split}.png" for split in SPLITS]
+    for name in names:
+        path = output / name
+        path.unlink(missing_ok=True)
 
+
+def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
+    """Read all data, print and write what is there. Where options would mend it, set them and go on."""
+    data = cli.config.data
+    given = data.on_bad_file
+    data.on_bad_file = "skip"  # to find all that is wrong
+    tried: list[dict[str, Any]] = []
+    bad: list[str] = []
+    while True:
+        try:
+            module = build_data(cli.config)
+        except InputError as error:
+            if not error.fix or error.fix in tried:
+                raise
+            text = str(error)
+            fix = error.fix
+            stops = True
+        else:
+            others = module.find_problems()
+            text, fix = _find_fix(module)
+            stops = given == "error"
+            bad = bad or module.skipped()
+        if text and fix not in tried:
+            problems.append(Problem(text, stops))
+        if not fix or fix in tried:
+            break
+        tried.append(fix)
+        data.dataset.init_args.update(Namespace(fix))
+
+    unusable = list(module.dataset.problems)
+    for reason in _errors(module):
+        if not isinstance(reason, UndeclaredValues):
+            unusable.append(str(reason))
+    if unusable:
+        count = plural(len(unusable), "file")
+        text = f"{count} cannot be used, e.g. {unusable[0]}. To leave such files out: data.on_bad_file: skip"
+        problems.append(Problem(text, given == "error"))
+    problems += others
     _print_data(module)
-    output = Path(config.output)
+    output = Path(cli.config.output)
     _write_grids(output, module)
+    bad_files = output / "bad_files.txt"
     lines = [f"{message}\n" for message in bad]
-    write_text(output / "bad_files.txt", "".join(lines))
-    print(f"pictures   {output}/*.png; every bad file: {output}/bad_files.txt\n")
+    write_text(bad_files, "".join(lines))
+    print(f"bad files  {len(bad):,}, listed in {bad_files}\n")
+    if not module.skipped():
+        data.on_bad_file = given
     sizes = module.counted["train"].sizes
-    if sizes:
-        options = {}
-        for key, value in dataset.init_args.as_dict().items():
-            if value is not None:
-                options[key] = value
-        data: dict[str, Any] = {
-            "dataset": {
-                "class_path": dataset.class_path,
-                "init_args": options,
-            },
-        }
-        if len(set(sizes)) > 1 or max(sizes[0]) > 512:
-            data["crop"] = suggest_crop(sizes)
-        overlay = yaml.safe_dump(
-            {"data": data},
-            sort_keys=False,
-            allow_unicode=True,
-            default_flow_style=None,
-            width=110,
-        )
-        write_text(output / "overlay.yaml", overlay)
-        print(f"suggested overlay: python src/train.py --config {output}/overlay.yaml\n{overlay}")
+    needs_crop = len(set(sizes)) > 1
+    if sizes and max(sizes[0]) > 512:
+        needs_crop = True
+    if needs_crop and data.crop is None:
+        data.crop = suggest_crop(sizes)
+        if any(problem.stops for problem in others):
+            others = build_data(cli.config).find_problems()
+    if any(problem.stops for problem in others):
+        print("no overlay: these options do not mend what stops a run\n")
+        return
+    given_options = cli.parser.dump(cli.config, skip_default=True)
+    section = yaml.safe_load(given_options).get("data", {})
+    overlay = yaml.safe_dump(
+        {"data": section},
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=110,
+    )
+    write_text(output / "overlay.yaml", overlay)
+    print(f"suggested overlay: python src/train.py --config {output}/overlay.yaml\n{overlay}")
 
 
 def build_data(config: Namespace) -> SegmentationDataModule:
     """The datamodule of a parsed command line.
 
     Raises:
-        ClassesMissing: nobody declared the classes; the error suggests some.
-        InputError: an option cannot be used.
+        InputError: an option cannot be used, or nobody declared the classes.
     """
     parser = Parser(allow_abbrev=False)
     parser.add_lightning_class_args(SegmentationDataModule, "data")
     return parser.instantiate_classes(Namespace(data=config.data)).data
 
 
-def _undeclared(module: SegmentationDataModule) -> Counter[Value]:
-    """Count the values of the masks that hold undeclared ones.
-
-    Returns:
-        value -> pixels.
-    """
-    values: Counter[Value] = Counter()
+def _errors(module: SegmentationDataModule) -> list[InputError]:
+    """What is wrong with samples."""
+    errors: list[InputError] = []
     for statistics in module.counted.values():
-        for error in statistics.bad.values():
-            if isinstance(error, UndeclaredValues):
-                values.update(error.counts)
-    return values
+        errors += statistics.bad.values()
+    return errors
+
+
+def _find_fix(module: SegmentationDataModule) -> tuple[str, dict[str, Any]]:
+    """What is wrong with samples that options of the data set would mend, and these options."""
+    errors = _errors(module)
+    wrong = [error.counts for error in errors if isinstance(error, UndeclaredValues)]
+    dataset = module.hparams["dataset"]
+    text = ""
+    if wrong and isinstance(dataset, FolderData):
+        text, fix = dataset.explain(wrong, _known_values(module))
+        if fix:
+            return text, fix
+    fixable = [error for error in errors if error.fix]
+    if fixable:
+        first = fixable[0]
+        count = plural(len(fixable), "file")
+        return f"{first} ({count})", first.fix
+    return text, {}
+
+
+def _known_values(module: SegmentationDataModule) -> list[Counts]:
+    """The values of each mask that can be used: the first one of each class."""
+    first = [values[0] for values in module.labels.values]
+    masks = []
+    for statistics in module.counted.values():
+        for record in statistics.records:
+            pixels = dict(
+                zip(
+                    first,
+                    record.pixels,
+                    strict=True,
+                )
+            )
+            masks.append(+Counter(pixels))
+    return masks
 
 
 def _print_data(module: SegmentationDataModule) -> None:
     """Print what each split holds, and how often each class occurs."""
     labels = module.labels
     found = module.counted
+    channels = plural(labels.channels, "channel")
     print(f"{module.description}: {labels.task}, {labels.num_classes} classes")
-    print(f"{labels.channels} channels of {labels.dtype or 'any type'}")
+    print(f"{channels} of {labels.dtype or 'any type'}")
     for split, statistics in found.items():
         records = statistics.records
-        line = f"{split:<6} {len(records):,} images, {len(statistics.bad)} bad"
+        count = plural(len(records), "image")
+        line = f"{split:<6} {count}, {len(statistics.bad)} bad"
         if records:
             sizes = sorted(statistics.sizes, key=math.prod)
             low = min(record.low for record in records)
             high = max(record.high for record in records)
-            ends = [f"{width}x{height}" for height, width in (sizes[0], sizes[-1])]
-            line += f"; sizes {' to '.join(dict.fromkeys(ends))}"
+            ends = []
+            for height, width in dict.fromkeys([sizes[0], sizes[-1]]):
+                ends.append(f"{width}x{height}")
+            line += f"; sizes {' to '.join(ends)}"
             line += f"; values {low:g} to {high:g}"
         print(line)
     images = (found["train"].counts > 0).sum(axis=0)
     heads = [f"{split:>8}" for split in found]
-    print("\nclass                 images", *heads, " mask value")
+    print(
+        "\nclass                 images",
+        *heads,
+        " mask value",
+    )
     for index, name in enumerate(labels.names):
         shares = [f"{statistics.shares[index]:>8.2%}" for statistics in found.values()]
-        print(f"{name:<20} {images[index]:>8,}", *shares, "", labels.values[index])
+        count = f"{images[index]:>8,}"
+        print(
+            f"{name:<20}",
+            count,
+            *shares,
+            "",
+            labels.values[index],
+        )
     print()
 
 
@@ -202,9 +274,16 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
     for split in filter(data.names, SPLITS):
         names = data.names(split)
         chosen = evenly(len(names), 8)
-        samples = [{**data.load(split, index), "name": names[index]} for index in chosen]
-        grid = sample_grid(samples, module.labels, f"{split}: {len(chosen)} of {len(names):,}")
-        save_png(grid, output / f"{split}.png")
+        samples = []
+        for index in chosen:
+            sample = data.load(split, index)
+            shown = {"name": names[index], "image": shrink(sample["image"]), "mask": shrink(sample["mask"])}
+            samples.append(shown)
+        title = f"{split}: {len(chosen)} of {len(names):,}"
+        grid = sample_grid(samples, module.labels, title)
+        path = output / f"{split}.png"
+        save_png(grid, path)
+        print(f"pictures   {path}")
 
 
 def _examine_machine(config: Namespace, problems: list[Problem]) -> None:
@@ -214,13 +293,16 @@ def _examine_machine(config: Namespace, problems: list[Problem]) -> None:
     except InputError as error:
         wandb = "no key"
         problems.append(Problem(str(error), stops=True))
-    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        devices.append(torch.cuda.get_device_name(index))
     print("machine")
     print(f"torch    {torch.__version__}")
     print(f"devices  {', '.join(devices) or 'no CUDA GPU'}")
     print(f"bf16     {'yes' if has_bf16('auto') else 'no: trains in 32-true'}")
     print(f"cores    {available_cores()}")
-    print(f"disk     {shutil.disk_usage('.').free / 2**30:,.1f} GiB free")
+    free = shutil.disk_usage(".").free / 2**30
+    print(f"disk     {free:,.1f} GiB free")
     print(f"W&B      {wandb}")
     print(f"encoder  {_find_weights(config, problems)}\n")
 
@@ -238,8 +320,17 @@ def _find_weights(config: Namespace, problems: list[Problem]) -> str:
 
     try:
         if config.prefetch:
-            library_encoder(name, 3, 5, weights)
-        file = weights_file(name, weights, download=False)
+            library_encoder(
+                name,
+                3,
+                5,
+                weights,
+            )
+        file = weights_file(
+            name,
+            weights,
+            download=False,
+        )
     except InputError as error:
         problems.append(Problem(str(error), stops=config.prefetch))
         return f"{name}, {weights}: not here"

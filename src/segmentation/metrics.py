@@ -129,13 +129,13 @@ class ClassMetrics(CountMetric):
         """
         counts = confusion_counts(preds, target, self.labels.num_classes)
         self.confmat += counts.sum(dim=0)
-        valid = counts.sum(dim=(1, 2)) > 0
-        miou = torch.where(valid, mean_iou(counts), 0.0)
-        self.image_miou += (miou / UNIT).round().long().sum()
-        self.image_count += valid.sum()
+        miou = mean_iou(counts)  # NaN where every pixel is ignored
+        self.image_miou += (miou.nan_to_num() / UNIT).round().long().sum()
+        self.image_count += miou.isfinite().sum()
         if len(self.table):
+            kept = index >= 0
             rows = torch.stack(tp_fp_fn(counts), dim=1)
-            self.table[index[index >= 0]] = rows[index >= 0]
+            self.table[index[kept]] = rows[kept]
         for number, head in enumerate(heads):
             self.head_confmat[number] += confusion_counts(head, target, self.labels.num_classes).sum(dim=0)
 
@@ -245,9 +245,9 @@ def confusion_counts(preds: Tensor, target: Tensor, num_classes: int) -> Tensor:
     cell = target * num_classes + preds
     cell = torch.where(target == IGNORE_INDEX, cells, cell).flatten(start_dim=1)
     # Not bincount: on a GPU it waits for the smallest and the largest value.
-    counts = torch.zeros(len(cell), cells + 1, dtype=torch.int32, device=cell.device)
-    counts.scatter_add_(1, cell, torch.ones_like(cell, dtype=torch.int32))
-    return counts[:, :cells].long().view(-1, num_classes, num_classes)
+    counts = cell.new_zeros(len(cell), cells + 1)
+    counts.scatter_add_(1, cell, cell.new_ones(1).expand_as(cell))
+    return counts[:, :cells].view(-1, num_classes, num_classes)
 
 
 def tp_fp_fn(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -318,10 +318,7 @@ def _boundary(inside: Tensor, ignored: Tensor, d: int) -> Tensor:
 
 
 def _by_class(metric: str, values: Tensor, labels: Labels) -> dict[str, Tensor]:
-    found = {}
-    for index in labels.reported:
-        found[f"{metric}/{labels.names[index]}"] = values[index]
-    return found
+    return {f"{metric}/{labels.names[index]}": values[index] for index in labels.reported}
 
 
 def _float(numbers: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from segmentation.checkpoint import load_module, read_checkpoint, warm_start
 from segmentation.data import SegmentationDataModule
@@ -22,7 +23,8 @@ from segmentation.losses import CrossEntropy, SegmentationLoss
 from segmentation.losses.classification import presence_loss
 from segmentation.metrics import SegmentationMetrics
 from segmentation.nets import Heads, SegmentationNet
-from segmentation.schedulers import WarmupDecay
+from segmentation.nets.tiles import Tiles
+from segmentation.schedulers import WarmupDecay, elapsed_share
 
 #: Of N images: "image", "mask", and what `segmentation.data.loading.unpack` lists.
 Batch = dict[str, Any]
@@ -31,7 +33,7 @@ Batch = dict[str, Any]
 def split_batch(batch: Batch) -> list[Batch]:
     """The images of a batch, each as a batch of its own."""
     images = []
-    for i in range(len(batch["image"])):
+    for i in range(len(batch["mask"])):
         images.append({key: values[i : i + 1] for key, values in batch.items()})
     return images
 
@@ -85,6 +87,7 @@ class SegmentationModule(LightningModule):
         self.save_hyperparameters(logger=False)
         self.labels = Labels(**labels)
         self.net = net
+        self.tiles = Tiles(net.stride)
         self.loss = loss or CrossEntropy()
         has = net.in_channels, net.num_classes
         needs = self.labels.channels, self.labels.num_outputs
@@ -211,10 +214,17 @@ class SegmentationModule(LightningModule):
 
     def on_train_start(self) -> None:
         # Not in configure_optimizers: Lightning would make the loader to count the steps before it restores its place.
+        steps: float = self.trainer.estimated_stepping_batches
+        if self.schedule_interval == "epoch":
+            steps = self.trainer.max_epochs or steps
         schedule = self.lr_schedulers()
         if isinstance(schedule, WarmupDecay):
-            epochs = self.trainer.max_epochs if self.schedule_interval == "epoch" else None
-            schedule.set_total_steps(epochs or self.trainer.estimated_stepping_batches)
+            schedule.set_total_steps(steps, elapsed_share(self.trainer))
+        if isinstance(schedule, OneCycleLR) and schedule.total_steps < steps:
+            raise InputError(
+                f"model.schedule: OneCycleLR ends after {schedule.total_steps} steps, the run after {steps}. "
+                f"Fix: --model.schedule.total_steps {steps}"
+            )
         # Lightning does not call on_train_epoch_start when a run resumes in mid-epoch: call it here.
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does not declare it
             if isinstance(callback, GradientAccumulationScheduler):
@@ -249,7 +259,16 @@ class SegmentationModule(LightningModule):
         if heads.class_logits is not None:
             terms["presence/loss"] = presence_loss(heads.class_logits, batch["mask"])
             total = loss + terms["presence/loss"]
-        self.update_metrics("train", heads, batch, loss, step_pixels)
+        with torch.no_grad():
+            logits = self.net.combine(heads)
+            predictions = self.classify(logits)[None]
+        self.update_metrics(
+            "train",
+            predictions,
+            batch,
+            loss,
+            step_pixels,
+        )
         self.log_step({"loss_step": total, **terms}, batch_idx)
         return total
 
@@ -257,34 +276,80 @@ class SegmentationModule(LightningModule):
         self.evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return {"logits": self.evaluate("test", batch)}
+        return {"prediction": self.evaluate("test", batch)}
 
     def evaluate(self, split: str, batch: Batch) -> Tensor:
         """One validation or test batch: forward pass, loss of each image, metrics.
 
-        The loss is computed per image because overlap losses (Dice, ...) depend on how images are batched. The
-        class-presence loss is left out, as it is not a mean over pixels.
+        Large images go by tiles: memory holds the logits of a row of them; those of the whole image only where the loss
+        needs all at once. The class-presence loss is left out, as it is not a mean over pixels.
 
         Returns:
-            The logits to predict from, (N, K, H, W).
+            Predicted class indices, (N, H, W).
         """
         images = split_batch(batch)
         # On a CPU, float32 results depend on the batch size: take the images one at a time.
         if self.device.type == "cpu" and len(images) > 1:
             return torch.cat([self.evaluate(split, image) for image in images])
-        heads = self.net(self.normalize(batch["image"]))
+        height, width = batch["mask"].shape[-2:]
+        in_parts = self.loss.additive and self.tiles.cut(height, width)
+        pixels = batch["pixels"].to(self.device)
+        predictions = []
         losses = []
-        for i, image in enumerate(images):
-            logits = tuple(logits[i : i + 1] for logits in heads.logits)
-            loss, _ = self.compute_loss(Heads(logits), image)
-            losses.append(loss)
-        return self.update_metrics(
+        strips = []
+        for rows, outputs in self.tiles.strips(batch["image"], self.outputs):
+            classes = [self.classify(logits) for logits in outputs]
+            predictions.append(torch.stack(classes))
+            if in_parts:
+                part = {key: batch[key][:, rows] for key in batch.keys() & {"mask", "weight"}}
+                losses.append(self.losses(outputs, part, pixels))
+            else:
+                strips.append(outputs)
+        if strips:
+            heads = zip(*strips, strict=True)
+            whole = [torch.cat(parts, dim=-2) for parts in heads]
+            losses.append(self.losses(whole, batch))
+        predicted = torch.cat(predictions, dim=-2)
+        self.update_metrics(
             split,
-            heads,
+            predicted,
             batch,
-            loss=torch.stack(losses),
-            pixels=batch["pixels"].to(self.device),
+            loss=torch.stack(losses).sum(dim=0),
+            pixels=pixels,
         )
+        return predicted[-1]
+
+    def outputs(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Logits of every head, and last those that predict, unless they are the last head's; each (N, K, H, W)."""
+        heads = self.net(self.normalize(image))
+        logits = self.net.combine(heads)
+        if logits is heads.logits[-1]:
+            return heads.logits
+        return (*heads.logits, logits)
+
+    def losses(
+        self,
+        outputs: Sequence[Tensor],
+        batch: Batch,
+        pixels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each image of a batch, (N,): overlap losses (Dice, ...) depend on how images are batched.
+
+        Args:
+            outputs: as `outputs` gives them.
+            batch: mask and weight of the images, or of the same rows of each.
+            pixels: in the latter case pixels per class of each whole image, (N, K).
+        """
+        losses = []
+        for i, image in enumerate(split_batch(batch)):
+            heads = [logits[i : i + 1] for logits in outputs[: self.net.num_heads]]
+            loss, _ = self.compute_loss(
+                Heads(tuple(heads)),
+                image,
+                step_pixels=None if pixels is None else pixels[i],
+            )
+            losses.append(loss)
+        return torch.stack(losses)
 
     def compute_loss(
         self,
@@ -302,7 +367,12 @@ class SegmentationModule(LightningModule):
         losses = []
         terms = {}
         for index, logits in enumerate(heads.logits):
-            loss = self.loss(logits, batch["mask"], batch.get("weight"), step_pixels)
+            loss = self.loss(
+                logits,
+                batch["mask"],
+                batch.get("weight"),
+                step_pixels,
+            )
             losses.append(self.head_weights[index] * loss)
             head = ""
             if len(heads.logits) > 1:
@@ -316,37 +386,31 @@ class SegmentationModule(LightningModule):
     def update_metrics(
         self,
         split: str,
-        heads: Heads,
+        predictions: Tensor,
         batch: Batch,
         loss: Tensor,
         pixels: Tensor,
-    ) -> Tensor:
+    ) -> None:
         """Update the metrics of a split with one batch.
 
         Args:
             split: `train`, `val` or `test`.
-            heads: output of the net.
+            predictions: class indices, (P, N, H, W): of the heads, where they are measured, and last those that count.
             batch: batch of the datamodule.
             loss: loss of the batch, or of each image, (N,).
             pixels: pixels per class that `loss` was averaged over, (K,), or (N, K).
-
-        Returns:
-            The logits to predict from, (N, K, H, W).
         """
-        logits = self.net.combine(heads)
         metrics = getattr(self, f"{split}_metrics")
-        by_head = []
-        if split == "val" and len(heads.logits) > 1:
-            by_head = [self.classify(head) for head in heads.logits]
+        heads = len(metrics["classes"].head_confmat)
+        logits = loss.new_empty(1, self.labels.num_outputs, 0, 0)  # their number of channels is what counts
         metrics.update(
-            preds=self.classify(logits),
+            preds=predictions[-1],
             target=batch["mask"],
             loss=loss.detach(),
             weight_sum=self.loss.weight_sum(logits, pixels),
             index=batch["index"],
-            heads=by_head,
+            heads=predictions[:heads],
         )
-        return logits
 
     def log_step(self, losses: dict[str, Tensor], batch_idx: int) -> None:
         """Log the losses of every `log_every_n_steps`-th step, of its last batch."""
@@ -407,6 +471,8 @@ class SegmentationModule(LightningModule):
         scheduler.step(found[scheduler.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if isinstance(scheduler, WarmupDecay):
+            scheduler.elapsed = elapsed_share(self.trainer)
         if not isinstance(scheduler, ReduceLROnPlateau):  # see step_on_plateau
             super().lr_scheduler_step(scheduler, metric)
 
@@ -458,7 +524,9 @@ class SegmentationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = self.trainer.precision
-        checkpoint["should_stop"] = self.trainer.should_stop  # e.g. by early stopping: a resumed run then only tests
+        # E.g. by early stopping: a resumed run then only tests. But more time makes a run longer.
+        time_is_up = elapsed_share(self.trainer) >= 1
+        checkpoint["should_stop"] = self.trainer.should_stop and not time_is_up
         # Training counts of the epoch so far, summed over all processes: a run resumed in mid-epoch continues them.
         checkpoint["train_counts"] = self.train_metrics.state()
 

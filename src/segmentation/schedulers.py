@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal
 
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,6 +17,9 @@ class WarmupDecay(LRScheduler):
     Factor at step t of T, the run's number of steps, with W = warmup * T: (t + 1) / W below W, then with
     x = (t - W) / (T - W) `(1 - x) ** power` (poly; Chen et al. 2017, DeepLab, section 4.1) or `(1 + cos(pi x)) / 2`
     (cosine; Loshchilov and Hutter 2017, eq. 5).
+
+    A run that its time may end (`trainer.max_time`) is at step t too when that share t / T of its time has gone: the
+    schedule follows what ends the run first. Such a run's rates depend on its speed, to the last digit.
 
     Args:
         optimizer: whose learning rates to set.
@@ -35,11 +39,14 @@ class WarmupDecay(LRScheduler):
         self.decay = decay
         self.power = power
         self.total_steps = 1
+        #: Share of the run's time that has gone.
+        self.elapsed = 0.0
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied by at `step`, in 0..1."""
         total = self.total_steps  # T
+        step = max(step, int(self.elapsed * total))
         warm = round(self.warmup * total)
         if step < warm:
             return (step + 1) / warm
@@ -53,18 +60,38 @@ class WarmupDecay(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
-    def set_total_steps(self, total_steps: float) -> None:
+    def set_total_steps(self, total_steps: float, elapsed: float = 0.0) -> None:
         """Say how long the run is, before its first step.
+
+        Args:
+            total_steps: the number of steps; infinity, or less than 1, where only time ends the run.
+            elapsed: share of the run's time that has gone; 0 where time does not end it.
 
         Raises:
             InputError: the learning rate decays, and the run has no end.
         """
-        if self.decay != "constant" and not 0 < total_steps < float("inf"):
-            raise InputError("a schedule that decays needs an end: give trainer.max_epochs, or decay: constant")
-        self.total_steps = max(1, int(min(total_steps, 2**53)))
+        if total_steps < 1:
+            total_steps = math.inf
+        if self.decay != "constant" and not elapsed and total_steps == math.inf:
+            raise InputError(
+                "a schedule that decays needs an end: give trainer.max_epochs or max_time, or decay: constant"
+            )
+        self.elapsed = elapsed
+        self.total_steps = int(min(total_steps, 2**53))
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the schedule; its shape is the config's, so that a resumed run may be lengthened."""
         return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs, "_step_count": self._step_count}
+
+
+def elapsed_share(trainer: Any) -> float:
+    """The share that has gone of the time that `trainer.max_time` allows, the same in every process; 0: no limit."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Timer):
+            elapsed = callback.time_elapsed()
+            remaining = callback.time_remaining()
+            if remaining is not None:
+                return trainer.strategy.broadcast(elapsed / (elapsed + remaining))
+    return 0.0

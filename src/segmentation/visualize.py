@@ -24,10 +24,12 @@ if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it 
     from matplotlib.figure import Figure
 
 Mask = np.ndarray | Tensor
+Shown = dict[str, Any]  # a sample with its name, and where it was predicted its prediction and mIoU
 WRONG = (255, 64, 72)  # in a binary task false positives
 MISSED = (64, 184, 255)  # false negatives of a binary task
 IGNORED = (226, 226, 226)
 PANEL = 600  # pixels of a panel's longest side at most
+KEPT = 2 * PANEL  # likewise of a sample that waits to be shown
 OVERALL = {  # metrics that are not of one class, and their names on the terminal
     "miou": "mIoU",
     "miou_per_image": "mIoU per image",
@@ -58,9 +60,15 @@ def _stretch(channel: np.ndarray) -> np.ndarray:
     low, high = np.percentile(finite, (1, 99))
     if low == high:  # what differs is less than 1 % of the pixels, but all there is to see
         low = finite.min()
-        high = finite.max()
-    shares = (np.nan_to_num(values, nan=low) - low) / (high - low or 1)
-    return np.round(shares.clip(0, 1) * 255).astype(np.uint8)
+        high = max(finite.max(), np.nextafter(low, np.inf))
+    values = np.nan_to_num(values, nan=low)
+    return np.interp(values, (low, high), (0, 255)).round().astype(np.uint8)
+
+
+def shrink(pixels: Tensor) -> Tensor:
+    """Every n-th pixel of a large image or mask, (..., H, W), to be shown; a copy, as a view would keep them all."""
+    step = math.ceil(max(pixels.shape[-2:]) / KEPT)
+    return pixels[..., ::step, ::step].clone()
 
 
 def panels(
@@ -90,8 +98,8 @@ def panels(
         return drawn
     predicted = np.asarray(prediction)[::step, ::step]
     wrong = (true != predicted) & ~ignored
-    gray = photo.mean(axis=2, keepdims=True) / 2  # so that what has a colour is an error
-    errors = np.repeat(gray, 3, axis=2).astype(np.uint8)
+    errors = photo // 2
+    errors[:] = errors.mean(axis=2, keepdims=True)  # gray, so that what has a colour is an error
     errors[wrong] = WRONG
     if labels.task == "binary":
         errors[wrong & (true == 1)] = MISSED
@@ -106,12 +114,13 @@ def mask_overlay(image: np.ndarray | Tensor, mask: Mask, labels: Labels) -> np.n
     index = np.asarray(mask)
     opacity = np.where(find_boundaries(index), 1, 0.4)
     opacity[index == labels.background] = 0
-    opacity = opacity[..., None]
-    return (to_rgb(image) * (1 - opacity) + labels.palette[index] * opacity).astype(np.uint8)
+    photo = to_rgb(image)
+    tint = opacity[..., None] * (labels.palette[index] - photo.astype(float))
+    return (photo + tint).astype(np.uint8)
 
 
 def sample_grid(
-    samples: Sequence[dict[str, Any]],
+    samples: Sequence[Shown],
     labels: Labels,
     title: str = "",
 ) -> Image.Image:
@@ -129,29 +138,40 @@ def sample_grid(
 
     rows = []
     heights = []  # in inches: a panel is at most 3 x 3
-    present: set[int] = set()
     for sample in samples:
-        row = panels(sample["image"], sample["mask"], sample.get("prediction"), labels)
-        rows.append(row)
+        rows.append(
+            panels(
+                sample["image"],
+                sample["mask"],
+                sample.get("prediction"),
+                labels,
+            )
+        )
         height, width = sample["mask"].shape
-        heights.append(3 * min(1.0, max(0.1, height / width)))
-        for key in sample.keys() & {"mask", "prediction"}:
-            present.update(np.unique(sample[key]).tolist())
-    legend = _legend(present, labels, "prediction" in samples[0])
-    columns = len(row)
+        heights.append(3 * np.clip(height / width, 0.1, 1))
+    legend = _legend(samples, labels)
+    columns = len(rows[0])
     entries = 2 * columns - 2  # of the legend, a line
-    lines = math.ceil(len(legend) / entries)
-    total = sum(heights) + 0.25 * len(rows) + 0.22 * lines + 0.7
+    total = sum(heights) + 0.25 * len(rows) + 0.22 * len(legend) / entries + 0.8
     with matplotlib.rc_context({"text.parse_math": False}):  # a name may hold a dollar
         figure = Figure((3.1 * columns, total), dpi=110, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
-        grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+        grid = figure.subplots(
+            len(rows),
+            columns,
+            squeeze=False,
+            height_ratios=heights,
+        )
         for axes, row, sample in zip(grid, rows, samples, strict=True):
             for cell, (heading, panel) in zip(axes, row.items(), strict=True):
                 cell.imshow(panel, interpolation="nearest")  # masks must never blend two classes
                 cell.axis("off")
                 cell.set_title(heading, loc="left", size=9)
-            axes[0].set_title(readable(sample["name"])[-40:], loc="left", size=9)  # names differ at their ends
+            axes[0].set_title(
+                readable(sample["name"])[-40:],
+                loc="left",
+                size=9,
+            )  # names differ at their ends
             if not math.isnan(sample.get("miou", math.nan)):
                 axes[-1].set_title(f"mIoU {sample['miou']:.2f}", loc="right", size=9)
         figure.legend(
@@ -165,20 +185,26 @@ def sample_grid(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _legend(present: set[int], labels: Labels, errors: bool) -> list[Any]:
+def _legend(samples: Sequence[Shown], labels: Labels) -> list[Any]:
+    """The colours of the classes that are shown, and of errors."""
     from matplotlib.patches import Patch
 
+    present: set[int] = set()
+    for sample in samples:
+        present.update(np.unique(sample["mask"]).tolist())
+        present.update(np.unique(sample.get("prediction", [])).tolist())
     colors = {}
     for index, name in enumerate(labels.names):
         if index in present:
             colors[name] = labels.palette[index]
     if IGNORE_INDEX in present:
         colors["ignored"] = IGNORED
-    if errors and labels.task == "binary":
-        colors[f"false {labels.names[1]}"] = WRONG
-        colors[f"missed {labels.names[1]}"] = MISSED
-    elif errors:
-        colors["wrong class"] = WRONG
+    if "prediction" in samples[0]:
+        if labels.task == "binary":
+            colors[f"false {labels.names[1]}"] = WRONG
+            colors[f"missed {labels.names[1]}"] = MISSED
+        else:
+            colors["wrong class"] = WRONG
     return [Patch(color=np.divide(color, 255), label=name[:24]) for name, color in colors.items()]
 
 
@@ -210,15 +236,27 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     figure, axes = plot(side, side)
     axes.set_facecolor("#E9EAEC")  # shines through where there is no share
     # Rare confusions matter: the square root keeps them from fading into white.
-    axes.imshow(shares.sqrt(), cmap="Blues", vmin=0, vmax=10, interpolation="nearest")
+    axes.imshow(
+        shares.sqrt(),
+        cmap="Blues",
+        vmin=0,
+        vmax=10,
+        interpolation="nearest",
+    )
     axes.grid(visible=False)
-    axes.set_xticks(range(size), labels.names, rotation=90, parse_math=False)
+    axes.set_xticks(
+        range(size),
+        labels.names,
+        rotation=90,
+        parse_math=False,
+    )
     axes.set_yticks(range(size), labels.names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"mIoU {mean_iou(counts):.3f}  ·  % of the true class", loc="left")
-    for (row, column), share in np.ndenumerate(shares):
-        if has_text and share >= 0.05:  # what rounds to nothing stays empty, as does NaN
+    if has_text:
+        for row, column in (shares >= 0.05).nonzero().tolist():  # what rounds to nothing stays empty, as does NaN
+            share = shares[row, column]
             axes.text(
                 column,
                 row,
@@ -243,21 +281,21 @@ def table(title: str, first: str, *others: str) -> Table:
 
 def evenly(length: int, most: int) -> list[int]:
     """Evenly spaced indices of a list, at most so many."""
-    return np.linspace(0, length - 1, min(most, length)).round().astype(int).tolist()
+    return np.linspace(0, length - 1, min(most, length), dtype=int).tolist()
 
 
-def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: list[int]) -> Table:
-    """Make the table of a split's metrics, class by class, for the terminal.
+def iou_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> Table:
+    """Make the table of a test's metrics, class by class, for the terminal.
 
     Args:
-        metrics: by their logged keys, without the split. One that is undefined is shown as "-".
+        metrics: by their logged keys. One that is undefined is shown as "-".
         labels: the classes.
-        split: for the title.
-        pixels: of each class in the truth, shown as shares.
+        split: for the title; that of validation may be tested.
+        matrix: the confusion matrix, for the share of each class in the truth.
     """
 
     def number(key: str) -> str:
-        return f"{metrics.get(key, math.nan):.4f}".replace("nan", "-")
+        return f"{metrics.get(f'test/{key}', math.nan):.4f}".replace("nan", "-")
 
     shown = table(
         f"{split}: IoU by class",
@@ -268,20 +306,26 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, pixels: lis
         "recall",
         "pixels",
     )
+    shares = matrix.sum(dim=1) / matrix.sum().clamp(min=1)
     for index, name in enumerate(labels.names):
-        iou = metrics.get(f"iou/{name}", 0)
         shown.add_row(
             Text.assemble(("■ ", labels.colors[index]), name),
             number(f"iou/{name}"),
             number(f"dice/{name}"),
             number(f"precision/{name}"),
             number(f"recall/{name}"),
-            f"{pixels[index] / max(1, sum(pixels)):.2%}",
-            Bar(1, 0, np.nan_to_num(iou), width=10, color="cyan"),
+            f"{shares[index]:.2%}",
+            Bar(
+                1,
+                0,
+                np.nan_to_num(metrics.get(f"test/iou/{name}", 0)),
+                width=10,
+                color="cyan",
+            ),
         )
     shown.add_section()
     for key, name in OVERALL.items():
-        if key in metrics:
+        if f"test/{key}" in metrics:
             shown.add_row(Text(name, "bold"), number(key))
     return shown
 

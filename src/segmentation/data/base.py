@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import NotRequired, TypedDict
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.errors import Problem
 
 SPLITS = ("train", "val", "test")
 
@@ -20,10 +21,13 @@ class Sample(TypedDict):
     weight: NotRequired[Tensor]  # (H, W) float32, a factor on each pixel's loss
 
 
-def count_pixels(mask: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each class in a mask of class indices, and then those that are ignored: (K + 1,) int64."""
-    cell = mask.where(mask != IGNORE_INDEX, num_classes)
-    return torch.bincount(cell.flatten(), minlength=num_classes + 1)
+def count_pixels(mask: Tensor, num_classes: int) -> np.ndarray:
+    """Pixels of each class in a mask, and then those that are ignored: (K + 1,) int64. Other values count nowhere."""
+    others = num_classes - IGNORE_INDEX
+    indices = (mask.numpy() - IGNORE_INDEX).view(np.uint64)  # in which what is below IGNORE_INDEX is huge
+    np.minimum(indices, others, out=indices)
+    counts = np.bincount(indices.view(np.int64).ravel(), minlength=others)
+    return np.append(counts[-IGNORE_INDEX:others], counts[0])
 
 
 class SegmentationData(ABC):
@@ -56,6 +60,10 @@ class SegmentationData(ABC):
     @abstractmethod
     def fingerprint(self, split: str) -> str:
         """A text that changes when the samples of a split do (names, sizes, times): statistics are cached by it."""
+
+    def find_problems(self) -> list[Problem]:
+        """What to look at in the files of samples, beyond what `load` refuses. By default nothing."""
+        return []
 
     def group(self, name: str) -> str:
         """What must not be torn apart between splits: the patient, video or slide that a sample is of."""

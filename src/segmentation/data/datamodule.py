@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, SegmentationData
+from segmentation.data.leaks import find_leaks
 from segmentation.data.loading import Batch, RareCrops, SplitDataset, collate, ignore_preemption, unpack
 from segmentation.data.sampler import TrainBatches, TrainLoader, eval_batches
 from segmentation.data.splits import cross_validation, without
-from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics, find_leaks
+from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics
 from segmentation.data.transforms import Augment
-from segmentation.errors import InputError, Problem, readable
+from segmentation.errors import InputError, Problem, plural
 
 #: DataLoader timeout in seconds. A worker can hang on a file server that is gone or, before Python 3.12, in a fork
 #: beside other threads; the run then ends and can be resumed.
@@ -35,6 +36,8 @@ def suggest_crop(sizes: list[tuple[int, int]]) -> int:
 
 class SegmentationDataModule(LightningDataModule):
     """Feeds a data set to the trainer: crops and augmentations to train, whole images to validate and test.
+
+    Images of more than 2 megapixels are validated and tested by the tiles of prediction (`segmentation.nets.tiles`).
 
     Args:
         dataset: the images and masks: `ShapesData` (generated), `FolderData` (your own), or a class of yours.
@@ -161,7 +164,7 @@ class SegmentationDataModule(LightningDataModule):
         """
         problems = self.dataset.problems
         if problems and not self.skip:
-            raise InputError(f"{problems[0]} ({len(problems)} files have such problems)")
+            raise InputError(f"{problems[0]} ({plural(len(problems), 'file')} with such problems)")
         for problem in self.find_problems(splits):
             if problem.stops:
                 raise InputError(problem.text)
@@ -178,7 +181,8 @@ class SegmentationDataModule(LightningDataModule):
                 self.statistics(split)
             elif split != "test":
                 raise InputError(f"the {split} split is empty: {self.description}")
-        problems = [Problem(leak) for leak in find_leaks(self.dataset, self.counted)]
+        problems = self.dataset.find_problems()
+        problems += [Problem(leak) for leak in find_leaks(self.dataset, self.counted)]
         for split, statistics in self.counted.items():
             if not statistics.records:
                 problems.append(Problem(f"no sample of the {split} split can be used", stops=True))
@@ -198,8 +202,6 @@ class SegmentationDataModule(LightningDataModule):
         for index in {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}:
             try:
                 shapes.add(train[int(index)]["mask"].shape)
-            except (ValueError, TypeError, RuntimeError) as error:  # of torchvision
-                return [Problem(f"data.augment cannot take {train.names[index]}: {readable(str(error))}", stops=True)]
             except InputError as error:
                 return [Problem(str(error), stops=True)]
         if len(shapes) < 2 or self.batch_size == 1:

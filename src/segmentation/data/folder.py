@@ -1,26 +1,30 @@
-"""FolderData: images and masks as files in folders, one mask file or more per image.
+"""FolderData: images as files in folders; masks as files, one or more per image, or described by files.
 
-A new file format goes into `segmentation.data.io`. Masks that are not files (RLE in a CSV, say) need a data set of your
-own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
+A new file format goes into `segmentation.data.io`, a new description of masks into `segmentation.data.annotations`.
+Other data is a data set of your own: subclass `SegmentationData`, as README.md ("Make it yours") shows.
 """
 
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from segmentation.data.annotations import DESCRIPTIONS, Category, class_indices, file_of
 from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.data.io import read_image, read_mask
-from segmentation.data.labels import ClassesMissing, Labels, Value, count_values
-from segmentation.data.layout import Layout
+from segmentation.data.drawing import draw
+from segmentation.data.io import check_format, hide_nodata, is_turned, read_image, read_mask
+from segmentation.data.labels import IGNORE_INDEX, Labels, UndeclaredValues, count_values
+from segmentation.data.layout import Samples, complete, find_samples, folder_of
+from segmentation.data.lists import choose_samples, read_classes
+from segmentation.data.mask_values import Counts, MaskValues, Value, add, code_of, describe, shorten
 from segmentation.data.splits import divide
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Problem
 
 
 class FolderData(SegmentationData):
@@ -37,19 +41,29 @@ class FolderData(SegmentationData):
         channels: channels of the images; null: those of the first image.
         images: folder of the images below root, or a pattern of their paths, with `{split}` where each split has its
             own. By default `{split}/images` where root/train exists, else `images`.
-        masks: folder or pattern of the masks, likewise.
-        instances: folder or pattern of masks that hold one id an instance (0 for none), or null.
+        masks: folder or pattern of the masks, likewise; with `{class}` in masks alone, a mask per class: the later
+            class in `classes` wins, and the first is where there is no other.
+            Or what describes masks: "instances_{split}.json" is COCO's, "train.csv" has run lengths, "{name}.json" is
+            labelme's, "labels/{name}.txt" YOLO's.
+        instances: folder or pattern of masks that hold one id an instance (0 for none), or null; or the same as masks,
+            where that describes instances.
+        valid: folder or pattern of masks that are 0 where pixels are ignored (outside the field of view), or null.
         splits: what `{split}` stands for where folders or lists have other names, e.g. {val: validation}.
-        lists: list files below root: "{split}.txt", one image name a line; or one "all.csv" with columns `name` and
-            `split`.
+        lists: list files, .txt, .csv, .yaml or .json: "{split}.txt", one image name a line; or one of all, with a
+            column of names and a column of splits.
         val_fraction: share to validate on, of the pool, or of train where there is no val; null: 0.2 of a pool.
         test_fraction: share of the pool to test on.
         split_seed: seed of that division.
         group: regular expression on sample names. Samples with the same match (of its first group, if it has one)
             belong together (one patient, video or slide) and always land in the same split.
         scale: pixel value that becomes 1.0, e.g. 4095 for 12 bits; null: the largest integer of the dtype.
-        mask_threshold: gray level from which a mask's pixel is foreground: for masks saved as JPEG.
+        mask_threshold: gray level from which a mask's pixel is foreground: 128 for masks saved as JPEG, or smeared by
+            resizing; 1 for masks of instances' ids.
+        mask_tolerance: how far, in each channel, a mask's pixel may be from the nearest declared value or colour, whose
+            class it becomes: for masks with smooth edges.
+        resize_masks: bring masks of another size to that of their image, by nearest neighbour.
         as_rgb: take gray, palette, RGBA and CMYK pictures as RGB: photographs from the web come mixed.
+        nodata: pixel value that means no data, as NaN does, e.g. -9999: such pixels are 0 and ignored; null: none.
 
     Raises:
         InputError: a folder is missing, a split is empty, no image can be read; classes are not declared, or not two
@@ -59,12 +73,13 @@ class FolderData(SegmentationData):
     def __init__(
         self,
         root: str,
-        classes: dict[str, int | str | list | dict] | None = None,
+        classes: dict[str | int, int | str | list | dict] | list | None = None,
         ignore: Value | Sequence[Value] = (),
         channels: int | None = None,
         images: str | None = None,
         masks: str | None = None,
         instances: str | None = None,
+        valid: str | None = None,
         splits: dict[str, str] | None = None,
         lists: str | None = None,
         val_fraction: float | None = None,
@@ -73,74 +88,177 @@ class FolderData(SegmentationData):
         group: str | None = None,
         scale: float | None = None,
         mask_threshold: int | None = None,
+        mask_tolerance: int = 0,
+        resize_masks: bool = False,
         as_rgb: bool = False,
+        nodata: float | None = None,
     ) -> None:
         self.root = expand(root)
         if not self.root.is_dir():
             raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
         try:
-            self.group_pattern = re.compile(group) if group else None
+            self.group_pattern = re.compile(group or "(?s).*")
         except re.error as error:
             raise InputError(f"group {group!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error
         called = {split: split for split in SPLITS} | (splits or {})
         prefix = "{split}/" if (self.root / called["train"]).is_dir() else ""
-        patterns = {"image": images or f"{prefix}images", "mask": masks or f"{prefix}masks"}
+        patterns = {
+            "image": images or f"{prefix}images",
+            "mask": masks or f"{prefix}masks",
+        }
         if instances:
             patterns["instance"] = instances
-        self.layout = Layout(self.root, patterns, called, lists)
+        if valid:
+            patterns["validity mask"] = valid
         self.mask_threshold = mask_threshold
+        self.resize_masks = resize_masks
         self.as_rgb = as_rgb
-        #: Whether a sample's folder names the class of what is not 0 in its mask.
-        self.folders_name_classes = "{class}" in patterns["image"]
-        self.files, problems = self.layout.find()
-        self._divide(val_fraction, test_fraction, split_seed)
+        self.nodata = nodata
+        self.mask_pattern = patterns["mask"]
+        #: Whether the path of a mask names the class of what is not 0 in it.
+        self.paths_name_classes = "{class}" in patterns["mask"]
+        self.class_of: dict[Path, str] = {}
+        self.files: dict[str, Samples] = {"train": {}, "val": {}, "test": {}}
+        declared: Any = classes
+        if declared is None:
+            train = complete(self.root, patterns["image"], called["train"])
+            declared = dict(read_classes(folder_of(train) / "_classes.csv"))
+        has_splits = lists is not None or "{split}" in "".join(patterns.values())
+        if val_fraction is None:
+            val_fraction = 0.0 if has_splits else 0.2
+        problems = self._find_files(
+            patterns,
+            called,
+            lists,
+            list(map(str, declared)),
+        )
+        self._divide(
+            val_fraction,
+            test_fraction,
+            split_seed,
+        )
         for split in ("train", "val"):
-            if not self.files.get(split):
-                reason = f"{problems[0]} (nothing is left in the {split} split)" if problems else self._fix(split)
-                raise InputError(reason)
+            if not self.files[split]:
+                for path in sorted(self.root.rglob("*")):
+                    check_format(path)
+                where = lists or " and ".join(patterns.values())
+                where = where.replace("{split}", called[split])
+                if lists and "{split}" not in lists:
+                    where += f' (rows that say {called[split]}; or give each a list of its own: "{{split}}.txt")'
+                reason = (
+                    f"{self.root}: the {split} split is empty. Fill {where}, or say what it is called there, e.g. "
+                    "splits: {val: valid}, or keep a part of train: val_fraction: 0.2"
+                )
+                raise InputError(problems[0] if problems else reason)
         first = self._first_image(channels)
-        if classes is None:
-            raise ClassesMissing(self._mask_values())
-        super().__init__(replace(Labels.parse(classes, ignore, len(first)), dtype=str(first.dtype), scale=scale))
-        self.problems = problems
+        first_mask = next(iter(self.files["train"].values()))["mask"][0]
+        #: Category -> class index, where masks are described by files.
+        self.categories: dict[Category, int] = {}
+        if file_of(first_mask).suffix in DESCRIPTIONS:
+            if instances not in (None, masks):
+                raise InputError(f"instances is {instances!r}: name what describes the masks, {masks!r}")
+            described = []
+            for samples in self.files.values():
+                described += [files["mask"][0] for files in samples.values()]
+            ignored: list[Value] = []
+            if isinstance(ignore, int | str):
+                ignored.append(ignore)
+            elif ignore:
+                ignored.extend(ignore)
+            self.categories = class_indices(
+                described,
+                declared,
+                ignored,
+            )
+            ignore = [value for value in ignored if isinstance(value, int)]
         self.one_mask_per_object = False
         for samples in self.files.values():
             if any(len(files["mask"]) > 1 for files in samples.values()):
-                self.one_mask_per_object = True
+                self.one_mask_per_object = not self.paths_name_classes
         #: Whether masks only tell objects from the background.
-        self.binary_masks = mask_threshold is not None or self.folders_name_classes or self.one_mask_per_object
-        two_classes = self.labels.num_classes == 2 or self.folders_name_classes
+        self.binary_masks = mask_threshold is not None or self.paths_name_classes or self.one_mask_per_object
+        if not declared:
+            raise self._classes_missing()
+        labels = Labels.parse(
+            declared,
+            ignore,
+            channels=len(first),
+        )
+        labels = replace(
+            labels,
+            dtype=str(first.dtype),
+            scale=scale,
+            tolerance=mask_tolerance,
+        )
+        super().__init__(labels)
+        self.problems = problems
+        two_classes = self.labels.num_classes == 2 or self.paths_name_classes
         if self.binary_masks and (self.labels.by_color or not two_classes):
             raise InputError(
                 "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
-                f"{', '.join(self.labels.names)}. For more, name folders after the classes: {{class}} in images, masks"
+                f"{', '.join(self.labels.names)}. For more, name files or folders after the classes: {{class}} in masks"
             )
 
     def names(self, split: str) -> list[str]:
-        return list(self.files.get(split, {}))
+        return list(self.files[split])
 
     def load(self, split: str, index: int) -> Sample:
         name = self.names(split)[index]
         files = self.files[split][name]
         path = files["image"][0]
-        image = read_image(path, self.labels.channels, self.as_rgb)
+        image = read_image(
+            path,
+            self.labels.channels,
+            self.as_rgb,
+        )
         if str(image.dtype) != self.labels.dtype:
             raise InputError(
                 f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
             )
-        masks = [read_mask(mask, self.labels.by_color) for mask in files["mask"]]
-        ids = [read_mask(file).astype(np.int64) for file in files.get("instance", [])]
-        for file, pixels in zip(files["mask"] + files.get("instance", []), masks + ids, strict=True):
-            _check_size(file, pixels, path, image)
-        values = np.maximum.reduce(masks)
-        if self.binary_masks:
-            values = self._declared(values, name)
-        index_mask = self.labels.encode(values, str(files["mask"][0]))
+        image, hidden = hide_nodata(
+            image,
+            self.nodata,
+            path,
+        )
+        size = image.shape[1:]
+        masks = []
+        ids = []
+        if self.categories:
+            source = files["mask"][0]
+            index_mask, drawn = draw(
+                source,
+                self.categories,
+                size,
+            )
+            index_mask = self._fit(source, index_mask, path, size)
+            if "instance" in files:
+                ids = [self._fit(source, drawn, path, size)]
+        else:
+            for file in files["mask"]:
+                mask = read_mask(file, self.labels.by_color)
+                masks.append(self._fit(file, mask, path, size))
+            for file in files.get("instance", []):
+                mask = read_mask(file).astype(np.int64)
+                ids.append(self._fit(file, mask, path, size))
+            if self.binary_masks:
+                for file, mask in zip(files["mask"], masks, strict=True):
+                    self._check_two_values(mask, file)
+                masks = [_flatten(mask) for mask in masks]
+                index_mask = self._draw_objects(files["mask"], masks)
+            else:
+                index_mask = self.labels.encode(masks[0], str(files["mask"][0]))
+        for file in files.get("validity mask", []):
+            valid = self._fit(file, read_mask(file), path, size)
+            index_mask[_flatten(valid) == 0] = IGNORE_INDEX
+        index_mask[hidden] = IGNORE_INDEX
         if self.one_mask_per_object and not ids:
-            ids = [np.zeros(index_mask.shape, np.int64)]
+            ids = [np.zeros(size, np.int64)]
             for number, mask in enumerate(masks, start=1):
                 ids[0][mask >= (self.mask_threshold or 1)] = number
-        sample = Sample(image=torch.from_numpy(image), mask=torch.from_numpy(index_mask))
+        sample = Sample(
+            image=torch.from_numpy(image),
+            mask=torch.from_numpy(index_mask),
+        )
         if ids:
             if ids[0].ndim != 2:
                 raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an instance, 0 for none")
@@ -151,90 +269,256 @@ class FolderData(SegmentationData):
         stamps = []
         for files in self.files[split].values():
             for path in chain.from_iterable(files.values()):
+                path = file_of(path) if self.categories else path
                 stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
-                stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
-        return repr((self.labels, self.mask_threshold, self.folders_name_classes, self.as_rgb, stamps))
+                stamp = (
+                    str(path),
+                    stat.st_size,
+                    stat.st_mtime_ns,
+                )
+                stamps.append(stamp)
+        labels = self.labels
+        if not self.paths_name_classes:  # no name and no colour changes what is counted
+            labels = replace(labels, names=[], colors=[])
+        options = (
+            labels,
+            self.mask_threshold,
+            self.paths_name_classes,
+            self.resize_masks,
+            self.as_rgb,
+            self.nodata,
+            self.categories,
+        )
+        return f"{options} {stamps}"
+
+    def find_problems(self) -> list[Problem]:
+        """Whether EXIF turns images, and not their masks."""
+        turned = []
+        for split in self.files.values():
+            for files in split.values():
+                image = files["image"][0]
+                if is_turned(image, unseen=True) and not is_turned(files["mask"][0]):
+                    turned.append(image)
+        if not turned:
+            return []
+        text = (
+            f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's pictures: if "
+            "masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
+        )
+        return [Problem(text)]
 
     def group(self, name: str) -> str:
-        match = self.group_pattern.search(name) if self.group_pattern else None
+        match = self.group_pattern.search(name)
         if match is None:
             return name
         return match[1] if match.groups() else match[0]
 
-    def _divide(self, val: float | None, test: float, seed: int) -> None:
-        """Take fractions of what there is to train on, for splits that are not given."""
-        if (val is not None and self.files.get("val")) or (test and self.files.get("test")):
-            raise InputError(f"{self.root}: has such a split of its own: take the fraction away")
-        if val is None and not self.layout.has_splits:
-            val = 0.2
-        if val is None or not self.files.get("train"):
-            return
-        if not 0 < val < 1 or not 0 <= test < 1 or val + test >= 1:
-            raise InputError(f"val_fraction {val} and test_fraction {test} must be shares that leave some to train on")
-        pool = list(self.files["train"].items())
-        parts = divide([self.group(name) for name, _ in pool], [val, test], seed)
+    def _find_files(
+        self,
+        patterns: dict[str, str],
+        called: dict[str, str],
+        lists: str | None,
+        classes: list[str],
+    ) -> list[str]:
+        """Find the samples of each split. Returns what is wrong with files that became none."""
+        problems = []
+        apart = [kind for kind, text in patterns.items() if "{split}" in text]
+        shared = patterns.keys() - apart if apart else ()
+        has_splits = lists is not None or apart
+        for split in SPLITS if has_splits else ("train",):
+            name = called[split]
+            paths = {kind: complete(self.root, text, name) for kind, text in patterns.items()}
+            deciding = paths[apart[0] if apart else "image"]
+            if split != "train" and not folder_of(deciding).exists():
+                continue
+            samples, class_of, wrong = find_samples(
+                paths,
+                classes,
+                shared,
+            )
+            self.class_of |= class_of
+            if lists is None:
+                self.files[split] = samples
+                problems += wrong
+            else:
+                self.files[split] = choose_samples(
+                    self.root / lists.replace("{split}", name),
+                    samples,
+                    split=None if "{split}" in lists else name,
+                )
+        return problems
+
+    def _divide(
+        self,
+        val: float,
+        test: float,
+        seed: int,
+    ) -> None:
+        """Take shares of what there is to train on."""
+        taken = (val and self.files["val"]) or (test and self.files["test"])
+        if taken or min(val, test) < 0 or val + test >= 1:
+            raise InputError(
+                f"val_fraction {val} and test_fraction {test} must leave some to train on. A split that has images of "
+                "its own needs no fraction: take it away"
+            )
+        pool = self.files["train"]
+        names = list(pool)
+        groups = [self.group(name) for name in names]
+        parts = divide(
+            groups,
+            [val, test],
+            seed,
+        )
         for split, part in zip(("val", "test", "train"), parts, strict=True):
             if part or split == "train":
-                self.files[split] = dict(pool[index] for index in part)
-
-    def _fix(self, split: str) -> str:
-        """The message about an empty split."""
-        empty = f"{self.root}: the {split} split is empty."
-        if self.layout.lists:
-            return f"{empty} List its images in {self.layout.lists[split]}, one name a line"
-        if not self.layout.has_splits:
-            return f"{empty} It takes two images or more, and a val_fraction that leaves some to train on"
-        folders = " and ".join(str(pattern.folder) for pattern in self.layout.folders[split].values())
-        return (
-            f"{empty} Put its files into {folders}, or say what the folders are called, e.g. splits: {{val: valid}}, "
-            "or keep a part of train: val_fraction: 0.2"
-        )
+                self.files[split] = {names[index]: pool[names[index]] for index in part}
 
     def _first_image(self, channels: int | None) -> np.ndarray:
         """The first training image that can be read."""
         errors = []
         for files in self.files["train"].values():
             try:
-                return read_image(files["image"][0], channels, self.as_rgb)
+                path = files["image"][0]
+                return read_image(path, channels, self.as_rgb)
             except InputError as error:
                 errors.append(error)
         raise errors[0]
 
-    def _declared(self, values: np.ndarray, name: str) -> np.ndarray:
-        """A binary mask in declared values: background, and the class of the objects (or of the folder)."""
-        labels = self.labels
-        first = [int(values[0]) for values in labels.values]
-        background, foreground = min(first), max(first)
-        if self.folders_name_classes:
-            folder = name.partition("/")[0]
-            if folder not in labels.names:
-                raise InputError(
-                    f"{self.root}: the folder {folder!r} names no class. Declared: {', '.join(labels.names)}. "
-                    "Rename the folder, or declare the class"
-                )
-            background, foreground = first[0], first[labels.names.index(folder)]
-        declared = np.where(values >= (self.mask_threshold or 1), foreground, background)
-        if self.mask_threshold is None:
-            declared = np.where(np.isin(values, labels.ignore), values, declared)
-        return declared
+    def _fit(
+        self,
+        file: Path,
+        mask: np.ndarray,
+        image: Path,
+        size: tuple[int, ...],
+    ) -> np.ndarray:
+        """A mask as large as its image."""
+        if mask.shape[:2] == size:
+            return mask
+        height, width = mask.shape[:2]
+        if not self.resize_masks:
+            fix = "Save both at one size (masks by nearest neighbour), or, where they show the same, resize_masks: true"
+            if is_turned(image):
+                fix = f"EXIF turns the image, not the mask. Fix: exiftool -n -Orientation=1 {image}, or turn the mask"
+            raise InputError(
+                f"{file}: is {width}x{height} pixels, but its image {image.name} is {size[1]}x{size[0]}. {fix}"
+            )
+        rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
+        columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
+        return mask[np.ix_(rows, columns)]
 
-    def _mask_values(self) -> Counter[Value]:
-        """Value -> pixels, of about twenty training masks."""
-        counts: Counter[Value] = Counter()
-        files = [files["mask"][0] for files in self.files["train"].values()]
-        for path in files[:: max(1, len(files) // 20)]:
-            counts += count_values(read_mask(path), str(path))
-        return counts
+    def _draw_objects(
+        self,
+        files: list[Path],
+        masks: list[np.ndarray],
+    ) -> np.ndarray:
+        """Class indices of masks that only tell objects from the background."""
+        if self.paths_name_classes:
+            background = 0
+            things = [self._class_index(file, mask) for file, mask in zip(files, masks, strict=True)]
+        else:
+            first = [values[0] for values in self.labels.values]
+            background = first.index(min(first))
+            things = [first.index(max(first))] * len(files)
+        drawn = np.full(masks[0].shape, background)
+        for number in np.argsort(things):
+            mask = masks[number]
+            is_object = mask >= (self.mask_threshold or 1)
+            drawn[is_object] = things[number]
+            if self.mask_threshold is None:
+                drawn[np.isin(mask, self.labels.ignore)] = IGNORE_INDEX
+        return drawn
 
+    def _class_index(self, file: Path, mask: np.ndarray) -> int:
+        """The class that a mask's path names; a mask without objects needs none."""
+        names = self.labels.names
+        name = self.class_of[file]
+        if name in names:
+            return names.index(name)
+        if mask.any():
+            raise InputError(f"{file}: {name!r} names no class. Declared: {', '.join(names)}. Rename it, or declare it")
+        return 0
 
-def _check_size(file: Path, pixels: np.ndarray, path: Path, image: np.ndarray) -> None:
-    height, width = pixels.shape[:2]
-    h, w = image.shape[1:]
-    if (height, width) != (h, w):
-        raise InputError(
-            f"{file}: is {width}x{height} pixels, but its image {path.name} is {w}x{h}. "
-            "Save both at one size (masks by nearest neighbour)"
+    def _check_two_values(self, mask: np.ndarray, file: Path) -> None:
+        """In a mask that tells objects from the background, smeared edges must not count as objects unasked."""
+        if self.mask_threshold is not None or mask.ndim == 3:
+            return
+        foreground = mask[mask != 0]
+        ignored = np.isin(foreground, self.labels.ignore)
+        foreground = foreground[~ignored]
+        if len(foreground) and foreground.min() != foreground.max():
+            counts = count_values(mask, str(file))
+            text, _ = self.explain([counts])
+            raise UndeclaredValues(f"{file}: {text}", counts)
+
+    def explain(
+        self,
+        masks: Sequence[Counts],
+        others: Sequence[Counts] = (),
+    ) -> tuple[str, dict[str, Any]]:
+        """The message about masks that hold undeclared values, and the options that mend it.
+
+        Args:
+            masks: the values of each.
+            others: of masks that hold declared values.
+        """
+        text, options = self.labels.explain(
+            masks,
+            others,
+            self.binary_masks,
         )
+        return text, self._complete(options)
+
+    def _classes_missing(self) -> InputError:
+        """What to say where nobody declared the classes.
+
+        Returns:
+            the error, whose `fix` are the options that the masks suggest; or that no mask can be read.
+        """
+        files: list[Path] = []
+        for samples in self.files.values():
+            for kinds in samples.values():
+                files += kinds["mask"]
+        read: list[Path] = []
+        masks: list[Counts] = []
+        errors: list[InputError] = []
+        step = max(1, len(files) // 1000)
+        for path in files[::step]:
+            try:
+                counts = count_values(read_mask(path), str(path))
+            except InputError as error:
+                errors.append(error)
+                continue
+            read.append(path)
+            masks.append(shorten(counts))
+        if not masks:
+            return errors[0]
+        found = MaskValues(
+            masks,
+            declared={},
+            objects=self.binary_masks,
+        )
+        if self.paths_name_classes:
+            least = found.options.get("mask_threshold", 1)
+            classes = {"background": 0}
+            for path, mask in zip(read, masks, strict=True):
+                if max(map(code_of, mask)) >= least:
+                    classes.setdefault(self.class_of[path], len(classes))
+            found.options["classes"] = classes
+        text = f"classes is not declared. The masks hold {describe(add(masks))}. {found}"
+        return InputError(text, self._complete(found.options))
+
+    def _complete(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Suggested options with what this folder knows: a threshold that was given, and where ids of masks lie."""
+        if self.mask_threshold is not None:
+            options["mask_threshold"] = self.mask_threshold
+        if "instances" in options:
+            options["instances"] = self.mask_pattern
+        return options
+
+
+def _flatten(mask: np.ndarray) -> np.ndarray:
+    """(H, W), the brightest channel of a mask that is a colour image."""
+    return np.atleast_3d(mask).max(axis=2)
 
 
 def expand(root: str) -> Path:

@@ -6,7 +6,9 @@ Pillow decodes pictures. tifffile and imagecodecs decode what Pillow would cut: 
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -17,9 +19,23 @@ from segmentation.errors import InputError
 #: Suffixes that count as images in a data folder. A new one also needs a branch in `_decode`.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
 
+#: What GeoTIFFs hold where there is no data.
+NODATA = (-9999, -32768)
+#: Suffixes of masks, and of files that describe them (`segmentation.data.annotations`).
+MASK_SUFFIXES = IMAGE_SUFFIXES | {".mat", ".npz", ".json", ".txt"}
+
+#: Ending of what is not read -> what converts it.
+CONVERTERS = {
+    ".nii": "nibabel and numpy.save, a file a slice",
+    ".nii.gz": "nibabel and numpy.save, a file a slice",
+    ".dcm": "pydicom and numpy.save, or dcmj2pnm",
+    ".jp2": "gdal_translate a.jp2 a.tif, or opj_decompress",
+}
+
 #: Pixels from which an image is kept on disk (memory-mapped) where its format allows it.
 LARGE = 64_000_000
 
+ORIENTATION = ExifTags.Base.Orientation
 PNG_MAGIC = b"\x89PNG"
 PNG_BITS = 24  # the byte of a PNG's header that holds the bits of a channel
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -27,7 +43,8 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: What only Pillow turns into the colours that a viewer shows.
 PILLOWS_TIFF = (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED, tifffile.PHOTOMETRIC.MINISWHITE)
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it then raises
+for library in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)  # they log what they then raise
 
 
 class WrongChannels(InputError):
@@ -38,7 +55,7 @@ class WrongChannels(InputError):
         message: str,
         found: int,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, {"as_rgb": True, "channels": None})
         self.found = found
 
 
@@ -89,6 +106,35 @@ def open_image(
     return pixels.astype(np.float32)  # torch cannot compute with most other types
 
 
+def hide_nodata(
+    image: np.ndarray,
+    nodata: float | None,
+    path: Path,
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image with 0 where it has no data, and where that is: (C, H, W), and (H, W) bool.
+
+    Args:
+        image: pixels (C, H, W).
+        nodata: the value that means no data, as NaN and infinity do; None: there are no such pixels.
+        path: the file, for the error.
+
+    Raises:
+        InputError: there are such pixels, and `nodata` is None.
+    """
+    if nodata is not None:
+        hidden = ((image == nodata) | ~np.isfinite(image)).any(axis=0)
+        return np.where(hidden, image.dtype.type(0), image), hidden
+    if image.dtype == np.float32:
+        lowest = float(image.min())
+        if lowest in NODATA or not lowest > -1e30:  # NaN, too
+            value = lowest if lowest > -1e30 else NODATA[0]
+            raise InputError(
+                f"{path}: holds {lowest:g}, where it has no data. Fix: nodata: {value:g} ignores these pixels, and NaN",
+                {"nodata": value},
+            )
+    return image, np.zeros(image.shape[1:], bool)
+
+
 def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
     """A mask's values as the file has them: (H, W) integers, or (H, W, 3) colours.
 
@@ -109,7 +155,8 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError for a link that leads nowhere, and for what would never end, such as a pipe."""
+    """Raises InputError for a link that leads nowhere, for what would never end (a pipe), and as check_format."""
+    check_format(path)
     if path.is_file():
         return
     if path.is_symlink():
@@ -120,6 +167,13 @@ def check_file(path: Path) -> None:
     if path.exists():
         raise InputError(f"{path}: cannot be read as an image, as it is no ordinary file. Remove it")
     raise InputError(f"{path}: no such file")
+
+
+def check_format(path: Path) -> None:
+    """Raises InputError for a format that is not read."""
+    for ending, converter in CONVERTERS.items():
+        if path.name.lower().endswith(ending):
+            raise InputError(f"{path}: {ending} is not read. Convert it: {converter}")
 
 
 def allow_large() -> None:
@@ -164,26 +218,33 @@ def _decode(
     expand_palette: bool,
 ) -> np.ndarray:
     """Pixels (H, W) or (H, W, C), by the library that reads such a file whole."""
-    if path.suffix.lower() == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         return _decode_npy(path, channels)
+    if suffix in (".npz", ".mat"):
+        return _decode_variables(path)
     with path.open("rb") as file:
         head = file.read(PNG_BITS + 1)
     if head.startswith(TIFF_MAGIC):
         with tifffile.TiffFile(path) as tiff:
-            if tiff.pages.first.photometric not in PILLOWS_TIFF:
+            first = tiff.pages.first
+            if first.photometric not in PILLOWS_TIFF or first.samplesperpixel > 4:
                 return _decode_tiff(tiff, path, channels)
     with Image.open(path) as image:
         pictures = getattr(image, "n_frames", 1)
         if pictures > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
             raise InputError(f"{path}: holds {pictures} pictures. Save each as a file of its own")
         image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
         if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16 and image.mode != "I;16":
             import imagecodecs  # it takes long to import, and most data sets do without
 
-            return _upright(imagecodecs.png_decode(path.read_bytes()), orientation)
-        has_colors = image.mode == "CMYK" or (image.mode == "P" and expand_palette)
-        return _upright(np.asarray(image.convert("RGB") if has_colors else image), orientation)
+            pixels = imagecodecs.png_decode(path.read_bytes())
+        elif image.mode == "CMYK" or (image.mode == "P" and expand_palette):
+            pixels = np.asarray(image.convert("RGB"))
+        else:
+            pixels = np.asarray(image)
+        return _upright(pixels, orientation)
 
 
 def _decode_tiff(
@@ -192,8 +253,11 @@ def _decode_tiff(
     channels: int | None,
 ) -> np.ndarray:
     """Pixels (H, W) or (H, W, C) of a TIFF with any number of channels and bits."""
-    pages = [page for page in file.pages[:] if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
-    first = pages[0]  # of a pyramid, the others are reduced
+    pages = []
+    for page in file.pages[:]:
+        if isinstance(page, tifffile.TiffPage) and not (page.is_reduced or page.is_mask):
+            pages.append(page)
+    first = pages[0]  # others may be of a pyramid, or GDAL's mask of the pixels that hold data
     area = first.imagelength * first.imagewidth
     limit = 2 * (Image.MAX_IMAGE_PIXELS or area)
     if area > limit:  # a damaged header may claim any size
@@ -209,7 +273,29 @@ def _decode_tiff(
         pixels = first.asarray(out="memmap" if first.size > LARGE else None)
         if first.axes[0] != "Y":  # one plane after the other
             pixels = np.moveaxis(pixels, 0, -1)
-    return _upright(pixels, int(first.tags.valueof("Orientation", 1)))
+    return _upright(pixels, first.tags.valueof("Orientation", 1))
+
+
+def _decode_variables(path: Path) -> np.ndarray:
+    """The one array (H, W) among the variables of a NumPy or MATLAB file, or the fields of these."""
+    if path.suffix.lower() == ".npz":
+        variables = dict(np.load(path, allow_pickle=False))
+    else:
+        from scipy.io import loadmat  # it takes long to import
+
+        variables = loadmat(path, simplify_cells=True)
+    masks: dict[str, np.ndarray] = {}
+    for fields in [variables, *variables.values()]:
+        if not isinstance(fields, dict):
+            continue
+        for name, value in fields.items():
+            if np.ndim(value) == 2:
+                masks[name] = value
+    if len(masks) != 1:
+        names = ", ".join(masks or variables)
+        raise InputError(f"{path}: must hold one array (H, W), but holds {names}. Save the mask alone")
+    (mask,) = masks.values()
+    return mask
 
 
 def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
@@ -224,8 +310,25 @@ def _decode_npy(path: Path, channels: int | None) -> np.ndarray:
     return np.array(pixels)
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, ...) as stored, turned as the orientation tag of EXIF and TIFF says."""
+def is_turned(path: Path, unseen: bool = False) -> bool:
+    """Whether a picture is read in another orientation than it is stored in, by its EXIF tag.
+
+    Args:
+        path: the file.
+        unseen: whether only what the size does not show counts: a square picture, or one turned by 180 degrees.
+    """
+    turns = range(2, 9)
+    with suppress(Exception):  # reading it says what is wrong
+        check_file(path)
+        with Image.open(path) as image:
+            if unseen and image.width != image.height:
+                turns = range(2, 5)
+            return "exif" in image.info and image.getexif().get(ORIENTATION) in turns
+    return False
+
+
+def _upright(pixels: np.ndarray, orientation: Any) -> np.ndarray:
+    """Pixels (H, W, ...) as stored, turned as the orientation tag of EXIF and TIFF says, where it is one of 1 to 8."""
     if orientation in (5, 6, 7, 8):  # stored on their side
         pixels = np.swapaxes(pixels, 0, 1)
     if orientation in (2, 3, 6, 7):

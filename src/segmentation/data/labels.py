@@ -4,18 +4,17 @@ Nothing is guessed from pixels. A mask value that nobody declared is an error th
 """
 
 import colorsys
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from PIL.ImageColor import getrgb
 
+from segmentation.data.mask_values import Counts, MaskValues, Value, add, as_yaml, code_of, describe, shorten
 from segmentation.errors import InputError
 
 #: Class index of pixels that count nowhere: void, padding. It is the default of torch's own cross-entropy.
@@ -24,70 +23,23 @@ IGNORE_INDEX = -100
 #: Index of a mask value that nobody declared; it never leaves `Labels.encode`.
 UNDECLARED = -1
 
-FEW = 8  # with more undeclared values than this, a file is not a label mask
-MANY = 64  # with more values than this, the masks of a data set are not label masks
-
-#: A mask value: an integer of an index mask, or "#RRGGBB" of a colour mask.
-Value = int | str
-
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 class UndeclaredValues(InputError):
-    """A mask holds values that nobody declared; `counts` are the pixels of all its values."""
+    """A mask holds values that nobody declared; `counts` are the pixels of all its values, or of the commonest 512: of
+    an anti-aliased colour mask the others would fill the memory."""
 
-    def __init__(self, message: str, counts: Counter[Value]) -> None:
+    def __init__(self, message: str, counts: Counts) -> None:
         super().__init__(message)
-        self.counts = counts
-
-
-class ClassesMissing(InputError):
-    """Nobody declared the classes; `suggested` is a declaration for masks that hold `counts`, value -> pixels."""
-
-    def __init__(self, counts: Counter[Value]) -> None:
-        self.suggested = suggest_declaration(counts)
-        fix = f"{as_yaml('classes', self.suggested)}, with names of yours"
-        if len(counts) > MANY:
-            fix += ", and mask_threshold: 128, or save masks as PNG with one value a class: these look like JPEGs"
-        super().__init__(f"classes is not declared. The masks hold {describe(counts)}. Fix: {fix}")
-
-
-def suggest_declaration(counts: Counter[Value]) -> dict[str, Value]:
-    """Classes for masks of these values: name -> value."""
-    values = sorted(counts, key=code_of)
-    if len(values) > MANY:
-        values = [values[0], values[-1]]
-    if len(values) == 2:
-        return {"background": values[0], "foreground": values[1]}
-    return {name_of(value) if code_of(value) else "background": value for value in values}
-
-
-def name_of(value: Value) -> str:
-    """A class name to be replaced by the user."""
-    return f"class_{value}".replace("#", "")
-
-
-def as_yaml(option: str, value: Any) -> str:
-    """An option in one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
-    return f"{option}: {text.strip()}"
-
-
-def describe(counts: Counter[Value]) -> str:
-    """The eight commonest values with their pixels."""
-    text = ", ".join(f"{value} ({pixels:,} pixels)" for value, pixels in counts.most_common(8))
-    return text if len(counts) <= 8 else f"{text} and {len(counts) - 8} more"
-
-
-def code_of(value: Value) -> int:
-    """A colour as one integer, 0xRRGGBB; an integer as it is."""
-    return int(value[1:], 16) if isinstance(value, str) else value
+        self.counts = shorten(counts)
 
 
 def codes_of(mask: np.ndarray, source: str) -> np.ndarray:
     """A mask as integers (H, W); colours (H, W, 3 or more) become 0xRRGGBB."""
     if mask.ndim == 3:
-        return mask[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1)
+        rgb = mask[..., :3].astype(np.int64)
+        return rgb @ (1 << 16, 1 << 8, 1)
     if mask.dtype.kind == "f":
         if not np.array_equal(mask, np.rint(mask)):
             raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
@@ -95,30 +47,53 @@ def codes_of(mask: np.ndarray, source: str) -> np.ndarray:
     return mask
 
 
-def count_values(mask: np.ndarray, source: str) -> Counter[Value]:
+def count_values(mask: np.ndarray, source: str) -> Counts:
     """Value -> pixels."""
     values, pixels = np.unique(codes_of(mask, source), return_counts=True)
     names: list[Value] = values.tolist()
     if mask.ndim == 3:
         names = [f"#{value:06X}" for value in values]
-    return Counter(dict(zip(names, pixels.tolist(), strict=True)))
+    pairs = zip(
+        names,
+        pixels.tolist(),
+        strict=True,
+    )
+    return Counter(dict(pairs))
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a data set, in the order of their indices."""
+    """The classes of a data set, in the order of their indices.
 
-    task: Literal["binary", "multiclass"]  # two classes, one logit, sigmoid; or K classes, K logits, softmax
+    Args:
+        task: `binary`: two classes, one logit, sigmoid; `multiclass`: K classes, K logits, softmax.
+        names: of the classes.
+        values: for each class, the mask values that mean it.
+        colors: for each class, its display colour "#RRGGBB".
+        ignore: mask values of pixels that count nowhere.
+        channels: of the images.
+        dtype: of the images, by NumPy's name; None: not declared.
+        scale: what stands for 1.0 in an image; None: its type's largest integer, 1 for floats.
+        tolerance: how far a mask's pixel may be, in each channel, from the nearest value that is declared.
+    """
+
+    task: Literal["binary", "multiclass"]
     names: list[str]
-    values: list[list[Value]]  # for each class, the mask values that mean it
-    colors: list[str]  # for each class, its display colour "#RRGGBB"
-    ignore: list[Value]  # mask values of pixels that count nowhere
-    channels: int = 3  # of the images
-    dtype: str | None = None  # of the images, by NumPy's name; None: not declared
-    scale: float | None = None  # what stands for 1.0 in an image; None: its type's largest integer, 1 for floats
+    values: list[list[Value]]
+    colors: list[str]
+    ignore: list[Value]
+    channels: int = 3
+    dtype: str | None = None
+    scale: float | None = None
+    tolerance: int = 0
 
     @classmethod
-    def parse(cls, classes: Mapping[str, Any], ignore: Any = None, channels: int = 3) -> "Labels":
+    def parse(
+        cls,
+        classes: Mapping[Any, Any] | Sequence[Any],
+        ignore: Any = None,
+        channels: int = 3,
+    ) -> "Labels":
         """Read the declaration as users write it in YAML. Two classes are a binary task.
 
         Args:
@@ -126,6 +101,12 @@ class Labels:
             ignore: a value, a list of values, or None.
             channels: channels of the images.
         """
+        fixed = _fix_form(classes)
+        if fixed or not isinstance(classes, Mapping):
+            if fixed and len(fixed) == 1:
+                fixed["foreground"] = 255
+            fix = as_yaml("classes", fixed)
+            raise InputError(f'classes takes name: value, and a colour is "#RRGGBB". Fix: {fix}')
         if len(classes) < 2:
             raise InputError(
                 f"classes declares {list(classes)}: segmentation needs at least two, "
@@ -135,15 +116,20 @@ class Labels:
         colors: list[str] = []
         for index, (name, given) in enumerate(classes.items()):
             where = f"class {name!r}"
+            if type(name) not in (str, int):
+                raise InputError(f'{where}: YAML reads on, no, null and 1.0 as values. Put the name in quotes: "no"')
             spec = given if isinstance(given, Mapping) else {"value": given}
             unknown = sorted(set(spec) - {"value", "color"})
             if unknown:
                 raise InputError(f"{where} has {unknown}: a class has value and color, nothing else")
             own = _as_values(spec.get("value"), where)
-            color = own[0] if isinstance(own[0], str) else _distinct_color(index)
+            own_color = own[0] if isinstance(own[0], str) else _distinct_color(index)
+            color = spec.get("color") or own_color
             values.append(own)
-            colors.append(_check_color(spec.get("color") or color, where))
-        ignored = [] if ignore in (None, (), []) else _as_values(ignore, "ignore")
+            colors.append(_check_color(color, where))
+        ignored: list[Value] = []
+        if ignore not in (None, (), []):
+            ignored = _as_values(ignore, "ignore")
         declared = [*chain.from_iterable(values), *ignored]
         uses = Counter(map(code_of, declared))
         for value in declared:
@@ -151,8 +137,14 @@ class Labels:
                 raise InputError(f"mask value {value} is declared twice in classes and ignore: keep one")
         if len(set(map(type, declared))) > 1:
             raise InputError("classes and ignore mix integers and colours: a mask is one or the other")
-        task: Literal["binary", "multiclass"] = "binary" if len(classes) == 2 else "multiclass"
-        return cls(task, [str(name) for name in classes], values, colors, ignored, channels)
+        return cls(
+            task="binary" if len(classes) == 2 else "multiclass",
+            names=[str(name) for name in classes],
+            values=values,
+            colors=colors,
+            ignore=ignored,
+            channels=channels,
+        )
 
     @property
     def num_classes(self) -> int:
@@ -167,7 +159,8 @@ class Labels:
     @property
     def reported(self) -> range:
         """Indices of the classes with metrics of their own: of a binary task the foreground alone."""
-        return range(1 if self.task == "binary" else 0, self.num_classes)
+        first = 1 if self.task == "binary" else 0
+        return range(first, self.num_classes)
 
     @property
     def background(self) -> int | None:
@@ -193,8 +186,18 @@ class Labels:
 
     def check(self) -> None:
         """Raises InputError, or ValueError, where these are no labels that `parse` could give: a file was changed."""
-        described = zip(self.names, self.values, self.colors, strict=True)
-        classes = {name: {"value": values, "color": color} for name, values, color in described}
+        described = zip(
+            self.names,
+            self.values,
+            self.colors,
+            strict=True,
+        )
+        classes: dict[str, Any] = {}
+        for name, values, color in described:
+            classes[name] = {
+                "value": values,
+                "color": color,
+            }
         self.parse(classes, self.ignore)
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
@@ -207,70 +210,82 @@ class Labels:
         Raises:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
         """
-        if self.by_color != (mask.ndim == 3):
-            held = "one value a pixel" if self.by_color else "colours"
-            counts = count_values(mask, source)
-            raise InputError(
-                f"{source}: holds {held}, which classes does not declare: {describe(counts)}. "
-                f"Fix: {as_yaml('classes', suggest_declaration(counts))}, with names of yours"
-            )
         codes = codes_of(mask, source)
+        if self.tolerance:
+            codes = self._nearest(codes)
         # Of bytes look up the 256 values, not all pixels: ten times faster.
-        index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
-        if (index == UNDECLARED).any():
+        if codes.dtype == np.uint8:
+            table = self._look_up(np.arange(256))
+            index = table[codes]
+        else:
+            index = self._look_up(codes)
+        is_color = mask.ndim == 3
+        if self.by_color != is_color or (index == UNDECLARED).any():
             counts = count_values(mask, source)
-            raise UndeclaredValues(f"{source}: {self.explain_undeclared(counts)}", counts)
+            background = self.values[0]
+            others = [Counter([*background, *group]) for group in self.values]
+            if add(others).keys().isdisjoint(counts):  # all masks may hold other values
+                others = []
+            text, _ = self.explain([counts], others)
+            raise UndeclaredValues(f"{source}: {text}", counts)
         return index
 
     def decode(self, index: np.ndarray) -> np.ndarray:
         """The data set's own mask values of class indices: (H, W) integers, or (H, W, 3) uint8 colours."""
         if self.by_color:
-            return _rgb([values[0] for values in self.values])[index]
+            colors = _rgb(values[0] for values in self.values)
+            return colors[index]
         first = [int(values[0]) for values in self.values]
-        smallest_type = np.result_type(np.min_scalar_type(min(first)), np.min_scalar_type(max(first)))
+        lowest = np.min_scalar_type(min(first))
+        highest = np.min_scalar_type(max(first))
+        smallest_type = np.result_type(lowest, highest)
         return np.array(first, dtype=smallest_type)[index]
 
-    def suggest_classes(self, values: Iterable[Value]) -> dict[str, Any] | None:
-        """`classes` that fit masks of these values, name -> value or list of values.
+    def explain(
+        self,
+        masks: Sequence[Counts],
+        others: Sequence[Counts] = (),
+        objects: bool = False,
+    ) -> tuple[str, dict[str, Any]]:
+        """The message about masks that hold undeclared values, and the options of FolderData that mend it.
 
-        Two classes in other values than declared, 0 and 255 for 0 and 1, are still these two.
-
-        Returns:
-            None where nothing is undeclared, or so much that it is not a class.
+        Args:
+            masks: the values of each.
+            others: of masks that hold declared values.
+            objects: whether masks only tell objects from the background, in any value.
         """
-        codes = {0, *map(code_of, values)}
-        undeclared = self.undeclared(values)
-        if not undeclared or len(undeclared) > FEW:
-            return None
-        simple = not self.by_color and [len(group) for group in self.values] == [1, 1]
-        if simple and codes in ({0, 1}, {0, 255}) and codes.isdisjoint(self.ignore):
-            descending = int(self.values[0][0]) > int(self.values[1][0])
-            return dict(zip(self.names, sorted(codes, reverse=descending), strict=True))
-        classes: dict[str, Any] = {}
-        for name, group in zip(self.names, self.values, strict=True):
-            classes[name] = group[0] if len(group) == 1 else group
-        return classes | {name_of(value): value for value in undeclared}
-
-    def explain_undeclared(self, counts: Counter[Value]) -> str:
-        """The message about masks of these values, value -> pixels, of which some are not declared; with the YAML of
-        `suggest_classes`."""
-        undeclared = self.undeclared(counts)
-        classes = self.suggest_classes(counts)
-        if classes:
-            ignore = as_yaml("ignore", [*self.ignore, *undeclared])
-            fix = f"Fix: {as_yaml('classes', classes)}, or, if they count nowhere, {ignore}"
-        else:
-            fix = (
-                "Declare them if they are classes. Else this is not a label mask (JPEG, anti-aliased or a photo?): "
-                "save masks as PNG with one value a class; or, for two classes, set mask_threshold: 128"
+        counts = add(masks)
+        pixels = counts.total()
+        text = "several values in a mask that only tells objects from the background"
+        if not objects:
+            text = "mask values that classes does not declare"
+            for value in [*chain.from_iterable(self.values), *self.ignore]:
+                counts.pop(value, None)
+        declared = dict(
+            zip(
+                self.names,
+                self.values,
+                strict=True,
             )
-        found = describe(Counter({value: counts[value] for value in undeclared}))
-        return f"mask values that classes does not declare: {found}, of {counts.total():,}. {fix}"
-
-    def undeclared(self, values: Iterable[Value]) -> list[Value]:
-        """Those of some mask values that nobody declared."""
-        table = self._table()
-        return [value for value in values if code_of(value) not in table]
+        )
+        has_colors = any(isinstance(value, str) for value in counts)
+        if self.by_color != has_colors and not objects:
+            declared = {}
+        found = MaskValues(
+            [*masks, *others],
+            declared,
+            self.ignore,
+            objects,
+        )
+        for value in found.ignore:  # the reasons list them
+            counts.pop(value, None)
+        if counts:
+            text += f": {describe(counts)}, of {pixels:,}"
+        message = f"{text}. {found}"
+        if found.options and not found.reasons:
+            ignore = as_yaml("ignore", [*self.ignore, *counts])
+            message += f", or, if they count nowhere, {ignore}"
+        return message, found.options
 
     def _table(self) -> dict[int, int]:
         """Code of a mask value -> class index or IGNORE_INDEX."""
@@ -284,15 +299,62 @@ class Labels:
         table = self._table()
         known = sorted(table)
         index = np.array([table[code] for code in known])
-        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        return np.where(np.take(known, place) == codes, index[place], UNDECLARED)
+        last = len(known) - 1
+        place = np.searchsorted(known, codes).clip(max=last)
+        found = np.take(known, place)
+        return np.where(
+            found == codes,
+            index[place],
+            UNDECLARED,
+        )
+
+    def _nearest(self, codes: np.ndarray) -> np.ndarray:
+        """Codes, where they are near enough, in their stead those of the nearest declared values."""
+        known = np.array(list(self._table()))
+        found, place = np.unique(codes, return_inverse=True)
+        apart = self._channels(found)[:, None] - self._channels(known)
+        distance = abs(apart).max(axis=2)
+        is_near = distance.min(axis=1) <= self.tolerance
+        nearest = known[distance.argmin(axis=1)]
+        return np.where(is_near, nearest, found)[place].reshape(codes.shape)
+
+    def _channels(self, codes: np.ndarray) -> np.ndarray:
+        """(N, 3) red, green and blue of codes; (N, 1) where they are no colours."""
+        column = codes.astype(np.int64)[:, None]
+        return column >> (16, 8, 0) & 255 if self.by_color else column
+
+
+def _fix_form(classes: Any) -> dict[str, Any] | None:
+    """Classes as they should have been written: of a list of names, of {value: name}, of colours as [R, G, B]."""
+    if isinstance(classes, (list, tuple)):
+        return {str(name): index for index, name in enumerate(classes)}
+    fixed: dict[str, Any] = {}
+    wrong = False
+    for name, value in classes.items():
+        is_number = re.fullmatch(r"-?\d+", str(name)) is not None
+        is_triple = isinstance(value, (list, tuple)) and len(value) == 3
+        if is_number and isinstance(value, str) and not HEX.fullmatch(value):
+            fixed[value] = int(name)
+            wrong = True
+        elif is_triple and all(part in range(256) for part in value):
+            fixed[name] = "#{:02X}{:02X}{:02X}".format(*value)
+            if len(set(value)) < 3:  # a value is declared once, a colour may have it twice
+                wrong = True
+        else:
+            fixed[name] = value
+    if wrong:
+        return fixed
+    return None
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:
-    values = list(declared) if isinstance(declared, (list, tuple)) else [declared]
-    for value in values or [None]:
+    """Mask values; colours in capitals."""
+    values = [declared]
+    if isinstance(declared, (list, tuple)):
+        values = list(declared)
+    for index, value in enumerate(values or [None]):
         if isinstance(value, str):
-            _check_color(value, where)
+            values[index] = _check_color(value, where)
         elif type(value) is not int:
             raise InputError(
                 f"{where} has the mask value {value!r}: give an integer, a list of them, or "
@@ -316,5 +378,11 @@ def _distinct_color(index: int) -> str:
     if index == 0:
         return "#30343C"
     hue = 0.08 + (index - 1) * 0.61803
-    color = colorsys.hsv_to_rgb(hue % 1, 0.62 if index % 2 else 0.8, 0.95)
-    return "#" + bytes(round(255 * part) for part in color).hex().upper()
+    saturation = 0.62 if index % 2 else 0.8
+    color = colorsys.hsv_to_rgb(
+        hue % 1,
+        saturation,
+        0.95,
+    )
+    rgb = bytes(round(255 * part) for part in color)
+    return f"#{rgb.hex().upper()}"

@@ -1,207 +1,244 @@
-"""Which files make up a sample: patterns of paths, and list files that name the samples of a split.
+"""Which files make up a sample: patterns of paths.
 
-A pattern is a path below the data set's root with `{split}`, `{name}` (the sample's name, across folders), `{class}` (a
-folder named like a class) and `*` (anything within one folder's or file's name). Without `{name}` it is a folder:
+A pattern is a path, below the data set's root where it is not absolute. Words in braces stand for text that image and
+mask have in common, and make up the sample's name: `{name}` across folders, any other word, like `{patient}`, within
+one folder's or file's name. `*` stands for anything there, `**/` for any folders. Without `{name}` it is a folder:
 
     images/{split}                    parallel folders: every image below, named by its path there
     {name}.jpg, {name}_mask.png       suffixes
-    {name}/image.png                  one folder per image
+    {name}/{name}.png                 one folder per image
+    {patient}/scans/{name}            images of one name in many folders
     {split}/{name}/masks/*            one mask per object: all of them make up the sample's mask
     {class}/{name}_mask.png           the class from a folder's name
+    masks/{name}_{class}.png          one mask per class, where `{class}` stands in masks alone
+    labels/{name}.txt                 files that describe masks (see `segmentation.data.annotations`)
+    instances_{split}.json            a table, which describes the masks of many images
 """
 
-import csv
 import os
 import re
 from collections.abc import Container, Iterator
-from itertools import chain, takewhile
 from pathlib import Path
 
-from segmentation.data.base import SPLITS
-from segmentation.data.io import IMAGE_SUFFIXES
+from segmentation.data.annotations import names_by_stem, names_in
+from segmentation.data.io import IMAGE_SUFFIXES, MASK_SUFFIXES
 from segmentation.errors import InputError, readable
 
-#: Files of one kind (image, mask, instance) by the sample's name; masks may be one per object.
+#: Name of a sample -> its files of one kind (image, mask, instance, validity mask); of masks there may be several.
 Files = dict[str, list[Path]]
 
-#: A split's samples: name -> kind -> files.
+#: Name of a sample -> kind -> files.
 Samples = dict[str, dict[str, list[Path]]]
 
+#: What the words of a pattern stand for in a path.
+Match = dict[str, str]
 
-class Pattern:
-    """Where the files of one kind lie, in one split.
-
-    Args:
-        root: folder of the data set.
-        text: the pattern; `{split}` stands for `split`.
-        split: the split's name on disk.
-        several: whether a sample may have several such files.
-
-    Attributes:
-        folder: all files lie below it.
-        example: path of the file of a sample, with `{name}`.
-    """
-
-    def __init__(self, root: Path, text: str, split: str, several: bool) -> None:
-        path = Path(text.strip("/").replace("{split}", split))
-        if "{name}" not in text:
-            path = path / "{name}"
-        fixed = takewhile(lambda part: "{" not in part and "*" not in part, path.parts[:-1])
-        self.root = root
-        self.several = several
-        self.folder = root.joinpath(*fixed)
-        self.example = path.as_posix().replace("{class}/{name}", "{name}").replace("*", "1")
-        regex = re.escape(path.as_posix()).replace(r"\*", "[^/]*").replace(r"\{class\}", "([^/]+)")
-        regex = regex.replace(r"\{name\}", "(?P<name>.+?)", 1).replace(r"\{name\}", "(?P=name)")
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            regex += r"\.[^./]+"
-            self.example += ".png"
-        self.regex = re.compile(regex, re.DOTALL | re.IGNORECASE)  # a name may hold a line break
-
-    def find(self, problems: list[str], taken: Container[Path] = ()) -> Files:
-        """Image files that match and are not `taken`; files that are one too many go to `problems`."""
-        found: Files = {}
-        for path in walk(self.folder):
-            match = self.regex.fullmatch(path.relative_to(self.root).as_posix())
-            if match and path not in taken:
-                files = found.setdefault(readable("/".join(match.groups())), [])
-                if files and not self.several:
-                    problems.append(f"{path}: {files[0].name} has the same name but for its suffix. Keep one of them")
-                else:
-                    files.append(path)
-        return found
+#: A word of a pattern.
+WORD = re.compile(r"\{([^\W\d]\w*)\}")
 
 
-class Layout:
-    """Finds the samples of each split of a data set.
+def complete(
+    root: Path,
+    text: str,
+    split: str,
+) -> Path:
+    """A pattern as a whole path, with a name and a suffix; `{split}` stands for `split`."""
+    path = root / text.replace("{split}", split)
+    if "{name}" not in text:
+        path /= "{name}"
+    suffix = path.suffix.lower()
+    if suffix != ".*" and suffix not in MASK_SUFFIXES:
+        path = path.with_name(f"{path.name}.*")
+    return path
+
+
+def folder_of(pattern: Path) -> Path:
+    """The folder below which all files lie that fit a pattern, or the table."""
+    folder = Path()
+    for part in pattern.parts[:-1]:
+        if "{" in part or "*" in part:
+            break
+        folder /= part
+    return folder
+
+
+def find_samples(
+    patterns: dict[str, Path],
+    classes: list[str],
+    shared: Container[str] = (),
+) -> tuple[Samples, dict[Path, str], list[str]]:
+    """Find the samples of one split.
 
     Args:
-        root: folder of the data set.
-        patterns: kind (image, mask, instance) -> pattern.
-        called: split -> what stands for `{split}`.
-        lists: list files below root, with `{split}`; or one .csv file; or None.
+        patterns: kind (image, mask, instance, validity mask) -> pattern, as `complete` gives it.
+        classes: names of the declared classes, which `{class}` stands for where masks alone have it.
+        shared: kinds of which other splits have files in the same folder.
 
-    Attributes:
-        folders: split -> kind -> where its files lie.
-        lists: split -> its list file; empty where there are none.
-        has_splits: whether folders or lists say which sample is of which split; else all are of `train`.
+    Returns:
+        the samples; file -> the class that its path names; and what is wrong with files that became no sample, a
+        message each.
 
     Raises:
-        InputError: the patterns do not go together.
+        InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
-
-    def __init__(self, root: Path, patterns: dict[str, str], called: dict[str, str], lists: str | None) -> None:
-        images_are_apart = "{split}" in patterns["image"]
-        if lists and "{split}" not in lists and not lists.endswith(".csv"):
-            raise InputError(f'lists is {lists!r}: each split needs a list of its own, e.g. "{{split}}.txt"')
-        if "{split}" in "".join(patterns.values()) and not (lists or images_are_apart):
-            raise InputError(f"{patterns}: {{split}} stands in other folders, but not in that of the images")
-        self.root = root
-        self.called = called
-        self.has_splits = images_are_apart or lists is not None
-        self.masks_are_shared = images_are_apart and "{split}" not in patterns["mask"]
-        self.lists: dict[str, Path] = {}
-        self.folders: dict[str, dict[str, Pattern]] = {}
-        for split, name in called.items():
-            self.folders[split] = {}
-            for kind, text in patterns.items():
-                several = kind == "mask" and "*" in text
-                self.folders[split][kind] = Pattern(root, text, name, several)
-            if lists:
-                self.lists[split] = root / lists.replace("{split}", name)
-
-    def find(self) -> tuple[dict[str, Samples], list[str]]:
-        """The samples of each split, and what is wrong with the files that became none."""
-        found: dict[str, Samples] = {}
-        problems: list[str] = []
-        for split in SPLITS if self.has_splits else ("train",):
-            patterns = self.folders[split]
-            if split != "train" and not patterns["image"].folder.exists():
+    text = str(patterns["image"])
+    words = WORD.findall(text)
+    words = list(dict.fromkeys(words))
+    words.sort(key="class".__ne__)  # a name begins with the class
+    if "class" in words:
+        classes = []
+    class_of: dict[Path, str] = {}
+    match_of: dict[str, Match] = {}
+    problems: list[str] = []
+    found: dict[str, Files] = {}
+    taken: set[Path] = set()
+    for kind in reversed(patterns):  # the images last: {name}.png fits x_mask.png too
+        pattern = patterns[kind]
+        own_words = WORD.findall(str(pattern))
+        if not set(words) <= set(own_words):
+            raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
+        several = kind == "mask" and "*" in pattern.stem
+        found[kind] = {}
+        for file, match in _match_files(pattern, classes):
+            if kind == "image" and file in taken:
                 continue
-            for pattern in patterns.values():
-                if not pattern.folder.is_dir():
-                    raise InputError(
-                        f"{pattern.folder}: no such folder. Set data.dataset.root, or the folder names images and masks"
-                    )
-            samples, wrong = self._pair(patterns)
-            if not self.lists:
-                found[split] = samples
-                problems += wrong
-            elif self.lists[split].is_file():
-                found[split] = _choose(self.lists[split], self.called[split], samples, patterns)
-        return found, [readable(problem) for problem in problems]
-
-    def _pair(self, patterns: dict[str, Pattern]) -> tuple[Samples, list[str]]:
-        problems: list[str] = []
-        found = {kind: pattern.find(problems) for kind, pattern in patterns.items() if kind != "image"}
-        masks = set(chain.from_iterable(found["mask"].values()))
-        found["image"] = patterns["image"].find(problems, masks)  # {name}.png fits x_mask.png too
-        pairs = [("image", kind) for kind in patterns if kind != "image"]
-        if not self.masks_are_shared:  # else a mask may be that of another split's image
-            pairs.append(("mask", "image"))
-        for kind, other in pairs:
-            for name in sorted(found[kind].keys() - found[other].keys()):
-                wanted = self.root / patterns[other].example.replace("{name}", name)
-                problems.append(
-                    f"{found[kind][name][0]}: this {kind} has no {other}. Fix: add {wanted}, or take the {kind} away"
+            parts = [match[word] for word in words]
+            name = readable("/".join(parts))
+            match_of[name] = match
+            files = found[kind].setdefault(name, [])
+            if "class" in match:
+                class_of[file] = match["class"]
+            if not files or class_of.get(file) != class_of.get(files[0]):
+                files.append(file)
+            elif file.parent != files[0].parent:
+                raise InputError(
+                    f"{file}: {files[0]} has the same name, {name}. Name the folders that tell them apart in images "
+                    "and masks alike, e.g. {folder}/{name}.png, not */{name}.png"
                 )
-        names = sorted(set.intersection(*map(set, found.values())))
-        return {name: {kind: files[name] for kind, files in found.items()} for name in names}, problems
+            elif several:
+                files.append(file)
+            else:
+                first = files[0].name
+                problems.append(f"{file}: {first} has the same name but for its suffix. Keep one of them")
+        taken.update(*found[kind].values())
+    for kind, pattern in patterns.items():
+        if folder_of(pattern).is_file():
+            table = found[kind]
+            name_of = names_by_stem(table, found["image"])
+            found[kind] = {}
+            for entry, files in table.items():
+                found[kind][name_of[entry]] = files
+    samples = {}
+    names = map(set, found.values())
+    complete_names = set.intersection(*names)
+    for name in sorted(complete_names):
+        samples[name] = {kind: found[kind][name] for kind in patterns}
+    pairs = []
+    if "image" not in shared:
+        pairs = [("image", kind) for kind in patterns]
+    if "mask" not in shared:
+        pairs.append(("mask", "image"))
+    declared = "|".join(classes) or "{class}"
+    for kind, other in pairs:
+        wanted = str(patterns[other]).replace("{class}", declared)
+        problems += _report_alone(
+            kind,
+            found[kind],
+            found[other],
+            f"{other}. Fix: add {wanted}",
+            match_of,
+        )
+    problems = [readable(problem) for problem in problems]
+    return samples, class_of, problems
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Image files below a folder, sorted, through links (a loop of links ends); nothing hidden: .ipynb_checkpoints and
-    the like hold copies.
+def _report_alone(
+    kind: str,
+    files: Files,
+    others: Files,
+    fix: str,
+    match_of: dict[str, Match],
+) -> list[str]:
+    """A message for each file of a kind without its other; the fix has words to be filled."""
+    problems = []
+    for name in sorted(files.keys() - others.keys()):
+        filled = fix
+        for word, text in match_of[name].items():
+            filled = filled.replace(f"{{{word}}}", text)
+        file = files[name][0]
+        problems.append(f"{file}: this {kind} has no {filled}, or take the {kind} away")
+    return problems
+
+
+def _match_files(
+    pattern: Path,
+    classes: list[str],
+) -> Iterator[tuple[Path, Match]]:
+    """Files that fit a pattern, each with what its words stand for.
+
+    Raises:
+        InputError: their folder is missing, or cannot be opened.
+    """
+    folder = folder_of(pattern)
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
+    stands_for = {"name": ".+"}
+    if classes:
+        names = map(re.escape, classes)
+        stands_for["class"] = "|".join(names)
+    text = pattern.as_posix()
+    regex = re.escape(text)
+    regex = regex.replace(r"\*\*/", "(.*/)?")
+    regex = regex.replace(r"\*", "[^/]*")
+    for word in WORD.findall(str(pattern)):
+        escaped = rf"\{{{word}\}}"
+        group = stands_for.get(word, "[^/]+")
+        regex = regex.replace(escaped, f"(?P<{word}>{group})", 1)
+        regex = regex.replace(escaped, f"(?P={word})")
+    flags = re.DOTALL | re.IGNORECASE  # a name may hold a line break
+    fits = re.compile(regex, flags)
+    suffixes = IMAGE_SUFFIXES | {pattern.suffix.lower()}
+    pictures = list(walk(folder, suffixes))
+    for file in pictures or walk(folder, MASK_SUFFIXES):
+        path = file.as_posix()
+        match = fits.fullmatch(path)
+        if match:
+            yield file, match.groupdict()
+
+
+def walk(
+    folder: Path,
+    suffixes: Container[str] = IMAGE_SUFFIXES,
+) -> Iterator[Path]:
+    """Image files, or those of other suffixes, below a folder, sorted. Of a table, all that it describes.
+
+    Links are followed, and a loop of links ends. Hidden folders are left out: .ipynb_checkpoints holds copies.
 
     Raises:
         InputError: a folder cannot be opened.
     """
-    for place, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+    if folder.is_file():
+        yield from map(folder.joinpath, names_in(folder))
+        return
+    tree = os.walk(
+        folder,
+        onerror=_refuse_folder,
+        followlinks=True,
+    )
+    for place, folders, files in tree:
         here = Path(place).resolve()
         for name in sorted(folders):
             folders.remove(name)
-            # A link to a folder that we are in would never end.
-            if not name.startswith(".") and not here.is_relative_to(Path(place, name).resolve()):
+            target = Path(place, name).resolve()
+            is_loop = here.is_relative_to(target)  # a link to a folder that we are in
+            if not name.startswith(".") and not is_loop:
                 folders.append(name)
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(place, name)
+            path = Path(place, name)
+            if not name.startswith(".") and path.suffix.lower() in suffixes:
+                yield path
 
 
 def _refuse_folder(error: OSError) -> None:
     """os.walk would leave the folder out without a word."""
     raise InputError(f"{error.filename}: cannot be opened ({error.strerror}). Allow yourself to read it") from error
-
-
-def _choose(source: Path, split: str, samples: Samples, patterns: dict[str, Pattern]) -> Samples:
-    """The samples that a list file names for a split: one a line, or rows of a .csv file.
-
-    Raises:
-        InputError: a line names no sample; a .csv file lacks a column.
-    """
-    lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    if source.suffix.lower() == ".csv":
-        rows = csv.DictReader(lines)
-        if not {"name", "split"} <= set(rows.fieldnames or []):
-            raise InputError(f"{source}: its first line must name the columns, e.g. name,split")
-        lines = [row["name"] for row in rows if row["split"] == split]
-    chosen = {}
-    for line in filter(None, map(str.strip, lines)):
-        name = next((name for name in _possible_names(line) if name in samples), None)
-        if name is None:
-            folders = ", ".join(str(pattern.folder) for pattern in patterns.values())
-            raise InputError(f"{source}: lists {line}, but there is no file of that name in each of {folders}")
-        chosen[name] = samples[name]
-    return chosen
-
-
-def _possible_names(line: str) -> Iterator[str]:
-    """What a line of a list may call a sample: its name, its file, or a path that ends so; columns may follow."""
-    for text in (line, line.split()[0]):
-        parts = Path(readable(text)).parts
-        for first in range(len(parts)):
-            name = "/".join(parts[first:])
-            yield name
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                yield stem

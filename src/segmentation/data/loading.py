@@ -72,14 +72,14 @@ class SplitDataset(Dataset):
                 if index not in self.rare.samples:
                     index = int(rng.choice(self.rare.samples))
         sample = self.cached[index] if self.cached else self._read(index)
-        mask = sample["mask"].long()
+        mask = sample["mask"]
         size = tuple(mask.shape)
         if filler:
             mask = torch.full_like(mask, IGNORE_INDEX)
         sample = {**sample, "mask": mask}
         if self.augment:
             sample = self.augment(
-                sample,
+                {**sample, "mask": mask.long()},
                 derive_seed(
                     self.seed,
                     epoch,
@@ -90,7 +90,7 @@ class SplitDataset(Dataset):
         sample["name"] = self.names[index]
         sample["size"] = size
         sample["index"] = -1 if filler else index
-        sample["pixels"] = count_pixels(sample["mask"], self.data.labels.num_classes)[:-1].numpy()
+        sample["pixels"] = count_pixels(sample["mask"].long(), self.data.labels.num_classes)[:-1]
         return sample
 
     def _read(self, index: int) -> Batch:

@@ -5,34 +5,64 @@ from itertools import chain
 import numpy as np
 
 from segmentation.data.base import SPLITS, Sample, SegmentationData
-from segmentation.errors import InputError
+from segmentation.errors import InputError, Problem
 
 
-def divide(groups: list[str], shares: list[float], seed: int) -> list[list[int]]:
-    """Divide samples at random, given the group of each.
+def divide(
+    groups: list[str],
+    shares: list[float],
+    seed: int,
+) -> list[list[int]]:
+    """Divide samples at random.
+
+    Args:
+        groups: the group of each sample.
+        shares: sizes of the parts, as shares of all samples.
+        seed: of the order in which the groups fill the parts.
 
     Returns:
-        indices of the samples of each share, then of the rest. Only the part of a share above 0 is never empty.
+        indices of the samples of each part, then of the rest. No part of a share above 0 stays empty, if the samples
+        suffice.
     """
     left = _shuffle(groups, seed)
     parts = []
     for share in shares:
-        size = max(1, round(share * len(groups))) if share else 0
         part: list[int] = []
+        size = round(share * len(groups))
+        if share:
+            size = max(size, 1)
         while left and len(part) < size:
             part += left.pop(0)
         parts.append(sorted(part))
-    return [*parts, sorted(chain(*left))]
+    rest = sorted(chain(*left))
+    return [*parts, rest]
 
 
-def fold(groups: list[str], count: int, seed: int) -> list[list[int]]:
-    """Divide samples, given the group of each, into `count` folds of about one size. Returns the indices of each."""
+def fold(
+    groups: list[str],
+    count: int,
+    seed: int,
+) -> list[list[int]]:
+    """Divide samples into folds of about one size.
+
+    Args:
+        groups: the group of each sample.
+        count: of folds.
+        seed: of the order of groups of one size.
+
+    Returns:
+        indices of the samples of each fold.
+
+    Raises:
+        InputError: there are fewer groups than folds.
+    """
     shuffled = _shuffle(groups, seed)
     if len(shuffled) < count:
         raise InputError(f"data.folds {count}: there are only {len(shuffled)} groups of samples to divide")
     folds: list[list[int]] = [[] for _ in range(count)]
-    for members in sorted(shuffled, key=len, reverse=True):  # the largest first, each where there is most room
-        min(folds, key=len).extend(members)
+    for members in sorted(shuffled, key=len, reverse=True):  # the largest first
+        smallest = min(folds, key=len)
+        smallest.extend(members)
     return [sorted(members) for members in folds]
 
 
@@ -47,13 +77,23 @@ def _shuffle(groups: list[str], seed: int) -> list[list[int]]:
 
 
 class Subset(SegmentationData):
-    """Chosen samples of another data set, as (split, index, name) for each split of this one."""
+    """Samples of another data set, at first all of them.
 
-    def __init__(self, data: SegmentationData, samples: dict[str, list[tuple[str, int, str]]]) -> None:
+    Args:
+        data: the other data set.
+
+    Attributes:
+        samples: for each split, the samples as (split, index, name): where it is in `data`, and its name here.
+    """
+
+    def __init__(self, data: SegmentationData) -> None:
         super().__init__(data.labels)
         self.data = data
-        self.samples = samples
         self.problems = data.problems
+        self.samples: dict[str, list[tuple[str, int, str]]] = {}
+        for split in SPLITS:
+            names = enumerate(data.names(split))
+            self.samples[split] = [(split, index, name) for index, name in names]
 
     def names(self, split: str) -> list[str]:
         return [name for _, _, name in self.samples[split]]
@@ -61,6 +101,9 @@ class Subset(SegmentationData):
     def load(self, split: str, index: int) -> Sample:
         source, position, _ = self.samples[split][index]
         return self.data.load(source, position)
+
+    def find_problems(self) -> list[Problem]:
+        return self.data.find_problems()
 
     def group(self, name: str) -> str:
         return self.data.group(name)
@@ -70,31 +113,55 @@ class Subset(SegmentationData):
         return f"{self.samples[split]} {sources}"
 
 
-def cross_validation(data: SegmentationData, folds: int, number: int, seed: int) -> Subset:
-    """Fold what there is to train and validate on: fold `number` is to validate, the others to train. Test stays."""
+def cross_validation(
+    data: SegmentationData,
+    folds: int,
+    number: int,
+    seed: int,
+) -> Subset:
+    """Fold what there is to train and validate on. The test split stays.
+
+    Args:
+        data: the data set.
+        folds: how many.
+        number: of the fold to validate on; the others are to train on.
+        seed: of the division.
+
+    Raises:
+        InputError: there is no such fold, or there are fewer groups than folds.
+    """
     if not 0 <= number < folds or folds < 2:
         raise InputError(f"data.fold {number} of data.folds {folds}: give two folds or more, and a fold below folds")
-    pool = _samples(data, "train") + _samples(data, "val")
-    groups = [data.group(name) for _, _, name in pool]
-    if len({name for _, _, name in pool}) < len(pool):  # 01 of train/ and 01 of val/
+    subset = Subset(data)
+    pool = subset.samples["train"] + subset.samples["val"]
+    names = [name for _, _, name in pool]
+    groups = [data.group(name) for name in names]
+    if len(set(names)) < len(names):  # 01 of train/ and 01 of val/
         pool = [(split, index, f"{split}/{name}") for split, index, name in pool]
-    chosen = fold(groups, folds, seed)
+    chosen = fold(
+        groups,
+        folds,
+        seed,
+    )
     val = chosen.pop(number)
     train = sorted(chain(*chosen))
-    samples = {
-        "train": [pool[i] for i in train],
-        "val": [pool[i] for i in val],
-        "test": _samples(data, "test"),
-    }
-    return Subset(data, samples)
+    subset.samples["train"] = [pool[index] for index in train]
+    subset.samples["val"] = [pool[index] for index in val]
+    return subset
 
 
-def without(data: SegmentationData, split: str, bad: dict[int, InputError]) -> Subset:
-    """Leave out the samples of a split that cannot be used."""
-    samples = {each: _samples(data, each) for each in SPLITS}
-    samples[split] = [sample for sample in samples[split] if sample[1] not in bad]
-    return Subset(data, samples)
+def without(
+    data: SegmentationData,
+    split: str,
+    bad: dict[int, InputError],
+) -> Subset:
+    """Leave out the samples of a split that cannot be used.
 
-
-def _samples(data: SegmentationData, split: str) -> list[tuple[str, int, str]]:
-    return [(split, index, name) for index, name in enumerate(data.names(split))]
+    Args:
+        data: the data set.
+        split: which one.
+        bad: index in the split -> why that sample cannot be used.
+    """
+    subset = Subset(data)
+    subset.samples[split] = [sample for sample in subset.samples[split] if sample[1] not in bad]
+    return subset

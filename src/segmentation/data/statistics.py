@@ -1,22 +1,25 @@
 """Statistics of a split: every sample is read once, before the first step. This finds what is wrong with the files, and
 counts what losses, normalisation and sampling need. They are kept in the user's cache, by names, sizes and times of the
-files, and so counted once.
+files, and so counted once; but for samples that are bad, which are read each time.
 """
 
 import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
-from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from platformdirs import user_cache_path
 from rich.progress import track
+from torch.nn.functional import adaptive_avg_pool2d
 
 from segmentation.data.base import SegmentationData, count_pixels
 from segmentation.data.labels import IGNORE_INDEX, Labels
@@ -24,7 +27,7 @@ from segmentation.data.writing import write_text
 from segmentation.errors import InputError
 
 #: Raised when what a cache file holds changes, so that old ones are not read.
-VERSION = 6
+VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Record:
         squares: of each channel, the sum of their squares.
         low: the smallest number in the image, as the file has it.
         high: the largest one.
-        digest: the same for the same pixels.
+        outline: 256 bits in hexadecimal, nearly the same for images that look the same (`outline_of`).
     """
 
     height: int
@@ -49,7 +52,7 @@ class Record:
     squares: list[float]
     low: float
     high: float
-    digest: str
+    outline: str
 
 
 @dataclass(frozen=True)
@@ -138,44 +141,55 @@ def compute_statistics(data: SegmentationData, split: str) -> SplitStatistics:
         the statistics; samples that cannot be used are left out, and named.
     """
     labels = data.labels
-    counted = f"{VERSION} {split} {labels.names} {data.fingerprint(split)}"
+    names = data.names(split)
+    counted = f"{VERSION} {split} {labels.values} {labels.ignore} {data.fingerprint(split)}"
     key = hashlib.sha256(counted.encode()).hexdigest()
-    path = user_cache_path("unet-family-template") / "statistics" / f"{key[:32]}.json"
+    folder = user_cache_path("unet-family-template") / "statistics"
+    path = folder / f"{key[:32]}.json"
+    found: list[Any] = [None] * len(names)  # a Record each, or what is wrong with the sample
     with suppress(OSError, ValueError, TypeError):  # no cache, or a damaged one
-        records = [Record(*values) for values in json.loads(path.read_text())]
-        if len(records) == len(data.names(split)):
-            return SplitStatistics(labels.names, records)
-    statistics = _count(data, split)
-    if not statistics.bad:  # a disk that was away for a moment must not be remembered
+        rows = json.loads(path.read_text())
+        if len(rows) == len(names):
+            found = [row and Record(*row) for row in rows]
+    missing = [index for index, record in enumerate(found) if not record]
+    if missing:
+        for index, record in zip(missing, _read(data, split, missing), strict=True):
+            found[index] = record
+        # What is bad is read again: a disk that was away for a moment must not be remembered.
+        rows = [isinstance(record, Record) and astuple(record) for record in found]
         with suppress(OSError):  # a cache that cannot be written only costs time
-            rows = [astuple(record) for record in statistics.records]
             write_text(path, json.dumps(rows))
+    statistics = SplitStatistics(labels.names, [])
+    for index, record in enumerate(found):
+        if isinstance(record, Record):
+            statistics.records.append(record)
+        else:
+            statistics.bad[index] = record
     return statistics
 
 
-def _count(data: SegmentationData, split: str) -> SplitStatistics:
-    """Read every sample of a split, in several threads and with a progress bar."""
-    statistics = SplitStatistics(data.labels.names, [])
+def _read(data: SegmentationData, split: str, indices: list[int]) -> Iterator[Record | InputError]:
+    """Examine samples of a split, in several threads and with a progress bar."""
+    names = data.names(split)
+
+    def read(index: int) -> Record | InputError:
+        try:
+            return examine(data, split, index, names[index])
+        except InputError as error:
+            error.__cause__ = error.__context__ = None  # frames of these errors hold images
+            return error.with_traceback(None)
+
     pool = ThreadPoolExecutor(available_cores())
     try:
-        futures = []
-        for index, name in enumerate(data.names(split)):
-            futures.append(pool.submit(examine, data, split, index, name))
-        terminal = sys.stdout.isatty()
-        bar = track(
-            futures,
+        yield from track(
+            pool.map(read, indices),
             f"Reading {split} once",
+            total=len(indices),
             transient=True,
-            disable=not terminal,
+            disable=not sys.stdout.isatty(),
         )
-        for index, future in enumerate(bar):
-            try:
-                statistics.records.append(future.result())
-            except InputError as error:
-                statistics.bad[index] = error.with_traceback(None)  # whose frames hold the image
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C the others are not read
-    return statistics
 
 
 def available_cores() -> int:
@@ -210,57 +224,53 @@ def examine(
     shape = (labels.channels, *mask.shape)
     if mask.ndim != 2 or image.shape != shape:
         raise InputError(f"{where}: image {tuple(image.shape)} of mask {tuple(mask.shape)} must be {shape}")
-    known = (mask >= 0) & (mask < labels.num_classes) | (mask == IGNORE_INDEX)
-    if mask.dtype != torch.int64 or not known.all():
+    pixels = count_pixels(mask.long(), labels.num_classes)
+    if mask.dtype != torch.int64 or pixels.sum() < mask.numel():
         last = labels.num_classes - 1
         raise InputError(f"{where}: the mask must be int64 in 0..{last}, or {IGNORE_INDEX} to ignore")
-    if not image.isfinite().all():
+    values = np.ascontiguousarray(image)
+    moments = np.array([_moments(channel) for channel in values])
+    if not np.isfinite(moments).all():
         raise InputError(f"{where}: the image holds NaN or infinite values. Replace them")
-    values = image.flatten(start_dim=1).double()
+    total, squares, low, high = moments.T
     scale = scale_of(image.dtype, labels)
-    pixels = count_pixels(mask, labels.num_classes)[:-1]
-    squares = torch.einsum("cp,cp->c", values, values)  # without a copy of the image
-    digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=8)
-    digest.update(repr(shape).encode())
     return Record(
         height=shape[1],
         width=shape[2],
-        pixels=pixels.tolist(),
-        total=(values.sum(dim=1) / scale).tolist(),
+        pixels=pixels[:-1].tolist(),
+        total=(total / scale).tolist(),
         squares=(squares / scale**2).tolist(),
-        low=values.min().item(),
-        high=values.max().item(),
-        digest=digest.hexdigest(),
+        low=low.min().item(),
+        high=high.max().item(),
+        outline=outline_of(image),
     )
 
 
-def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> list[str]:
-    """Images, and groups of images, that are in more than one split: a metric flatters when the net has trained on it.
+def outline_of(image: torch.Tensor) -> str:
+    """A difference hash: whether each of 16 x 16 cells of an image (C, H, W) is brighter than the one left of it."""
+    step = max(1, min(image.shape[1:]) // 64)
+    gray = image[:, ::step, ::step].float().mean(dim=0, keepdim=True)
+    cells = adaptive_avg_pool2d(gray, (16, 17))
+    bits = cells.diff() > 0
+    return np.packbits(bits.numpy()).tobytes().hex()
 
-    Args:
-        data: the data set.
-        splits: the statistics of its splits.
 
-    Returns:
-        a message for each.
-    """
-    messages = []
-    for first, second in combinations(splits, 2):
-        names = data.names(second)
-        digests = [record.digest for record in splits[first].records]
-        first_names = dict(zip(digests, data.names(first), strict=True))
-        same = []
-        for name, record in zip(names, splits[second].records, strict=True):
-            if record.digest in first_names:
-                same.append(f"{first_names[record.digest]} and {name}")
-        groups = set(map(data.group, names))
-        groups &= set(map(data.group, data.names(first)))
-        torn = sorted(groups.difference(names))  # a name is its own group where nothing says otherwise
-        where = f"are in {first} and in {second}: metrics will flatter."
-        if same:
-            messages.append(f"{len(same)} images ({same[0]}) {where} Remove one of each")
-        if torn:
-            examples = ", ".join(torn[:3])
-            fix = "Move each into one split, or let data.folds divide them"
-            messages.append(f"{len(torn)} groups ({examples}) {where} {fix}")
-    return messages
+def _moments(channel: np.ndarray) -> list[float]:
+    """The sum of a channel's pixels and of their squares, the smallest and the largest."""
+    if channel.dtype == np.uint8:
+        counts = Image.fromarray(channel).histogram()
+        values = np.arange(256)
+        present = np.flatnonzero(counts)
+        return [
+            values @ counts,
+            values**2 @ counts,
+            present[0],
+            present[-1],
+        ]
+    pixels = channel.ravel().astype(np.float64)
+    return [
+        pixels.sum(),
+        pixels @ pixels,
+        pixels.min(),
+        pixels.max(),
+    ]

@@ -2,6 +2,8 @@
 
 Disks, rings, triangles and stars lie over each other on a textured ground. Colour and texture do not tell one shape
 from another, only the outline does: a net has to look around a pixel, and a classifier of single pixels fails.
+
+Lengths are in pixels and angles in radians. A change of what is drawn is a change of every figure in the README.
 """
 
 import colorsys
@@ -35,6 +37,8 @@ VISIBLE = 0.6  # part of a shape that stays visible, else nobody could name it
 class ShapesData(SegmentationData):
     """Generated images of disks, rings, triangles and stars; each a pure function of (seed, split, index).
 
+    A sample has an image of three channels of 8 bits, a mask of five classes, and the ids of its shapes.
+
     Args:
         train: images of the training split.
         val: images of the validation split.
@@ -53,10 +57,12 @@ class ShapesData(SegmentationData):
     ) -> None:
         super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
         if min(train, val, test, seed, size - 1) < 0:
-            raise InputError(
-                f"data.dataset: train={train}, val={val}, test={test}, seed={seed} or {size=} is too small"
-            )
-        self.counts = {"train": train, "val": val, "test": test}
+            raise InputError("data.dataset: train, val, test and seed must be 0 or more, and size 1 or more")
+        self.counts = {
+            "train": train,
+            "val": val,
+            "test": test,
+        }
         self.size = size
         self.seed = seed
 
@@ -67,47 +73,56 @@ class ShapesData(SegmentationData):
         count = self.counts[split]
         return f"shapes v1 {split} count={count} size={self.size} seed={self.seed}"
 
-    def load(
-        self,
-        split: str,
-        index: int,
-    ) -> Sample:
+    def load(self, split: str, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
-        image, mask, instance = map(torch.from_numpy, draw(rng, self.size))
-        return {"image": image, "mask": mask, "instance": instance}
+        image, mask, instance = draw(rng, self.size)
+        return {
+            "image": torch.from_numpy(image),
+            "mask": torch.from_numpy(mask),
+            "instance": torch.from_numpy(instance),
+        }
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paint one picture.
+    """Paint one picture: a ground, then shapes over each other, each with a shadow, then light and noise.
+
+    A shape that would lie mostly outside, or would hide too much of an earlier one, is left out, so that every shape
+    in the picture can be recognised.
+
+    Args:
+        rng: decides everything.
+        size: height and width.
 
     Returns:
         image (3, size, size) uint8, class indices and instance ids, both (size, size) int64.
     """
-    y, x = np.mgrid[:size, :size].astype(np.float32)
+    xy = np.mgrid[:size, :size][::-1].astype(np.float32)
     hue = rng.random()
-    image = texture(rng, x, y, hue, size)
+    image = texture(
+        rng,
+        xy,
+        hue,
+        size,
+    )
     instance = np.zeros((size, size), np.int64)
     classes = [0]  # of each instance; 0 is the ground
     needed = [0.0]  # pixels of each instance that stay visible
     for _ in range(rng.integers(9, 19)):
         kind = int(rng.integers(1, len(CLASSES)))
         radius = size * rng.uniform(*RADIUS)
-        cx = rng.uniform(0, size)
-        cy = rng.uniform(0, size)
+        center = rng.uniform(0, size, 2)
         # Work in a box around the shape: `reach` holds the triangle's tips, at 1.56 radii, and some shadow.
         reach = int(1.75 * radius) + 3
-        rows = around(cy, reach)
-        columns = around(cx, reach)
-        u, v = rotate(
-            x[rows, columns] - cx,
-            y[rows, columns] - cy,
-            rng.uniform(0, 2 * pi),
-        )
-        distance = outline(u, v, kind, radius)
+        columns, rows = [slice(max(0, middle - reach), middle + reach) for middle in center.astype(int)]
+        offset = xy[:, rows, columns] - center.astype(np.float32).reshape(2, 1, 1)
+        uv = rotate(offset, angle=rng.uniform(0, 2 * pi))
+        distance = outline(uv, kind, radius)
 
         candidate = instance.copy()
-        candidate[rows, columns][distance < 0] = len(classes)
-        least = [*needed, VISIBLE * pi * radius**2]
+        inside = distance < 0
+        candidate[rows, columns][inside] = len(classes)
+        area = pi * radius**2
+        least = [*needed, VISIBLE * area]
         visible = np.bincount(candidate.ravel(), minlength=len(least))
         if (visible < least).any():
             continue  # it would lie mostly outside, or hide too much of an earlier shape
@@ -116,50 +131,48 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         classes.append(kind)
 
         patch = image[:, rows, columns]
-        shadow = np.exp(-np.maximum(distance, 0) / (0.02 * size))  # it parts shapes that overlap
+        outside = np.maximum(distance, 0)
+        shadow = np.exp(-outside / (0.02 * size))  # it parts shapes that overlap
         patch *= 1 - 0.45 * shadow
+        other_hue = hue + rng.uniform(0.2, 0.8)  # never the ground's own
         fill = texture(
             rng,
-            u,
-            v,
-            hue + rng.uniform(0.2, 0.8),
+            uv,
+            other_hue,
             size,
-        )  # never the ground's own hue
+        )
         edge = np.clip(0.5 - distance, 0, 1)  # soft, as a camera gives it
-        patch += edge * (fill - patch)
-    image *= 0.75 + 0.5 * cloud(rng, x / size, y / size, 2)  # light falls unevenly
+        patch += edge * (fill - patch)  # a view: it paints the image
+
+    light = cloud(rng, xy / size, waves=2)
+    image *= 0.75 + 0.5 * light  # it falls unevenly
     strength = rng.uniform(0.01, 0.05)
-    image += strength * rng.standard_normal(image.shape, dtype=np.float32)
-    pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
-    return pixels, np.array(classes)[instance], instance
-
-
-def around(
-    center: float,
-    reach: int,
-) -> slice:
-    """Rows, or columns, up to `reach` from `center`."""
-    middle = int(center)
-    return slice(max(0, middle - reach), middle + reach)
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    image += strength * noise
+    pixels = np.clip(image, 0, 1) * 255
+    mask = np.array(classes)[instance]
+    return pixels.astype(np.uint8), mask, instance
 
 
 def outline(
-    u: np.ndarray,
-    v: np.ndarray,
+    uv: np.ndarray,
     kind: int,
     radius: float,
 ) -> np.ndarray:
     """The outline of a shape whose area is that of a disk.
 
+    A triangle and a star are the same formula: tips at one radius, and notches between them at another; of a triangle
+    these lie on its sides.
+
     Args:
-        u: (H, W) coordinates about the shape's centre, along its own first axis.
-        v: likewise along its second axis.
+        uv: (2, H, W) coordinates about the shape's centre, along its own axes.
         kind: the class.
         radius: of the disk.
 
     Returns:
         (H, W) distance in pixels to the lines of the sides, negative inside.
     """
+    u, v = uv
     r = np.hypot(u, v)
     if kind == 1:
         return r - radius
@@ -167,10 +180,12 @@ def outline(
         return np.abs(r - radius) - radius / 4  # from 3/4 to 5/4: pi (25 - 9) / 16 is pi again
     notch = NOTCH[kind]
     step = pi / TIPS[kind]
-    tip = radius * sqrt(step / (notch * sin(step)))
+    share = notch * sin(step)
+    tip = radius * sqrt(step / share)
     # All sides are mirror images of one, from a tip at angle 0 to a notch at `step`: fold the plane onto it.
     angle = np.arctan2(v, u) + step
-    angle = np.abs(angle % (2 * step) - step)
+    angle = angle % (2 * step) - step
+    angle = np.abs(angle)
     dx = notch * cos(step) - 1
     dy = notch * sin(step)
     length = hypot(dx, dy)
@@ -180,65 +195,99 @@ def outline(
     return r * along - normal_x * tip
 
 
-def rotate(
-    x: np.ndarray,
-    y: np.ndarray,
-    angle: float,
-) -> tuple[np.ndarray, np.ndarray]:
+def rotate(xy: np.ndarray, angle: float) -> np.ndarray:
     """Coordinates in axes turned by an angle.
 
     Args:
-        x: first coordinates.
-        y: second coordinates.
-        angle: radians.
+        xy: (2, H, W).
+        angle: in radians.
+
+    Returns:
+        (2, H, W) likewise.
     """
+    x, y = xy
     c = cos(angle)
     s = sin(angle)
-    return c * x + s * y, c * y - s * x
+    return np.stack([c * x + s * y, c * y - s * x])
 
 
 def texture(
     rng: np.random.Generator,
-    u: np.ndarray,
-    v: np.ndarray,
+    uv: np.ndarray,
     hue: float,
     size: int,
 ) -> np.ndarray:
-    """A pattern in two tones of one hue, (3, H, W) float32 in 0..1: gradient, stripes, checks, dots or clouds."""
-    u, v = rotate(u, v, rng.uniform(0, pi))
+    """A pattern in two tones of one hue: gradient, stripes, checks, dots or clouds.
+
+    The ground and all shapes have one, of any kind and direction, so that it tells no class from another.
+
+    Args:
+        rng: decides the pattern, its direction and its tones.
+        uv: (2, H, W) coordinates in pixels.
+        hue: from 0 to 1, and round again.
+        size: of the image; waves are a part of it.
+
+    Returns:
+        (3, H, W) float32 in 0..1.
+    """
+    uv = rotate(uv, angle=rng.uniform(0, pi))
+    u, v = uv
     wave = 2 * pi / (size * rng.uniform(0.05, 0.12))
     stripes = np.sin(u * wave)
     across = np.sin(v * wave)
     match rng.integers(5):
         case 0:
-            mix = 0.5 + 0.5 * np.sin(u * (wave / 6))
+            slow = np.sin(u * (wave / 6))
+            mix = 0.5 + 0.5 * slow
         case 1:
-            mix = 0.5 + np.clip(2 * stripes, -0.5, 0.5)
+            hard = np.clip(2 * stripes, -0.5, 0.5)
+            mix = 0.5 + hard
         case 2:
-            mix = 0.5 + np.clip(4 * stripes * across, -0.5, 0.5)
+            checks = 4 * stripes * across
+            mix = 0.5 + np.clip(checks, -0.5, 0.5)
         case 3:
-            mix = np.clip(2 * (stripes + across) - 1, 0, 1)
+            dots = 2 * (stripes + across) - 1
+            mix = np.clip(dots, 0, 1)
         case _:
-            mix = cloud(rng, u / size, v / size, 8)
+            mix = cloud(rng, uv / size, waves=8)
 
     light = rng.uniform(0.35, 0.75)
-    first = colorsys.hls_to_rgb(hue % 1, light - 0.05, rng.uniform(0.4, 0.8))
-    second = colorsys.hls_to_rgb((hue + 0.05) % 1, light + 0.06, rng.uniform(0.4, 0.8))
-    tones = np.array([first, second], np.float32)[..., None, None]
-    return tones[0] + (tones[1] - tones[0]) * mix
+    first = colorsys.hls_to_rgb(
+        hue % 1,
+        light - 0.05,
+        rng.uniform(0.4, 0.8),
+    )
+    second = colorsys.hls_to_rgb(
+        (hue + 0.05) % 1,
+        light + 0.06,
+        rng.uniform(0.4, 0.8),
+    )
+    tones = np.array([first, second], np.float32)
+    dark, bright = tones[..., None, None]
+    return dark + (bright - dark) * mix
 
 
 def cloud(
     rng: np.random.Generator,
-    u: np.ndarray,
-    v: np.ndarray,
+    uv: np.ndarray,
     waves: int,
 ) -> np.ndarray:
-    """Smooth noise in 0..1, (H, W): a few plane waves of random direction and phase, bent by each other."""
-    total = np.zeros_like(u)
+    """Smooth noise: a few plane waves of random direction and phase, bent by each other.
+
+    Args:
+        rng: decides frequencies, directions and phases.
+        uv: (2, H, W) coordinates, from 0 to 1 over the image.
+        waves: over the image, at most.
+
+    Returns:
+        (H, W) in 0..1.
+    """
+    total = np.zeros_like(uv[0])
     for _ in range(4):
         frequency = waves * rng.uniform(0.5, 1)
-        a, b = rotate(u, v, rng.uniform(0, 2 * pi))
-        wave = 2 * pi * (frequency * a + rng.random())
-        total += np.sin(wave + np.sin(2 * pi * frequency * b))
+        a, b = rotate(uv, angle=rng.uniform(0, 2 * pi))
+        phase = rng.random()
+        wave = 2 * pi * (frequency * a + phase)
+        bend = np.sin(2 * pi * frequency * b)
+        total += np.sin(wave + bend)
     return 0.5 + total / 8

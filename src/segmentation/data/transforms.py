@@ -1,7 +1,8 @@
 """Augmentation of a training sample: a random crop, then transforms of torchvision.transforms.v2 or of our own."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from skimage.segmentation import relabel_sequential
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import resized_crop
+from torchvision.transforms.v2 import functional as F
 
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
@@ -22,13 +23,63 @@ Tensors = dict[str, Tensor]
 #: Where torchvision has its transforms of colour: they know bytes of one or three channels, and clamp floats to 0..1.
 COLOR = v2.ColorJitter.__module__
 
+#: Said where a transform cannot take an image with its mask.
+FOR_MASKS = (
+    "With masks go flips, crops, Pad, Resize, ScaleJitter, RandomRotation, RandomAffine, RandomPerspective, "
+    "ElasticTransform, RandomZoomOut; and, for the image alone, ColorJitter, GaussianBlur, RandomErasing, "
+    "IntensityJitter and the like"
+)
+
+#: What interpolation may add or take where all is picture: less than a third of a gray level.
+ROUNDING = 1e-3
+
+
+class Coverage(tv_tensors.TVTensor):
+    """How much of each pixel is picture, and not what a transform filled in: (1, H, W), 1 where all of it is.
+
+    Transforms move and blur it as they do the image, with the image's interpolation, and fill it with 0. Those of
+    colour leave it as it is.
+    """
+
+
+def _change(
+    function: Callable[..., Tensor],
+    coverage: Coverage,
+    *args: Any,
+    fill: Any = None,
+    **options: Any,
+) -> Coverage:
+    """Do to coverage what a function of torchvision does to images; but fill with 0, whatever the image's `fill` is."""
+    changed = function(coverage.as_subclass(Tensor), *args, **options)
+    return changed.as_subclass(Coverage)
+
+
+#: Functions of torchvision.transforms.v2.functional that move pixels, or mix them.
+MIX = (
+    "affine",
+    "center_crop",
+    "crop",
+    "elastic",
+    "gaussian_blur",
+    "horizontal_flip",
+    "pad",
+    "perspective",
+    "resize",
+    "resized_crop",
+    "rotate",
+    "vertical_flip",
+)
+for name in MIX:
+    function = getattr(F, f"{name}_image")
+    F.register_kernel(name, Coverage)(partial(_change, function))
+
 
 class Augment:
     """A random crop and a list of transforms, on image, mask, instance ids and weights together.
 
-    torchvision fills what a rotation or a crop brings in with 0, for masks too, where 0 would be a class. So within the
-    transforms class indices are one higher, and 0 and below is ignored: any transform, with its defaults, is right.
-    Images of 16 bits are 32-bit integers there, which torchvision can turn.
+    Pixels that a transform fills in are ignored, and those that interpolation mixes with them: a map of `Coverage` goes
+    the image's way. A transform of yours that moves pixels by other means than torchvision's must set the mask to
+    IGNORE_INDEX where it fills in. Images of 16 bits are 32-bit integers there, which torchvision can turn.
 
     Args:
         crop: (height, width), or None for the whole image. Smaller images are padded: ignored pixels below and right.
@@ -36,8 +87,8 @@ class Augment:
         zoom: smallest and largest enlargement of a crop: a window of crop / zoom is scaled to the crop's size.
 
     Raises:
-        InputError: a transform whose `fill` would be a class, a zoom without a crop; or, when called, a transform that
-            changes the image's dtype, or one of colour for images that it cannot take.
+        InputError: a zoom without a crop; or, when called, a transform that cannot take these images or their masks, or
+            changes the image's dtype or channels.
     """
 
     def __init__(
@@ -53,11 +104,6 @@ class Augment:
             is_range = len(zoom) == 2 and 0 < zoom[0] <= zoom[1]
             if crop is None or not is_range:
                 raise InputError(f"data.zoom {zoom} needs data.crop, and two factors, e.g. [0.5, 2.0]")
-        for transform in _nested(self):
-            fill = getattr(transform, "fill", None)
-            if not isinstance(fill, dict) and np.any(fill):
-                name = type(transform).__name__
-                raise InputError(f"data.augment: {name} would fill masks with {fill} too. Remove fill")
 
     def __call__(
         self,
@@ -75,15 +121,16 @@ class Augment:
         Returns:
             a new sample, in which the mask is IGNORE_INDEX where a crop or a transform left the image.
         """
-        sample = {**sample, "mask": sample["mask"] + 1}
+        sample = {**sample, "coverage": torch.ones(1, *sample["mask"].shape)}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
             if self.crop:
                 sample = self._random_crop(sample, self.crop, focus)
             if self.transforms:
                 sample = self._transform(sample)
-        mask = sample["mask"] - 1
-        sample["mask"] = mask.where(mask >= 0, IGNORE_INDEX)
+        coverage = sample.pop("coverage")[0]
+        is_picture = (coverage - 1).abs() < ROUNDING
+        sample["mask"] = sample["mask"].where(is_picture, IGNORE_INDEX)
         sample["image"] = sample["image"].contiguous()
         return sample
 
@@ -103,7 +150,7 @@ class Augment:
         mask = sample["mask"]
         held = None
         if focus:
-            pixels = torch.isin(mask, torch.tensor(focus) + 1).nonzero()
+            pixels = torch.isin(mask, torch.tensor(focus)).nonzero()
             if len(pixels):
                 held = pixels[torch.randint(len(pixels), ())].tolist()
         starts = []
@@ -117,10 +164,10 @@ class Augment:
         cropped = {}
         for name, value in sample.items():
             mode = v2.InterpolationMode.NEAREST_EXACT
-            if name == "image":
+            if name in ("image", "coverage"):
                 mode = v2.InterpolationMode.BILINEAR
             channels = value.view(-1, *mask.shape)
-            window = resized_crop(
+            window = F.resized_crop(
                 channels,
                 top=starts[0],
                 left=starts[1],
@@ -136,10 +183,13 @@ class Augment:
         """Apply the transforms to the image, and to the maps as masks."""
         image = sample["image"]
         dtype = image.dtype
-        takes_color = dtype == torch.uint8 and len(image) in (1, 3)
+        channels = len(image)
+        takes_color = dtype == torch.uint8 and channels in (1, 3)
         for transform in _nested(self):
             kind = type(transform)
-            if kind.__module__ == COLOR and not takes_color:
+            clips = getattr(transform, "clip", False)  # GaussianNoise
+            is_of_color = kind.__module__ == COLOR or kind is v2.JPEG or clips
+            if is_of_color and not takes_color:
                 raise InputError(
                     f"data.augment: {kind.__name__} is for 8-bit images of one or three channels. Use "
                     "IntensityJitter, which takes any"
@@ -148,16 +198,23 @@ class Augment:
         if dtype == torch.uint16:
             image = image.int()
         inputs["image"] = tv_tensors.Image(image)
-        for transform in self.transforms:
-            inputs = transform(inputs)
-        outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
+        inputs["coverage"] = Coverage(sample["coverage"])
+        try:
+            for transform in self.transforms:
+                inputs = transform(inputs)
+            outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise InputError(
+                f"data.augment cannot take a {dtype} image of {tuple(image.shape)}: {reason}. {FOR_MASKS}"
+            ) from error
         image = outputs["image"]
         if dtype == torch.uint16 and image.dtype == torch.int32:
             image = image.clamp(0, 65535).to(dtype)
-        if image.dtype != dtype:
+        if image.dtype != dtype or len(image) != channels:
             raise InputError(
-                f"data.augment turns {dtype} images into {image.dtype}. Remove ToDtype, Normalize and the like: "
-                "scaling and normalising happen on the device"
+                f"data.augment turns {dtype} images into {image.dtype}, {channels} channels into {len(image)}. Remove "
+                "ToDtype, Normalize, Grayscale and the like: scaling and normalising happen on the device"
             )
         return {**outputs, "image": image}
 

@@ -17,9 +17,6 @@ class Estimate:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self}"
-
     def __format__(self, sign: str) -> str:
         if np.isnan(self.value):
             return "-"
@@ -64,5 +61,10 @@ def intervals(rows: list[str], values: np.ndarray, drawn: np.ndarray) -> dict[st
     """Values of a split with the 2.5 % and 97.5 % quantiles of their resamples."""
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # a class may be in no resample
         low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
-    estimates = map(Estimate, values.tolist(), low.tolist(), high.tolist())
+    estimates = map(
+        Estimate,
+        values.tolist(),
+        low.tolist(),
+        high.tolist(),
+    )
     return dict(zip(rows, estimates, strict=True))

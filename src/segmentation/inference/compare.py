@@ -25,7 +25,10 @@ COSTS = ("parameters", "images_per_second", "minutes", "epoch")
 
 @dataclass
 class Run:
-    """What a run's folder holds."""
+    """What a run's folder holds.
+
+    Its config and its costs are only shown; what is compared are the counts of each tested image and class.
+    """
 
     costs: dict[str, Any]  # some entries of summary.json
     config: list[str]  # lines
@@ -35,7 +38,7 @@ class Run:
 
     def truth(self) -> tuple[Any, ...]:
         """What two runs must share to be compared: images, classes, true pixels of each class in each image."""
-        pixels = self.counts[:, 0] + self.counts[:, 2]
+        pixels = self.counts[:, [0, 2]].sum(axis=1)  # tp + fn
         return self.images, self.classes, pixels.tolist()
 
 
@@ -65,8 +68,6 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     refuse_existing([options.output], options.overwrite)
 
     runs = {str(Path(text)): read_run(text) for text in options.runs}
-    if len(runs) < len(options.runs):
-        raise InputError(f"{' '.join(options.runs)}: a run is named twice; name each once")
     first, *others = runs
     for other in others:
         if runs[other].truth() != runs[first].truth():
@@ -82,12 +83,16 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
     for name, value, resampled in zip(runs, values, drawn, strict=True):
         ious[name] = intervals(rows, value, resampled)
         if name != first:
-            differences[name] = intervals(rows, value - values[0], resampled - drawn[0])
+            differences[name] = intervals(
+                rows,
+                value - values[0],
+                resampled - drawn[0],
+            )
 
-    _print_table(f"IoU and its 95 % interval, {len(runs[first].images):,} images", ious)
+    print_table(f"IoU and its 95 % interval, {len(runs[first].images):,} images", ious)
     if differences:
-        _print_table(f"difference to {first}", differences)
-    _print_table("cost", {name: run.costs for name, run in runs.items()})
+        print_table(f"difference to {first}", differences)
+    print_table("cost", {name: run.costs for name, run in runs.items()})
     for other in others:
         changed = unified_diff(
             runs[first].config,
@@ -97,7 +102,8 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
             lineterm="",
         )
         print("\n".join(changed))
-    save_png(comparison_figure(ious), options.output)
+    figure = comparison_figure(ious)
+    save_png(figure, options.output)
     print(f"plot       {options.output}")
     return {"iou": ious, "difference": differences}
 
@@ -131,7 +137,10 @@ def read_run(text: str) -> Run:
 
 
 def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Read a `per_image.csv`.
+    """Read a `per_image.csv`, which has a row for each image and class.
+
+    Args:
+        path: the file.
 
     Returns:
         Names of the images, names of the classes, and counts (images, 3, K) of tp, fp and fn.
@@ -139,16 +148,21 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     with path.open(newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
     table = np.array(rows)
-    images = list(dict.fromkeys(table[:, 0].tolist()))
-    classes = list(dict.fromkeys(table[:, 1].tolist()))
-    counts = table[:, 2:].astype(np.int64)
-    counts = counts.reshape(len(images), len(classes), 3)
+    classes = table[table[:, 0] == table[0, 0], 1].tolist()  # of the first image
+    table = table.reshape(-1, len(classes), 5)
+    images = table[:, 0, 0].tolist()
+    counts = table[..., 2:].astype(np.int64)
     return images, classes, counts.transpose(0, 2, 1)
 
 
 def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
-    """IoU of each class and mIoU, a point and an interval for each run."""
-    rows = list(next(iter(ious.values())))
+    """Plot IoU of each class and mIoU: a row a class, in it a point and an interval for each run.
+
+    Args:
+        ious: of each run, by its name: of each class, by its name, and last of `mIoU`.
+    """
+    first = next(iter(ious.values()))
+    rows = list(first)
     row_height = 0.25 + 0.13 * len(ious)
     figure, axes = plot(7.5, 1 + row_height * len(rows))
     shifts = np.linspace(-0.2, 0.2, len(ious))  # of the runs' points within a row
@@ -166,13 +180,28 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
     axes.invert_yaxis()
     axes.set_xlabel("IoU, 95 % interval of a bootstrap over images")
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        frameon=False,
+    )
     return figure
 
 
-def _print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:
+def print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:
+    """Print a table.
+
+    Args:
+        title: above it.
+        columns: by their headings: texts and numbers, by the headings of the rows.
+    """
     shown = table(title, "", *columns)
     for row in next(iter(columns.values())):
-        values = [column[row] for column in columns.values()]
-        shown.add_row(row, *[f"{value:.4g}" if isinstance(value, float) else str(value) for value in values])
+        cells = []
+        for column in columns.values():
+            value = column[row]
+            text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+            cells.append(text)
+        shown.add_row(row, *cells)
     Console(markup=False).print(shown, end="\n\n")

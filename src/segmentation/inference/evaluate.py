@@ -12,14 +12,14 @@ from rich.console import Console
 from segmentation.data.writing import atomic_write_all, write_csv, write_json
 from segmentation.errors import InputError
 from segmentation.inference.instances import InstanceScores
-from segmentation.inference.predictor import TiledInference, add_options
+from segmentation.inference.predictor import adapt, add_options
 from segmentation.inference.source import open_trained
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
-from segmentation.training.report import prediction_grid, print_table
+from segmentation.training.report import predict_samples
 from segmentation.training.trainer import make_trainer, refused
-from segmentation.visualize import save_png, table
+from segmentation.visualize import iou_table, sample_grid, save_png, table
 
 
 def evaluate(args: list[str] | None = None) -> dict[str, float]:
@@ -36,9 +36,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         ]
         rank_zero_only(refuse_existing)(files, options.overwrite)
     module, data, config = open_trained("eval", options, rest, options.split)
-    if options.tile is not None or options.tta != "none":  # the loss is then that of the mean probabilities
-        module.net = TiledInference(module.net, options.tile, options.tta)
-        module.head_weights = [1.0]
+    adapt(module, options.tile, options.tta)
     scores = InstanceScores(module.labels, options.instances) if options.instances else None
     trainer = make_trainer(**config, callbacks=scores)
     if not trainer.limit_test_batches:
@@ -53,9 +51,13 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         metrics |= scores.metrics.compute()  # on every process: their counts are added
     if trainer.is_global_zero:
         matrix, counts = module.test_counts
-        print_table(logged, module.labels, data.test_split, matrix)
+        Console().print(iou_table(logged, module.labels, data.test_split, matrix))
         if scores:
-            shown = table("instances", "metric", "value")
+            shown = table(
+                "instances",
+                "metric",
+                "value",
+            )
             for key, value in metrics.items():
                 if key.startswith("instances/"):
                     shown.add_row(key, str(round(value, 4)))
@@ -77,19 +79,18 @@ def worst_and_best(trainer: Any, module: SegmentationModule, split: str) -> Imag
     order = scores.argsort()[: scores.isfinite().sum()].tolist()  # NaN comes last
     if len(order) > 8:
         order = order[:4] + order[-4:]
-    return prediction_grid(
-        trainer,
-        module,
-        split,
-        order,
-        f"{split} images, the worst first, the best last",
-    )[0]
+    samples = predict_samples(trainer, module, split, order)
+    return sample_grid(samples, module.labels, f"{split} images, the worst first, the best last")
 
 
 def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
     parser = JobParser("eval")
     parser.add_checkpoint()
-    parser.add_argument("--split", choices=("train", "val", "test"), help="default: what training tested")
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        help="default: what training tested",
+    )
     add_options(parser)
     parser.add_argument(
         "--instances",

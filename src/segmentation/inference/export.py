@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError
-from segmentation.inference.predictor import TILE
 from segmentation.inference.results import describe_classes
 from segmentation.inference.source import open_trained
-from segmentation.losses.region import probabilities
 from segmentation.module import SegmentationModule
+from segmentation.nets.base import probabilities
+from segmentation.nets.tiles import TILE
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.visualize import evenly
 
@@ -65,11 +65,13 @@ def export(args: list[str] | None = None) -> Path:
     options, rest = parser.parse_known_args(args)
     suffix, write = FORMATS[options.format]
     path = options.output or Path(options.checkpoint).with_suffix(suffix)
-    if path.suffix != suffix:
-        raise InputError(f"--output {path}: a file of --format {options.format} ends in {suffix}")
     refuse_existing([path], options.overwrite)
 
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx|torch\.export")
+    warnings.filterwarnings(
+        "ignore",
+        category=UserWarning,
+        module=r"torch\.onnx|torch\.export",
+    )
     module, data, _ = open_trained("export", options, rest)
     module.channels_last = False
     model = Deployed(module.requires_grad_(False)).eval()
@@ -78,8 +80,14 @@ def export(args: list[str] | None = None) -> Path:
     # Two images of odd, unequal sides, so that no dimension is taken for a constant.
     example = images[0].new_zeros(2, module.labels.channels, 129, 161)
     with atomic_write(path) as aside:
-        exported = write(model, example, aside, metadata(model, options.checkpoint))
-        differences, shares = torch.tensor([parity(model, exported, image) for image in images]).T
+        exported = write(
+            model,
+            example,
+            aside,
+            metadata(model, options.checkpoint),
+        )
+        measured = [parity(model, exported, image) for image in images]
+        differences, shares = torch.tensor(measured).T
         found = f"probabilities differ by {differences.max():.1e} at most, {shares.min():.3%} of pixels are equal"
         if not (differences.max() <= MAX_DIFFERENCE and shares.min() >= MIN_EQUAL):
             raise InputError(f"the exported file does not predict what the net does: {found}. Try another --format")

@@ -11,26 +11,31 @@ from skimage.metrics import contingency_table
 from skimage.morphology import h_maxima
 from skimage.segmentation import relabel_sequential, watershed
 from torch import Tensor
-from torchmetrics import Metric
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.errors import InputError
+from segmentation.metrics import UNIT, CountMetric
 
 #: IoU above which an instance counts as found: 0.5, 0.55, ..., 0.95, as in COCO and the Data Science Bowl 2018.
 THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
 SMALLEST = 12  # pixels of an instance; less is noise
 SMOOTHING = 1.5  # sigma, in pixels, for distances: a ragged edge must not split an object
 SADDLE = 0.75  # pixels by which two maxima of the distance must rise above their saddle to be two instances
-IOU_UNIT = 2.0**-40  # IoUs are summed as integers in this unit, so that their order does not matter
 
 
 def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.ndarray:
     """Instances of every class but the background, by marker-controlled watershed (Meyer and Beucher 1990).
 
     Markers are the maxima of the smoothed distance to the edge of the class; they grow downhill until they meet, where
-    the class is narrowest. By `components`, the baseline, connected pixels of a class are one instance.
+    the class is narrowest.
 
-    (H, W) class indices -> (H, W) int32, 0 for none, 1, 2, ... an instance.
+    Args:
+        index: (H, W) class indices.
+        labels: the classes.
+        by: `watershed`; or `components`, the baseline: connected pixels of a class are one instance.
+
+    Returns:
+        (H, W) int32, 0 for none, 1, 2, ... an instance.
     """
     ids = np.zeros(index.shape, np.int32)
     for k in instance_classes(labels):
@@ -50,10 +55,11 @@ def separate(index: np.ndarray, labels: Labels, by: str = "watershed") -> np.nda
 
 def instance_classes(labels: Labels) -> list[int]:
     """Classes that have instances: all but the background."""
-    return [k for k in range(labels.num_classes) if k != labels.background]
+    classes = range(labels.num_classes)
+    return [k for k in classes if k != labels.background]
 
 
-class InstanceMetrics(Metric):
+class InstanceMetrics(CountMetric):
     """Average precision and panoptic quality of counts over all images, exact on any number of processes.
 
     AP at a threshold t is tp / (tp + fp + fn); an instance is found if its IoU with a true one of its class is above t
@@ -61,15 +67,13 @@ class InstanceMetrics(Metric):
     Panoptic quality is the sum of the IoUs above 0.5 / (tp + fp / 2 + fn / 2) (Kirillov et al. 2019, eq. 1).
     """
 
-    full_state_update = False
-    counts: Tensor  # (K, 13): predicted, true, sum of IoUs in IOU_UNIT, and those matched at each of THRESHOLDS
+    counts: Tensor  # (K, 13): predicted, true, sum of IoUs in UNIT, and those matched at each of THRESHOLDS
 
     def __init__(self, labels: Labels) -> None:
         super().__init__()
         self.names = labels.names
         self.classes = instance_classes(labels)
-        zeros = torch.zeros(labels.num_classes, 3 + len(THRESHOLDS), dtype=torch.int64)
-        self.add_state("counts", zeros, dist_reduce_fx="sum")
+        self.add_count("counts", labels.num_classes, 3 + len(THRESHOLDS))
 
     def update(
         self,
@@ -78,9 +82,15 @@ class InstanceMetrics(Metric):
         truth: np.ndarray,
         mask: np.ndarray,
     ) -> None:
-        """Count an image: ids and class indices of prediction and truth, each (H, W). IGNORE_INDEX does not count.
+        """Count an image.
 
         Pixels of one id in several classes are as many instances, as in COCO's panoptic format.
+
+        Args:
+            found: (H, W) ids of the predicted instances, 0 for none.
+            index: (H, W) predicted class indices.
+            truth: (H, W) ids of the true instances, 0 for none.
+            mask: (H, W) true class indices; pixels of IGNORE_INDEX do not count.
         """
         found = found * (mask != IGNORE_INDEX)
         for k in self.classes:
@@ -95,7 +105,7 @@ class InstanceMetrics(Metric):
             counts = [
                 np.count_nonzero(predicted_area[1:]),
                 np.count_nonzero(true_area[1:]),
-                np.rint(iou / IOU_UNIT).sum(),
+                np.rint(iou / UNIT).sum(),
             ]
             for threshold in THRESHOLDS:
                 counts.append(np.count_nonzero(iou > threshold))
@@ -111,8 +121,8 @@ class InstanceMetrics(Metric):
             "ap50": ap[0],
             "ap75": ap[5],
             "ap": ap.mean(dim=0),
-            "pq": iou * IOU_UNIT / (total / 2),
-            "sq": iou * IOU_UNIT / tp[0],
+            "pq": iou * UNIT / (total / 2),
+            "sq": iou * UNIT / tp[0],
             "rq": tp[0] / (total / 2),
         }
         metrics: dict[str, float] = {}
@@ -143,11 +153,9 @@ class InstanceScores(Callback):
     ) -> None:
         if "instance" not in batch:
             raise InputError("--instances needs a truth: give the data set its `instances` (ids, 0 for none)")
-        predictions = pl_module.classify(outputs["logits"]).cpu().numpy()
+        predictions = outputs["prediction"].cpu().numpy()
         truths = batch["instance"].cpu().numpy()
         masks = batch["mask"].cpu().numpy()
-        for i, position in enumerate(batch["index"].tolist()):
-            if position < 0:  # a filler
-                continue
-            found = separate(predictions[i], self.labels, self.by)
-            self.metrics.update(found, predictions[i], truths[i], masks[i])
+        for index, truth, mask in zip(predictions, truths, masks, strict=True):  # of a filler nothing counts
+            found = separate(index, self.labels, self.by)
+            self.metrics.update(found, index, truth, mask)

@@ -18,7 +18,7 @@ from segmentation.data.layout import walk
 from segmentation.errors import InputError
 from segmentation.inference.predictor import Predictor, add_options
 from segmentation.inference.results import Results
-from segmentation.losses.region import probabilities
+from segmentation.nets.base import probabilities
 from segmentation.training.entry import JobParser, start_job
 
 #: Bytes of a file that counts as large where Pillow cannot read its header.
@@ -110,8 +110,9 @@ def parse(args: list[str] | None) -> Namespace:
         "--format",
         choices=("index", "palette", "probabilities"),
         default="index",
-        help="index: PNG of the data set's own mask values (default); palette: the same, shown in the classes' "
-        "colours; probabilities: .npy, float16 (K, H, W), of one channel for two classes",
+        help="index: PNG (of a GeoTIFF: GeoTIFF) of the data set's own mask values (default); palette: of class "
+        "indices, shown in the classes' colours; probabilities: .npy, float16 (K, H, W), of one channel for two "
+        "classes",
     )
     parser.add_argument("--overlay", action="store_true", help="also OUTPUT/overlays: the mask laid over the image")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """prune.py: mIoU and speed of each level of a UNet++ (Zhou et al. 2019, section 4.6); the checkpoint of one."""
 
 import statistics
-import time
+import timeit
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
-from torch import Tensor
 
 from segmentation.checkpoint import load_module, read_checkpoint
 from segmentation.errors import InputError
 from segmentation.inference.source import Trained, open_trained
 from segmentation.module import SegmentationModule
-from segmentation.nets import SegmentationNet, UNetPlusPlus
+from segmentation.nets import UNetPlusPlus
 from segmentation.training.callbacks import count_flops
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.training.trainer import AtomicCheckpointIO
@@ -94,24 +93,21 @@ def measure(trained: Trained) -> list[Level]:
     for number, net in enumerate(nets, start=1):
         net.to(device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            seconds(net, image)  # the first is slower
-            median = statistics.median(seconds(net, image) for _ in range(ROUNDS))
+            times = timeit.repeat(
+                "net.predict(image)[0, 0, 0, 0].item()",  # reading a pixel waits for the device
+                globals={"net": net, "image": image},
+                number=1,
+                repeat=ROUNDS,
+            )
         level = Level(
             level=number,
             miou=float(trainer.callback_metrics[f"val/head{number}/miou"]),
             parameters=sum(parameter.numel() for parameter in net.parameters()),
             gflops=count_flops(net, tuple(image.shape)) / 1e9,
-            ms=median * 1e3,
+            ms=statistics.median(times) * 1e3,
         )
         levels.append(level)
     return levels
-
-
-def seconds(net: SegmentationNet, image: Tensor) -> float:
-    """How long one prediction takes. Reading a pixel of it waits for the device."""
-    start = time.perf_counter()
-    net.predict(image)[0, 0, 0, 0].item()
-    return time.perf_counter() - start
 
 
 def choose(
@@ -151,14 +147,12 @@ def write_level(options: Namespace, base: Path, level: int) -> None:
         if not key.startswith("net."):
             state[key] = value
     assert isinstance(net, UNetPlusPlus)  # `prune` refuses the others
-    arguments = net.pruned_arguments(level)
-    arguments["widths"] = list(arguments["widths"])
     hparams = checkpoint["hyper_parameters"]
     pruned = {key: checkpoint[key] for key in KEPT}
     pruned["state_dict"] = state
     pruned["hyper_parameters"] = {
         **hparams,
-        "net": {"class_path": hparams["net"]["class_path"], "init_args": arguments},
+        "net": {"class_path": hparams["net"]["class_path"], "init_args": net.pruned_arguments(level)},
         "head_weights": None,
         "init_from": None,
     }

@@ -13,19 +13,19 @@ from PIL import Image
 from segmentation.data.labels import Labels
 from segmentation.data.writing import atomic_write, remove_stale, write_json, write_text
 from segmentation.errors import InputError
+from segmentation.inference.geotiff import is_geotiff, save_geotiff
 from segmentation.inference.instances import separate
-from segmentation.training.entry import check_folder
 from segmentation.visualize import mask_overlay, save_png
 
 OVERLAY_SIDE = 2048  # pixels of a mask overlay's longest side at most
 COMPARED = ("checkpoint", "--format", "--tta", "--tile")  # what one folder holds masks of
 
-#: Kind of result -> its folder in the output folder, and its ending.
+#: Kind of result -> its file in the output folder, of an image's name.
 PLACES = {
-    "mask": ("", ".png"),
-    "probabilities": ("", ".npy"),
-    "overlay": ("overlays", ".png"),
-    "instances": ("instances", ".png"),
+    "mask": "{}.png",
+    "probabilities": "{}.npy",
+    "overlay": "overlays/{}.png",
+    "instances": "instances/{}.png",
 }
 
 
@@ -38,7 +38,7 @@ class Results:
         labels: the classes.
 
     Raises:
-        InputError: a PNG cannot hold the classes, or a result would replace an image or another result.
+        InputError: a PNG cannot hold the classes, or two results would have one file.
     """
 
     def __init__(
@@ -53,29 +53,36 @@ class Results:
         self.labels = labels
         self.record = self.output / "predict.json"  # what made the masks, and of which images
         self.unreadable = self.output / "unreadable.txt"
-        self.kinds = ["probabilities"]
-        if options.format != "probabilities":
-            self.kinds = ["mask"]
+        #: Name -> file of the images whose masks are GeoTIFFs, too.
+        self.geotiffs = {name: file for file, name in images.items() if is_geotiff(file)}
+        self.kinds = [kind for kind in ("overlay", "instances") if getattr(options, kind)]
+        if options.format == "probabilities":
+            self.kinds.append("probabilities")
+        else:
+            self.kinds.append("mask")
             mask_image(
                 np.zeros((1, 1), np.uint8),
                 labels,
                 options.format,
             )  # a PNG may not hold the classes
-        self.kinds += [kind for kind in ("overlay", "instances") if getattr(options, kind)]
-        check_folder(self.output)
-        taken = {os.path.realpath(file) for file in images}
+        taken: set[Path] = set()
         for name in images.values():
-            for kind in self.kinds:
-                path = self.path(name, kind)
-                place = os.path.realpath(path)
-                if place in taken:
-                    raise InputError(f"{path} would replace an image or a result: use several OUTPUTs")
-                taken.add(place)
+            paths = self.paths(name)
+            for path in paths:
+                if path in taken:
+                    raise InputError(f"{path} would be the result of two images: use several OUTPUTs")
+            taken.update(paths)
 
     def path(self, name: str, kind: str) -> Path:
         """The file of a result of an image."""
-        folder, suffix = PLACES[kind]
-        return self.output / folder / f"{name}{suffix}"
+        path = self.output / PLACES[kind].format(name)
+        if kind == "mask" and name in self.geotiffs:
+            return path.with_name(f"{path.stem}.tif")
+        return path
+
+    def paths(self, name: str) -> list[Path]:
+        """The files of all results of an image."""
+        return [self.path(name, kind) for kind in self.kinds]
 
     def begin(self) -> dict[Path, str]:
         """Write the record, remove what is to be replaced, and return the images that are still to be predicted.
@@ -86,20 +93,21 @@ class Results:
         known = self._read_record()
         before = known.pop("images", {})
         made_by = self._made_by()
-        differ = [key for key in COMPARED if known and known.get(key) != made_by[key]]
+        differ = [key for key in COMPARED if known.get(key, made_by[key]) != made_by[key]]
         fix = "choose another OUTPUT, or add --overwrite"
         if differ and not self.options.overwrite:
             raise InputError(f"{self.output} holds masks of another {' and '.join(differ)}: {fix}")
         images = {} if differ else dict(before)
         todo = {}
         for file, name in self.images.items():
-            images[name] = os.path.realpath(file)
-            paths = [self.path(name, kind) for kind in self.kinds]
+            source = os.path.realpath(file)
+            paths = self.paths(name)
             there = [path for path in paths if path.exists()]
+            if there and not self.options.overwrite and before.get(name) != source:
+                raise InputError(f"{self.output} has {there[0]} of another image: {fix}")
             if self.options.overwrite or there != paths:
                 todo[file] = name
-            if there and not self.options.overwrite and before.get(name) != images[name]:
-                raise InputError(f"{self.output} has {there[0]} of another image: {fix}")
+            images[name] = source
         # Of every kind: a mask overlay of another checkpoint is none of this one's.
         for name in before.keys() & todo.values():
             for kind in PLACES:
@@ -120,6 +128,9 @@ class Results:
         if "probabilities" in self.kinds:
             with atomic_write(self.path(name, "probabilities")) as aside:
                 np.save(aside, np.concatenate(probabilities, axis=1))
+        pictures = {}
+        if "mask" in self.kinds:
+            pictures["mask"] = mask_image(index, self.labels, self.options.format)
         if "overlay" in self.kinds:
             step = -(-max(index.shape) // OVERLAY_SIDE)
             overlay = mask_overlay(
@@ -127,16 +138,22 @@ class Results:
                 index[::step, ::step],
                 self.labels,
             )
-            save_png(Image.fromarray(overlay), self.path(name, "overlay"))
+            pictures["overlay"] = Image.fromarray(overlay)
         if "instances" in self.kinds:
             ids = separate(index, self.labels)
-            path = self.path(name, "instances")
             if ids.max() > 65535:
-                raise InputError(f"{path}: {ids.max()} instances are more than 16 bits can number")
-            save_png(Image.fromarray(ids.astype(np.uint16)), path)
-        if "mask" in self.kinds:
-            picture = mask_image(index, self.labels, self.options.format)
-            save_png(picture, self.path(name, "mask"))
+                raise InputError(f"{name}: {ids.max()} instances are more than 16 bits can number")
+            pictures["instances"] = Image.fromarray(ids.astype(np.uint16))
+        if name in self.geotiffs and "mask" in pictures:
+            save_geotiff(
+                pictures.pop("mask"),
+                self.path(name, "mask"),
+                source=self.geotiffs[name],
+                image=image,
+                labels=self.labels,
+            )
+        for kind, picture in pictures.items():
+            save_png(picture, self.path(name, kind))
 
     def end(self, bad: list[str]) -> None:
         """Write the list of images that were left out; none of an earlier run stays."""
@@ -164,40 +181,38 @@ class Results:
             "--format": self.options.format,
             "--tta": self.options.tta,
             "--tile": self.options.tile,
-            "classes": {one.pop("name"): one for one in describe_classes(self.labels)},
+            "classes": describe_classes(self.labels),
         }
 
 
 def describe_classes(labels: Labels) -> list[dict[str, Any]]:
     """Name, mask value and colour of each class, in the order of their indices."""
-    values = [of_class[0] for of_class in labels.values]
     described = []
-    for name, value, color in zip(labels.names, values, labels.colors, strict=True):
-        described.append({"name": name, "value": value, "color": color})
+    for name, values, color in zip(labels.names, labels.values, labels.colors, strict=True):
+        described.append(
+            {
+                "name": name,
+                "value": values[0],
+                "color": color,
+            }
+        )
     return described
 
 
 def mask_image(index: np.ndarray, labels: Labels, form: str) -> Image.Image:
     """A mask for saving, of class indices (H, W). `index`: the data set's own values, 8 or 16 bits, or its colours.
-    `palette`: the same values (class indices, where those are colours or of 16 bits), shown in the classes' colours.
+    `palette`: class indices, shown in the classes' colours.
 
     Raises:
         InputError: a PNG cannot hold the classes.
     """
-    values = labels.decode(index)
     if form == "index":
+        values = labels.decode(index)
         if values.dtype not in (np.uint8, np.uint16):
             raise InputError(f"--format index: a PNG holds 0 to 65535, not {labels.values}: take --format palette")
         return Image.fromarray(values)
     if labels.num_classes > 256:
         raise InputError(f"--format palette holds 256 colours, for {labels.num_classes} classes: take index")
-    palette = np.zeros((256, 3), np.uint8)
-    if values.ndim == 2 and values.dtype == np.uint8:
-        own = [int(of_class[0]) for of_class in labels.values]
-        palette[own] = labels.palette
-    else:
-        values = index
-        palette[: labels.num_classes] = labels.palette
-    image = Image.fromarray(values)  # gray, until it has a palette
-    image.putpalette(palette.tobytes())
+    image = Image.fromarray(index)  # gray, until it has a palette
+    image.putpalette(labels.palette.tobytes())
     return image

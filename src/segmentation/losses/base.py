@@ -27,7 +27,10 @@ class SegmentationLoss(nn.Module, ABC):
 
     Attributes:
         terms: what the last loss was the sum of, by name; empty for a loss of one term.
+        additive: whether the losses of an image's parts, all given the whole image's `step_pixels`, add up to its own.
     """
+
+    additive: bool = False
 
     def __init__(self, class_weights: Weights = None, max_weight: float = 10.0) -> None:
         super().__init__()

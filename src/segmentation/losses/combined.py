@@ -32,6 +32,7 @@ class WeightedSum(SegmentationLoss):
             raise InputError(f"WeightedSum: {len(weights)} weights for {len(losses)} losses; give one a loss")
         self.losses: Iterable[SegmentationLoss] = nn.ModuleList(losses)  # type: ignore[assignment]  # of one class
         self.weights = list(weights)
+        self.additive = all(loss.additive for loss in losses)
 
     def setup(self, statistics: SplitStatistics) -> None:
         for loss in self.losses:

@@ -1,14 +1,19 @@
 """A loss of structure: multi-scale structural similarity."""
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss
-from segmentation.losses.region import one_hot, probabilities
+from segmentation.losses.region import one_hot
+from segmentation.nets.base import probabilities
 
 #: Exponents of the five scales (Wang et al. 2003).
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -50,10 +55,9 @@ class MsSsim(SegmentationLoss):
             InputError: none does.
         """
         side = min(mask.shape[-2:])
-        fitting = [limit for limit in SIDES if limit <= side]
-        if not fitting:
+        scales = sum(limit <= side for limit in SIDES)
+        if not scales:
             raise InputError(f"MS-SSIM needs sides of {SIDES[0]} pixels or more, not {side}: choose a larger data.crop")
-        scales = len(fitting)
         if scales < len(SIDES):  # Python says the same warning once
             rank_zero_warn(
                 f"MS-SSIM: {scales} of 5 scales fit into sides of {side} pixels (all five need {SIDES[-1]})",
@@ -95,8 +99,8 @@ def ssim(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     Shape:
         (N, K, H, W) -> two of (N, K, H, W)
     """
-    down = gaussian(p.shape[-2], p).T
-    across = gaussian(p.shape[-1], p)
+    down = gaussian(p.shape[-2]).T.to(p)
+    across = gaussian(p.shape[-1]).to(p)
     products = torch.stack(
         [
             p,
@@ -118,14 +122,8 @@ def ssim(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return structure, luminance
 
 
-def gaussian(side: int, like: Tensor) -> Tensor:
-    """The matrix (side, side) that blurs a line of pixels by sigma 1.5.
-
-    The line is reflected at its ends.
-    """
-    taps = torch.arange(-RADIUS, RADIUS + 1, dtype=like.dtype, device=like.device) / 1.5
-    weights = torch.softmax(-taps * taps / 2, dim=0)
-    lines = torch.eye(side, dtype=like.dtype, device=like.device)
-    lines = F.pad(lines, pad=(RADIUS, RADIUS), mode="reflect")
-    windows = lines.unfold(dimension=1, size=len(weights), step=1)
-    return windows @ weights
+@lru_cache
+def gaussian(side: int) -> Tensor:
+    """The matrix (side, side) that blurs a line of pixels, reflected at its ends, by sigma 1.5."""
+    lines = gaussian_filter1d(np.eye(side), sigma=1.5, mode="mirror", radius=RADIUS)
+    return torch.from_numpy(lines)

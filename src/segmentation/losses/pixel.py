@@ -20,6 +20,8 @@ class PixelLoss(SegmentationLoss):
     logits). A subclass defines f in `of_pixel`.
     """
 
+    additive = True
+
     @abstractmethod
     def of_pixel(self, log_p: Tensor) -> Tensor:
         """f, given the logarithm of p_t."""
@@ -42,15 +44,9 @@ class PixelLoss(SegmentationLoss):
     ) -> Tensor:
         total = super().forward(logits, mask, weight)
         if step_pixels is None:
-            return divide(total, self.weight_sum_from_mask(logits, mask))
+            valid = mask[mask != IGNORE_INDEX]
+            step_pixels = torch.bincount(valid, minlength=max(2, logits.shape[1]))
         return divide(total, self.weight_sum(logits, step_pixels))
-
-    def weight_sum_from_mask(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """`weight_sum` of a batch, from its mask."""
-        valid = mask != IGNORE_INDEX
-        if logits.shape[1] > 1 and self.class_weights is not None:
-            return (self.class_weights[mask * valid] * valid).sum()
-        return valid.sum()
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The sum over the pixels; `forward` divides it."""
@@ -133,8 +129,6 @@ class Focal(PixelLoss):
         self.gamma = gamma
 
     def of_pixel(self, log_p: Tensor) -> Tensor:
-        if not self.gamma:
-            return -log_p
         # expm1: 1 - p without cancellation. The floor keeps the power's gradient finite at p = 1.
         floor = torch.finfo(log_p.dtype).eps
         wrong = -torch.expm1(log_p)

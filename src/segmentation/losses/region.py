@@ -6,18 +6,12 @@ loss of training depends on what is batched together; that of validation is take
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX
+from segmentation.errors import InputError
 from segmentation.losses.base import SegmentationLoss, Weights, divide
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """(..., K, H, W) logits -> probabilities: of the foreground for one logit, of each class for K."""
-    if logits.shape[-3] == 1:
-        return logits.sigmoid()
-    return logits.softmax(dim=-3)
+from segmentation.nets.base import probabilities
 
 
 def one_hot(mask: Tensor, channels: int, like: Tensor) -> Tensor:
@@ -28,24 +22,8 @@ def one_hot(mask: Tensor, channels: int, like: Tensor) -> Tensor:
     return (mask.unsqueeze(1) == classes.view(-1, 1, 1)).to(like.dtype)
 
 
-class ClassLoss(SegmentationLoss):
-    """The mean over classes of a loss of each class; by `class_weights` where given."""
-
-    def mean_over_classes(self, losses: Tensor, present: Tensor, logits: Tensor) -> Tensor:
-        """The mean of the losses of the present classes.
-
-        Shape:
-            losses and present (K,) -> scalar.
-        """
-        share = present.to(losses.dtype)
-        weights = self.weights_of_classes(logits.shape[1], logits)
-        if weights is not None:
-            share = share * weights
-        return divide((losses * share).sum(), share.sum())
-
-
-class SoftOverlap(ClassLoss):
-    """1 - TP / (TP + alpha FP + beta FN), of soft counts over the batch.
+class SoftOverlap(SegmentationLoss):
+    """1 - TP / (TP + alpha FP + beta FN), of soft counts over the batch; the mean over classes, by `class_weights`.
 
     TP = sum of w p y, FP = sum of w p (1 - y) and FN = sum of w (1 - p) y, with the probability p of the class, y = 1
     on its pixels and 0 elsewhere, and the pixel's weight w.
@@ -66,11 +44,11 @@ class SoftOverlap(ClassLoss):
         fp = (w * p * (1 - y)).sum(over_pixels)
         fn = (w * (1 - p) * y).sum(over_pixels)
         overlap = divide(tp, tp + self.alpha * fp + self.beta * fn)
-        return self.mean_over_classes(
-            losses=1 - overlap,
-            present=tp + fn > 0,
-            logits=logits,
-        )
+        share = (tp + fn > 0).to(logits.dtype)  # of each class in the mean
+        weights = self.weights_of_classes(len(share), logits)
+        if weights is not None:
+            share = share * weights
+        return divide(((1 - overlap) * share).sum(), share.sum())
 
 
 class Dice(SoftOverlap):
@@ -107,42 +85,22 @@ class Tversky(SoftOverlap):
         self.beta = beta
 
 
-class Lovasz(ClassLoss):
-    """The Lovasz extension of the Jaccard loss (Berman et al. 2018): Lovasz-Softmax over the classes present for K
-    logits, the Lovasz hinge for one. Pixels count by their weights in the Jaccard index.
+class Lovasz(SegmentationLoss):
+    """The Lovasz extension of the Jaccard loss (Berman et al. 2018), as segmentation-models-pytorch has it.
 
-    Written out, since segmentation-models-pytorch's, to which the tests compare it, takes no weights.
+    Lovasz-Softmax over the classes present for K logits, the Lovasz hinge for one. Weights of pixels change nothing.
+
+    Raises:
+        InputError: it has `class_weights`.
     """
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-        valid = mask != IGNORE_INDEX
-        x = logits.movedim(1, 0)[:, valid]  # (K, pixels)
-        y = one_hot(mask, len(x), logits).movedim(1, 0)[:, valid]
-        if weight is None:
-            weight = torch.ones_like(logits[:, 0])
-        w = weight[valid].to(logits.dtype)
-        errors = (y - x.softmax(dim=0)).abs()
-        if len(x) == 1:
-            errors = F.relu(1 - x * (2 * y - 1))
-        present = (w * y).sum(dim=1) > 0
-        losses = errors[:, :0].sum(dim=1)  # zeros that have a gradient
-        for c in present.nonzero().flatten().tolist():
-            worst_first, order = errors[c].sort(descending=True)
-            losses[c] = worst_first @ jaccard_gains(y[c][order], w[order])
-        return self.mean_over_classes(losses, present, logits)
+        from segmentation_models_pytorch.losses import LovaszLoss  # takes seconds to import
 
-
-def jaccard_gains(y: Tensor, w: Tensor) -> Tensor:
-    """What the Jaccard loss gains with each pixel that becomes wrong, in their order (algorithm 1).
-
-    Args:
-        y: (pixels,), 1 where the class is true.
-        w: (pixels,), the weight of each.
-    """
-    inside = w * y
-    outside = w - inside
-    true = inside.sum()
-    intersection = true - inside.cumsum(dim=0)
-    union = true + outside.cumsum(dim=0)
-    loss = 1 - intersection / union
-    return loss.diff(prepend=loss.new_zeros(1))
+        if self.class_weights is not None:
+            raise InputError("Lovasz takes no class_weights: take Jaccard, or leave them out")
+        classes = logits.shape[1]
+        if not one_hot(mask, classes, logits).any():
+            return (logits * 0).sum()
+        loss = LovaszLoss("binary" if classes == 1 else "multiclass", ignore_index=IGNORE_INDEX)
+        return loss(logits.float(), mask)

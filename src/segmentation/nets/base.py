@@ -77,16 +77,10 @@ class SegmentationNet(nn.Module, ABC):
             image: (N, C, H, W), normalised; any H and W from 1 up (once exported by torch.export, with dynamic H and W,
                 larger than `stride`: a map of 1x1 would be another graph).
             level: 1..num_heads, or None for all.
-
-        Raises:
-            InputError: the image has other channels than the net was built for.
         """
-        if image.shape[1] != self.in_channels:
-            raise InputError(f"the image has {image.shape[1]} channels, the net takes in_channels: {self.in_channels}")
-        height, width = image.shape[-2:]
         # By floor division, as inductor cannot compile `%` of a side that changes from batch to batch.
-        bottom = (height + self.stride - 1) // self.stride * self.stride - height
-        right = (width + self.stride - 1) // self.stride * self.stride - width
+        stride = self.stride
+        bottom, right = [(side + stride - 1) // stride * stride - side for side in image.shape[-2:]]
         # Zeros below and to the right, cut off again by negative padding: slicing would break a dynamic export.
         image = F.pad(image, (0, right, 0, bottom))
         heads = self.compute(image, level)
@@ -119,10 +113,9 @@ class SegmentationNet(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Keep a frozen backbone in eval mode, so that its batch norms do not update their running statistics."""
         super().train(mode)
-        if self.backbone is not None:
-            frozen = not any(p.requires_grad for p in self.backbone.parameters())
-            if frozen:
-                self.backbone.eval()
+        backbone = self.backbone
+        if backbone is not None and not any(p.requires_grad for p in backbone.parameters()):
+            backbone.eval()
         return self
 
     def prune(self, level: int) -> "SegmentationNet":
@@ -153,3 +146,10 @@ def gate(logits: Tensor, class_logits: Tensor) -> Tensor:
         none_is_present = absent.all(dim=1, keepdim=True)
         absent = absent & ~none_is_present
     return logits.masked_fill(absent[:, :, None, None], CLOSED)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(..., K, H, W) logits -> probabilities: of the foreground for one logit, of each class for K."""
+    if logits.shape[-3] == 1:
+        return logits.sigmoid()
+    return logits.softmax(dim=-3)

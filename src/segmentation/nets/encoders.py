@@ -49,7 +49,6 @@ class Encoder(nn.Module):
                 self.levels[str(level)] = DoubleConv(before, width, norm)
         init_he(self.levels)
         self.body = body if len(self.levels) < len(widths) else None
-        self.register_load_state_dict_pre_hook(rename_stem)
 
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
         """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
@@ -62,13 +61,6 @@ class Encoder(nn.Module):
             else:
                 maps.append(given[level])
         return maps
-
-
-def rename_stem(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load checkpoints of version 0.1, where the levels that a body lacks were called its stem."""
-    for key in list(state):
-        if key.startswith(f"{prefix}stem."):
-            state[f"{prefix}levels.{key.removeprefix(prefix + 'stem.')}"] = state.pop(key)
 
 
 def build_encoder(
@@ -151,16 +143,15 @@ def probe(
         with torch.enable_grad():
             outputs = module(torch.ones(1, in_channels, stride, stride))
             maps = [outputs] if isinstance(outputs, Tensor) else outputs[:count]
-            total = torch.zeros((), requires_grad=True)
-            for x in maps:
-                total = total + x.sum()
+            total = torch.stack([x.sum() for x in maps]).sum()
     except (AssertionError, RuntimeError, ValueError) as error:
         if stride >= 128:
             raise InputError(f"{name} does not run on images of any size ({error}); choose another encoder") from error
         return probe(module, name, in_channels, 2 * stride, count)
     finally:
         module.train()
-    total.backward()
+    if total.requires_grad:  # else no map is the module's own
+        total.backward()
     used = set()
     for parameter in module.parameters():
         if parameter.grad is None:

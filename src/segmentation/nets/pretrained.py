@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import nn
 
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 from segmentation.nets.weights import read_weights
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -56,8 +56,7 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
             encoder.load_state_dict(state)
             encoder.set_in_channels(in_channels)
     except ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{problem}: {reason}") from error
+        raise InputError(f"{problem}: {one_line(error)}") from error
     encoder.statistics = None
     if weights is not None and in_channels == 3:  # mean and standard deviation of the images it was pretrained on
         config = pretrained_config(name, weights)
@@ -85,7 +84,8 @@ def weights_file(name: str, weights: str, download: bool = True) -> Path:
         if not given.is_file():
             raise InputError(f"encoder_weights: there is no file {given}")
         return given
-    repository = pretrained_config(name, weights).get("repo_id")
+    config = pretrained_config(name, weights)
+    repository = config.get("repo_id")
     if not repository:
         known = encoders.get(name, {}).get("pretrained_settings", {})
         raise InputError(f"encoder_weights: {name} has no {weights}; choose {', '.join([*known, 'a file, or null'])}")
@@ -93,7 +93,7 @@ def weights_file(name: str, weights: str, download: bool = True) -> Path:
         file = hf_hub_download(
             repository,
             "model.safetensors",
-            revision=pretrained_config(name, weights).get("revision"),
+            revision=config.get("revision"),
             local_files_only=not download,
         )
     except Exception as error:  # each library on the way has its own errors for "no network"

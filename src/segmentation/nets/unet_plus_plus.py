@@ -1,6 +1,7 @@
 """UNet++: Zhou, Siddiquee, Tajbakhsh, Liang, "UNet++: A Nested U-Net Architecture for Medical Image Segmentation",
 DLMIA 2018, and "UNet++: Redesigning Skip Connections to Exploit Multiscale Features", IEEE TMI 2019."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,7 @@ class UNetPlusPlus(SegmentationNet):
         upsample: `bilinear` (the usual PyTorch form) or `transposed` (the authors' 2x2).
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, the `mean` (the paper's accurate mode), or a level (its fast mode).
-        pad_to: pad height and width to multiples of it; null: the net's own stride. `prune` passes on the full net's.
+        pad_to: pad height and width to multiples of it and of the net's own stride. `prune` passes on the full net's.
     """
 
     def __init__(
@@ -89,9 +90,7 @@ class UNetPlusPlus(SegmentationNet):
             "norm": norm,
         }
         self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
-        self.stride = pad_to or self.encoder.stride
-        if self.stride % self.encoder.stride:
-            raise InputError(f"pad_to: {pad_to} is no multiple of {self.encoder.stride}, which this net needs")
+        self.stride = math.lcm(pad_to or 1, self.encoder.stride)
         channels = [[first] for first in self.encoder.channels]  # channels[i][j] of X(i, j)
         self.nodes = nn.ModuleDict()
         for j in range(1, depth + 1):
@@ -130,8 +129,9 @@ class UNetPlusPlus(SegmentationNet):
 
     def pruned_arguments(self, level: int) -> dict:
         """What the pruned net is built with, for a checkpoint or a YAML file. Raises as `prune` does."""
-        if self.num_heads == 1:
-            raise InputError("prune needs a head at every level: train with model.net.init_args.deep_supervision: true")
-        if not 1 <= level <= self.num_heads:
-            raise InputError(f"level {level} is no head of this net; choose 1 to {self.num_heads}")
+        if self.num_heads == 1 or not 1 <= level <= self.num_heads:
+            raise InputError(
+                f"level {level} is no head of this net, which has {self.num_heads}: "
+                "train with deep_supervision: true for one at every level"
+            )
         return self.init_args | {"widths": self.widths[: level + 1], "pad_to": self.stride}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 
 
 def read_weights(path: str | Path) -> Any:
@@ -19,15 +19,13 @@ def read_weights(path: str | Path) -> Any:
     try:
         _check_size(Path(path))
         return torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than weights and plain types, or is no checkpoint; it was not loaded, as its contents "
             "could run any code"
         ) from error
     except Exception as error:  # a damaged zip, a missing key, an end too soon: many types, one remedy
-        reason = f"{type(error).__name__} {' '.join(str(error).split())[:160]}"
+        reason = f"{type(error).__name__} {one_line(error)}"
         raise InputError(f"{path}: cannot be loaded ({reason}). It is cut off, or no checkpoint") from error
 
 
@@ -39,11 +37,8 @@ def _check_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(part.file_size for part in archive.infolist())
         if unpacked > packed:
-            raise InputError(
-                f"{path}: has {packed / 2**20:,.1f} MiB, but would unpack to {unpacked / 2**20:,.1f} MiB. torch.save "
-                "does not compress; it was not loaded, as it could fill the memory"
-            )
+            raise ValueError(f"would unpack to {unpacked / 2**20:,.1f} MiB, more than it has: torch.save packs nothing")
         # All that torch may take for the pickle: of parts of one name it reads the first, and case is nothing to it.
         pickles = [archive.read(part) for part in archive.infolist() if part.filename.lower().endswith(".pkl")]
     if any(b"\nbytearray\n" in each for each in pickles):  # the one call that torch allows whose size is a number
-        raise InputError(f"{path}: holds more than weights and plain types; it was not loaded")
+        raise pickle.UnpicklingError

@@ -15,14 +15,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from segmentation.checkpoint import find_class, read_checkpoint
 from segmentation.data import SegmentationData, SegmentationDataModule
 from segmentation.data.writing import write_text
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 from segmentation.losses import SegmentationLoss
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet
 from segmentation.training.callbacks import EpochPrinter, RunSummary, StopAtNonFinite, Throughput
 from segmentation.training.entry import outcome, start_job
 from segmentation.training.parser import Parser
-from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place
+from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place, check_processes
 from segmentation.training.report import PictureOptions, Pictures, report
 from segmentation.training.run_folder import (
     BestCheckpoint,
@@ -153,7 +153,7 @@ class SegmentationCLI(LightningCLI):
 
     def resumed_config(self, asked: Namespace, args: list[str]) -> Namespace:
         """The config of the run that goes on, with what the command line changes: options that cannot change a result,
-        and more epochs.
+        more epochs, and another limit of time.
 
         Args:
             asked: the command line over the defaults, as at the start of the run.
@@ -179,7 +179,13 @@ class SegmentationCLI(LightningCLI):
             # max_steps is not free: a stop within an epoch ends that epoch
             endless = (None, -1)
             longer = key == "trainer.max_epochs" and before not in endless and (after in endless or after > before)
-            if longer or key.startswith(CHANGEABLE):
+            if longer or key == "trainer.max_time":
+                rank_zero_only(print)(
+                    f"resume    {key} is {after}, was {before}: WarmupDecay goes on as if it had been so from the "
+                    "start. In a longer run the learning rate rises again"
+                )
+                own[key] = after
+            elif key.startswith(CHANGEABLE):
                 own[key] = after
             else:
                 wrong.append(f"{key} (run: {before}, now: {after})")
@@ -196,7 +202,7 @@ class SegmentationCLI(LightningCLI):
         run = self.run_folder
         options = dict(config.trainer)
         check_meeting_place()
-        check_launch(options["devices"], options["num_nodes"])
+        check_launch(options["num_nodes"])
         callbacks = as_list(options["callbacks"])
         check_callbacks(callbacks)
         for line in self.config_text.splitlines():
@@ -228,12 +234,14 @@ class SegmentationCLI(LightningCLI):
         self.wandb = make_wandb(run, config.wandb)
         if self.wandb:
             options["logger"].append(self.wandb)
-        return make_trainer(
+        trainer = make_trainer(
             **options,
             enable_model_summary=False,  # RunSummary prints it
             default_root_dir=str(run.path),
             use_distributed_sampler=False,  # the datamodule gives each process its share
         )
+        check_processes(trainer)
+        return trainer
 
     def run(self) -> None:
         """Train and test; afterwards restore the signal handlers and release the lock of the run folder."""
@@ -255,7 +263,9 @@ class SegmentationCLI(LightningCLI):
         run = self.run_folder
         trainer = self.trainer
         if run.last and run.summary.is_file() and run.config.read_text(encoding="utf-8") == self.config_text:
-            rank_zero_only(print)(f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs")
+            rank_zero_only(print)(
+                f"run folder {run.path}: the run is finished; to go on, raise --trainer.max_epochs or max_time"
+            )
             return
         if is_rank_zero():
             self.prepare()
@@ -294,7 +304,7 @@ class SegmentationCLI(LightningCLI):
         skipped = self.datamodule.skipped()
         if skipped:
             write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
-            print(f"skipped   {len(skipped)} bad files, listed in {run.skipped}", flush=True)
+            print(f"skipped   {plural(len(skipped), 'bad file')}, listed in {run.skipped}", flush=True)
         if self.wandb:
             self.wandb.describe({**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names})
 

@@ -5,7 +5,6 @@ is a bug of this project. Nothing here imports torch: that takes seconds, in whi
 """
 
 import argparse
-import ast
 import ctypes
 import errno
 import logging
@@ -54,6 +53,10 @@ FUSED = (
     "a fused optimizer cannot clip its gradient in mixed precision. Fix: --trainer.gradient_clip_val null, or "
     "--model.optimizer.fused false"
 )
+ONE_VALUE = (
+    "batch norm needs more than one value of each channel, but at the net's coarsest level a batch is one pixel. Turn "
+    "up data.batch_size or data.crop, or set --model.net.norm group"
+)
 NOT_DETERMINISTIC = (
     "--trainer.deterministic true: this net or loss uses a kernel without a deterministic version. Take another "
     "encoder (--config configs/model/unet_resnet34.yaml), or --trainer.deterministic warn"
@@ -72,6 +75,7 @@ KNOWN = {
     "ncclremoteerror": (1, LOST_PEER),
     "nccl communicator was aborted": (1, LOST_PEER),
     "does not allow for gradient clipping": (2, FUSED),
+    "expected more than 1 value per channel": (2, ONE_VALUE),
     "deterministic implementation": (2, NOT_DETERMINISTIC),
     "memoryerror": (2, OUT_OF_MEMORY),
     "out of memory": (2, OUT_OF_MEMORY),
@@ -143,7 +147,7 @@ def outcome(error: BaseException) -> tuple[int, str]:
         if error.filename is None:
             fix += f". If there is room, shared memory is full. {ENLARGE_SHARED_MEMORY}"
         return 2, f"error: {error.filename or 'writing'}: {error.strerror}. {fix}"
-    if isinstance(error, MemoryError | OSError | RuntimeError):
+    if isinstance(error, MemoryError | OSError | RuntimeError | ValueError):
         # The data loader names the signal that ended a worker in the cause of its error.
         words = f"{type(error).__name__} {error} {error.__cause__}".lower()
         for part, (status, message) in KNOWN.items():
@@ -209,7 +213,7 @@ class JobParser(argparse.ArgumentParser):
 
     def __init__(self, script: str) -> None:
         source = (Path(__file__).parents[2] / f"{script}.py").read_text(encoding="utf-8")
-        description, _, examples = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
+        description, _, examples = source.split('"""')[1].partition("\n\n")
         super().__init__(
             prog=f"python src/{script}.py",
             description=description,
@@ -242,16 +246,9 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
         InputError: one is there already, unless told to overwrite; or it cannot be written.
     """
     for path in paths:
-        check_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file")
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
         raise InputError(f"{', '.join(there)}: there already; give another --output, or add --overwrite")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise InputError if a file stands where a folder to write to should be, or one above it."""
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file: the results need a folder there")

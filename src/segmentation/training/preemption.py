@@ -12,17 +12,18 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from segmentation.errors import InputError
 from segmentation.training.entry import Preempted
-from segmentation.training.run_folder import MetricsFile, RunFolder
+from segmentation.training.run_folder import RunFolder
 
 #: SLURM's warning (`#SBATCH --signal=USR1@120`) before the time is up, and what precedes every kill.
 SIGNALS = (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))  # Windows lacks it
 
-CHILD = getattr(signal, "SIGCHLD", None)
+CHILD = getattr(signal, "SIGCHLD", signal.SIGTERM)
 
 #: Processes agree on what to do every so many batches, as each time they wait for one another.
 BATCHES = 5
@@ -57,48 +58,37 @@ def check_meeting_place() -> None:
         ) from error
 
 
-def check_launch(devices: Any, num_nodes: int) -> None:
-    """Compare what started this process with what the trainer is told, before anything can wait for ever.
-
-    Raises:
-        InputError: they do not fit; the message says which line to change.
-    """
-    env = os.environ
-    told = {"num_nodes": num_nodes}
-    if str(devices).isdigit():
-        told["devices"] = int(devices)
-    if "TORCHELASTIC_RUN_ID" in env:
-        starter = "torchrun"
-        started = {
-            "devices": float(env["LOCAL_WORLD_SIZE"]),
-            "num_nodes": int(env["WORLD_SIZE"]) / int(env["LOCAL_WORLD_SIZE"]),
-        }
-        fixes = {"devices": "--nproc-per-node ", "num_nodes": "--nnodes "}
-    elif "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        if env["SLURM_NTASKS"] != "1" and "SLURM_STEP_ID" not in env:
-            raise InputError(
-                f"the job has {env['SLURM_NTASKS']} tasks, but the script starts one: this process would wait for the "
-                "others. Fix: srun python src/train.py, as in slurm/train.sbatch"
-            )
-        starter = "the job"
-        started = {
-            "devices": int(env["SLURM_NTASKS"]) / int(env["SLURM_NNODES"]),
-            "num_nodes": float(env["SLURM_NNODES"]),
-        }
-        fixes = {"devices": "#SBATCH --ntasks-per-node=", "num_nodes": "#SBATCH --nodes="}
-    elif num_nodes > 1 and "MASTER_ADDR" not in env:
+def check_launch(num_nodes: int) -> None:
+    """Raise InputError if this process would wait for ever for others that nothing starts."""
+    if TorchElasticEnvironment.detect():
+        return
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    by_slurm = SLURMEnvironment.detect()
+    if by_slurm and tasks != "1" and "SLURM_STEP_ID" not in os.environ:
+        raise InputError(
+            f"the job has {tasks} tasks, but the script starts one: this process would wait for the others. "
+            "Fix: srun python src/train.py, as in slurm/train.sbatch"
+        )
+    if num_nodes > 1 and not by_slurm and "MASTER_ADDR" not in os.environ:
         raise InputError(
             f"trainer.num_nodes is {num_nodes}, but nothing here starts processes on other nodes: this one would wait "
             "for them. Fix: --trainer.num_nodes 1, or start by slurm/train.sbatch or torchrun"
         )
-    else:
-        return
-    for option, number in told.items():
-        if number != started[option]:
-            raise InputError(
-                f"trainer.{option} is {number}, but {starter} starts {started[option]:g}. "
-                f"Fix: {fixes[option]}{number}, or --trainer.{option} {started[option]:g}"
-            )
+
+
+def check_processes(trainer: Trainer) -> None:
+    """Raise InputError if torchrun or SLURM has started other processes than the trainer is told of."""
+    told = trainer.num_devices * trainer.num_nodes
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            started = environment().world_size()
+            if started != told:
+                raise InputError(
+                    f"{started} processes are started, but trainer.devices ({trainer.num_devices}) times "
+                    f"trainer.num_nodes ({trainer.num_nodes}) is {told}. Fix: --trainer.devices and "
+                    "--trainer.num_nodes as torchrun or #SBATCH has them"
+                )
+            return
 
 
 class LastCheckpoint(Checkpoint):
@@ -125,6 +115,7 @@ class LastCheckpoint(Checkpoint):
         self.saved = time.monotonic()
         self.received: int | None = None  # the first signal
         self.since = math.inf  # when it came
+        self.batches = 0  # that have ended
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -145,7 +136,7 @@ class LastCheckpoint(Checkpoint):
     def listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self.note)
-        self.of_workers = signal.getsignal(CHILD) if CHILD else None
+        self.of_workers = signal.getsignal(CHILD)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Keep the first signal: SIGTERM after SIGUSR1 still means requeue."""
@@ -156,10 +147,10 @@ class LastCheckpoint(Checkpoint):
     def watch_workers(self) -> None:
         """Put back torch's handler for the death of a loader's worker. torch sets it once, with the first worker; after
         a fit Lightning puts back all handlers of before that."""
-        if CHILD and self.of_workers:
+        if self.of_workers:
             signal.signal(CHILD, self.of_workers)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
         self.watch_workers()
 
     # Lightning sets its own handlers before each of these three, and takes them away by itself.
@@ -172,77 +163,57 @@ class LastCheckpoint(Checkpoint):
     def on_test_start(self, *args: Any) -> None:
         self.listen()
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        step = trainer.global_step
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         due = time.monotonic() - self.saved >= self.every_seconds
-        if can_resume_from(trainer, batch_idx) and self.any_process(trainer, step, due or self.received):
+        if can_resume_from(trainer) and self.is_turn(trainer) and any_process(trainer, due or self.received):
             self.save(trainer)
-            self.stop_if(self.received, trainer, step, f"at step {step}")
+            self.stop_if(self.received, trainer, f"at step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
         self.save(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         if trainer.current_epoch:  # not at the epoch's end: callbacks of the user may save it too
-            self.stop_if(self.received, trainer, 0, f"at step {trainer.global_step}")
+            self.stop_if(self.received, trainer, f"at step {trainer.global_step}")
 
     def save(self, trainer: Trainer) -> None:
         """Save last.ckpt, after metrics.csv, which must hold all rows up to its step."""
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.write()
+        metrics: Any = trainer.logger  # the first one, MetricsFile
+        metrics.write()
         trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
         self.saved = time.monotonic()
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        *args: int,
-    ) -> None:
-        if not trainer.sanity_checking:
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if not trainer.sanity_checking and self.is_turn(trainer):
             late = time.monotonic() - self.since > GRACE
-            self.stop_if(late, trainer, batch_idx, "in a validation that would not end in time")
+            self.stop_if(late, trainer, "in a validation that would not end in time")
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        *args: int,
-    ) -> None:
-        self.stop_if(self.received, trainer, batch_idx, "in the test")
+    def on_test_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self.is_turn(trainer):
+            self.stop_if(self.received, trainer, "in the test")
 
-    def any_process(self, trainer: Trainer, number: int, wish: object) -> bool:
-        """Whether any process has a wish after this batch or step. All must ask, as then they wait for one another."""
-        if trainer.world_size > 1 and number % BATCHES:
-            return False
-        return trainer.strategy.reduce_boolean_decision(bool(wish), all=False)
+    def is_turn(self, trainer: Trainer) -> bool:
+        """Whether the processes ask one another after this batch."""
+        self.batches += 1
+        return trainer.world_size == 1 or self.batches % BATCHES == 0
 
-    def stop_if(self, wish: object, trainer: Trainer, number: int, where: str) -> None:
-        """Raises Preempted, on every process, if any has the wish after this batch or step."""
-        if self.any_process(trainer, number, wish):
+    def stop_if(self, wish: object, trainer: Trainer, where: str) -> None:
+        """Raises Preempted, on every process, if any has the wish."""
+        if any_process(trainer, wish):
             last = None
             if trainer.is_global_zero:
                 last = str if self.received == signal.SIGTERM else requeue  # str() is "": nothing to do or to add
             raise Preempted(f"stopped by a signal {where}, saved in {self.run.checkpoints}", last)
 
 
-def can_resume_from(trainer: Trainer, batch_idx: int) -> bool:
+def any_process(trainer: Trainer, wish: object) -> bool:
+    """Whether any process has the wish. All must ask, as they wait for one another."""
+    return trainer.strategy.reduce_boolean_decision(bool(wish), all=False)
+
+
+def can_resume_from(trainer: Trainer) -> bool:
     """Whether Lightning goes on exactly from a checkpoint that is saved after this training batch."""
-    batches = batch_idx + 1
+    batches = trainer.fit_loop.batch_idx + 1
     ends_run = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
     if trainer.is_last_batch or ends_run or batches % trainer.accumulate_grad_batches:
         return False

@@ -1,6 +1,5 @@
 """What a run shows of its results: grids of images, and at its end the table and the files in the run folder."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,18 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback
-from PIL.Image import Image
 from rich.console import Console
-from torch import Tensor
 
 from segmentation.checkpoint import read_checkpoint
-from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.writing import write_csv, write_json
 from segmentation.metrics import confusion_counts, mean_iou, table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
 from segmentation.training.run_folder import RunFolder
-from segmentation.visualize import confusion_figure, evenly, iou_table, sample_grid, save_png, to_rgb
+from segmentation.visualize import Shown, confusion_figure, evenly, iou_table, sample_grid, save_png, shrink, to_rgb
 
 
 @dataclass
@@ -48,37 +45,43 @@ class Pictures(Callback):
         due = epoch % max(1, self.options.every_n_epochs) < (trainer.check_val_every_n_epoch or 1)
         if not trainer.sanity_checking and (due or epoch + 1 == trainer.max_epochs):
             title = f"val images after epoch {epoch + 1}"
-            self.show(trainer, pl_module, "val", f"epoch-{epoch:04d}", title)
+            self.show(
+                trainer,
+                pl_module,
+                "val",
+                f"epoch-{epoch:04d}",
+                title,
+            )
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         split = trainer.datamodule.test_split
-        self.show(trainer, pl_module, split, "test", f"{split} images, best checkpoint")
+        self.show(
+            trainer,
+            pl_module,
+            split,
+            "test",
+            f"{split} images, best checkpoint",
+        )
 
     def show(self, trainer: Any, module: Any, split: str, name: str, title: str) -> None:
         """Save and log evenly spaced images of a split, in rank 0 alone."""
         if not self.options.images or not trainer.is_global_zero:
             return
         indices = evenly(len(trainer.datamodule.dataset.names(split)), self.options.images)
-        grid, samples = prediction_grid(trainer, module, split, indices, title)
+        samples = predict_samples(trainer, module, split, indices)
+        grid = sample_grid(samples, module.labels, title)
         save_png(grid, self.run.pictures / f"{name}.png")
         key = "test/images" if trainer.testing else "val/images"
         log_images(trainer, key, samples, module.labels.names)
 
 
-def prediction_grid(
-    trainer: Any,
-    module: Any,
-    split: str,
-    indices: list[int],
-    title: str,
-) -> tuple[Image, list[dict[str, Any]]]:
-    """Predict images of a split one by one, in this process alone, and draw them.
+def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -> list[Shown]:
+    """Predict images of a split one by one, in this process alone.
 
     Returns:
-        The grid, and the samples with `name`, `prediction`, (H, W) class indices on the CPU, and `miou`.
+        The samples, shrunk: `name`, `miou`, `image`, and, as class indices (H, W) on the CPU, `mask` and `prediction`.
     """
     dataset = trainer.datamodule.dataset
-    labels = module.labels
     names = dataset.names(split)
     samples = []
     module.eval()
@@ -86,14 +89,22 @@ def prediction_grid(
         sample = dataset.load(split, index)
         image = sample["image"][None].to(module.device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            prediction = module.classify(module(image)).cpu()
-        matrix = confusion_counts(prediction, sample["mask"][None], labels.num_classes)
-        shown = {"name": names[index], "prediction": prediction[0], "miou": mean_iou(matrix).item()}
-        samples.append({**sample, **shown})
-    return sample_grid(samples, labels, title), samples
+            strips = [module.classify(outputs[-1]) for _, outputs in module.tiles.strips(image, module.outputs)]
+        prediction = torch.cat(strips, dim=-2).cpu()
+        matrix = confusion_counts(prediction, sample["mask"][None], module.labels.num_classes)
+        samples.append(
+            {
+                "name": names[index],
+                "miou": mean_iou(matrix).item(),
+                "image": shrink(sample["image"]),
+                "mask": shrink(sample["mask"]),
+                "prediction": shrink(prediction[0]),
+            }
+        )
+    return samples
 
 
-def log_images(trainer: Any, key: str, samples: list[dict[str, Any]], names: list[str]) -> None:
+def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -> None:
     """Give images to loggers that take them, with truth and prediction as masks that can be switched on and off."""
     labels = {**dict(enumerate(names)), 255: "ignored"}
     images = [to_rgb(sample["image"]) for sample in samples]
@@ -109,7 +120,13 @@ def log_images(trainer: Any, key: str, samples: list[dict[str, Any]], names: lis
         )
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # W&B's
-            logger.log_image(key, images, trainer.global_step, caption=captions, masks=masks)
+            logger.log_image(
+                key,
+                images,
+                trainer.global_step,
+                caption=captions,
+                masks=masks,
+            )
 
 
 def report(
@@ -126,7 +143,7 @@ def report(
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     checkpoint = read_checkpoint(tested)
     summary = {
-        **_logged_metrics(run, checkpoint["epoch"], checkpoint["global_step"]),
+        **_logged_metrics(trainer.logger.rows, checkpoint["epoch"], checkpoint["global_step"]),
         **metrics,
         "split": data.test_split,
         "epoch": checkpoint["epoch"],
@@ -137,38 +154,24 @@ def report(
     if trainer.limit_test_batches:
         name = str(tested)
         matrix, counts = module.test_counts
-        write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
+        images = data.dataset.names(data.test_split)
+        write_csv(run.per_image, table_rows(counts, images, labels.names))
         save_png(confusion_figure(matrix, labels), run.confusion)
     write_json(run.summary, summary)
     if trainer.limit_test_batches:  # after all files: a terminal may fail
-        print_table(metrics, labels, data.test_split, matrix)
+        Console().print(iou_table(metrics, labels, data.test_split, matrix))
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
 
 
-def _logged_metrics(run: RunFolder, epoch: int, step: int) -> dict[str, float]:
-    """Training metrics of the checkpoint's epoch and validation metrics of its step, from metrics.csv."""
+def _logged_metrics(rows: list[dict[str, Any]], epoch: int, step: int) -> dict[str, float]:
+    """Of the rows of metrics.csv, training metrics of a checkpoint's epoch and validation metrics of its step."""
     metrics: dict[str, float] = {}
-    with run.metrics.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["epoch"] == str(epoch)]
     for row in rows:
+        if str(row.get("epoch")) != str(epoch):
+            continue
         # A validation between accumulated batches is logged under the step that is under way.
         validated = int(row["step"]) in (step - 1, step)
         for key, value in row.items():
-            if value and key.startswith("train/"):
+            if key.startswith("train/") or (key.startswith("val/") and validated):
                 metrics[key] = float(value)
-            elif value and key.startswith("val/") and validated:
-                metrics.setdefault(key, float(value))
     return metrics
-
-
-def print_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Tensor) -> None:
-    """Print the table of IoU per class, of metrics logged under `test/`, which may be those of the validation split."""
-    found = {key.removeprefix("test/"): value for key, value in metrics.items() if key.startswith("test/")}
-    Console().print(
-        iou_table(
-            found,
-            labels,
-            split,
-            matrix.sum(dim=1).tolist(),
-        )
-    )

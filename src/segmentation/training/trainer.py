@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segmentation.data.writing import atomic_write
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 from segmentation.training.preemption import watch_processes
 
 
@@ -24,7 +24,7 @@ def make_trainer(**options: Any) -> Trainer:
     watch_processes()
     try:
         trainer = Trainer(**options)
-    except (MisconfigurationException, ValueError, ImportError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
         raise refused(error) from error
     if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed", "64-true"):
         raise InputError(
@@ -33,8 +33,7 @@ def make_trainer(**options: Any) -> Trainer:
         )
     if options.get("sync_batchnorm") and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise InputError("trainer.sync_batchnorm is for GPUs only: set it to false here")
-    launcher = trainer.strategy.launcher
-    forks = launcher is not None and launcher.is_interactive_compatible
+    forks = getattr(trainer.strategy.launcher, "is_interactive_compatible", False)
     if forks or "spawn" in str(options.get("strategy")):
         raise InputError(
             "trainer.strategy: processes are started by the script, not forked or spawned. "
@@ -45,7 +44,7 @@ def make_trainer(**options: Any) -> Trainer:
 
 def refused(error: Exception) -> InputError:
     """Lightning's error about its options as one line."""
-    return InputError(f"the trainer refuses its options: {' '.join(str(error).split())}")
+    return InputError(f"the trainer refuses its options: {one_line(error)}")
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
@@ -84,7 +83,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_write(Path(path)) as aside:
                 torch.save(checkpoint, aside)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             raise InputError(f"{path}: cannot be written ({reason}). The last one is kept: make room, go on") from error
 
 

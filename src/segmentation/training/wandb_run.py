@@ -3,18 +3,16 @@
 import logging
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from segmentation.data.writing import write_text
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 from segmentation.training.run_folder import RunFolder, is_rank_zero
 
 #: W&B's settings where the environment does not say: no chatter, and at most a minute's wait for the server at the end.
@@ -70,10 +68,8 @@ class WandbOptions:
             if wandb.login(prompt=False):
                 return "online"
             refusal = f"no key for {server} is at hand (wandb login)"
-        except wandb.errors.AuthenticationError as error:
-            refusal = f"{server} does not answer"
-            if "error 401" in str(error) or "error 403" in str(error):
-                refusal = f"{server} refuses the key (wandb login --relogin)"
+        except wandb.errors.AuthenticationError:
+            refusal = f"{server} does not answer, or refuses the key (wandb login --relogin)"
         if asked == "online":
             raise InputError(f"W&B is to be online, but {refusal}. To go on without: --wandb.mode offline")
         if refusal.startswith(server):
@@ -91,22 +87,9 @@ class Wandb(WandbLogger):
     """
 
     def __init__(self, run: RunFolder, **options: Any) -> None:
-        super().__init__(id=options["id"], project=options["project"], save_dir=options["dir"])
+        super().__init__(**options)
         self.run = run
-        self.options = options
         self.failed = False
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The W&B run. Lightning's own passes the option `anonymous`, of which W&B warns."""
-        import wandb
-
-        if wandb.run is None:
-            started = wandb.init(resume="allow", **self.options)
-            started.define_metric("trainer/global_step")
-            started.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        return wandb.run
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -122,11 +105,11 @@ class Wandb(WandbLogger):
         """Keep the id of the W&B run, in rank 0; start it, and give it the config and its most important metric."""
         import wandb
 
-        write_text(self.run.path / "wandb" / "run_id", f"{self.options['id']}\n")
+        write_text(self.run.path / "wandb" / "run_id", f"{self.version}\n")
         try:
-            self.log_hyperparams({**config, "git_commit": git_commit()})
+            self.log_hyperparams(config)
         except wandb.Error as error:  # no such entity, say
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
         self.experiment.define_metric("val/miou", summary="max")
         upload = f"offline; upload by: slurm/sync.sh {self.run.path}"
@@ -149,19 +132,18 @@ def make_wandb(run: RunFolder, options: WandbOptions) -> Wandb | None:
     wandb_settings()
     # W&B warns of images of unequal sizes, which a data set may well have.
     logging.getLogger().addFilter(lambda record: "Images sizes do not match" not in record.getMessage())
-    environment = os.environ
     name = run.name
     folder = str(run.path.resolve())
-    if name == environment.get("SEGMENTATION_RUN"):  # not given by --name
-        name = environment.get("WANDB_NAME", name)
-    if "WANDB_SWEEP_ID" not in environment:
-        folder = environment.get("WANDB_DIR") or folder
+    if name == os.environ.get("SEGMENTATION_RUN"):  # not given by --name
+        name = os.environ.get("WANDB_NAME", name)
+    if "WANDB_SWEEP_ID" not in os.environ:
+        folder = os.environ.get("WANDB_DIR") or folder
     return Wandb(
         run,
         id=run_id(run),
         name=name,
-        dir=folder,
-        project=options.project or environment.get("WANDB_PROJECT", "unet-family"),
+        save_dir=folder,
+        project=options.project or os.environ.get("WANDB_PROJECT", "unet-family"),
         entity=options.entity,
         group=options.group,
         tags=options.tags or None,
@@ -178,7 +160,7 @@ def wandb_settings() -> Any:
     try:
         return wandb.setup().settings
     except ValueError as error:
-        raise InputError(f"W&B cannot use a WANDB_ variable: {' '.join(str(error).split())}") from error
+        raise InputError(f"W&B cannot use a WANDB_ variable: {one_line(error)}") from error
 
 
 def run_id(run: RunFolder) -> str:
@@ -187,16 +169,6 @@ def run_id(run: RunFolder) -> str:
     if file.is_file():
         return file.read_text().strip()
     return os.environ.get("WANDB_RUN_ID") or os.urandom(4).hex()  # a sweep's agent gives one
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, with "+" if files differ from it; None outside git."""
-    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
-    try:
-        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def close_wandb(status: int) -> None:
@@ -212,7 +184,5 @@ def close_wandb(status: int) -> None:
     try:
         wandb.finish(exit_code=status)
         unsent.unlink(missing_ok=True)
-    except TimeoutError:
+    except Exception:  # a timeout; or its own process was killed with the job, and the record is on the disk
         print("W&B       the server has not taken all of the run: slurm/sync.sh uploads the rest", flush=True)
-    except Exception as error:  # its own process may have been killed with the job; the record is on the disk
-        print(f"W&B       was not closed ({type(error).__name__}): slurm/sync.sh uploads what there is", flush=True)

@@ -1,0 +1,256 @@
+"""Files that describe masks: tables, which describe those of many images (COCO's JSON, run lengths in a .csv), and
+files of one image (labelme's JSON, YOLO's polygons).
+
+What a table says of one image has a path, as if the table were a folder: `instances.json/a/01.jpg`. Shapes are drawn in
+the file's order, a later one over an earlier one. What no shape covers is the first class.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from functools import lru_cache
+from itertools import count
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from segmentation.data.io import check_file
+from segmentation.data.labels import IGNORE_INDEX, Labels
+from segmentation.data.mask_values import as_yaml, name_of
+from segmentation.errors import InputError
+
+#: Suffixes of all these files.
+DESCRIPTIONS = (".json", ".csv", ".txt")
+
+#: Kaggle's run lengths: the start and the length of each run.
+RUNS = re.compile(r"\s*\d+(\s+\d+)+\s*")
+
+#: A name, or a number where the file has no names.
+Category = str | int
+
+#: The category of COCO's crowds, which count nowhere.
+CROWD = ""
+
+
+class Shape(NamedTuple):
+    """A region of an image."""
+
+    category: Category
+    region: Any  # a list of polygons, arrays of x and y in turn; COCO's run lengths, a dict; or Kaggle's, a text
+    relative: bool = False  # whether x and y are shares of the sides
+
+
+class Drawing(NamedTuple):
+    """What is drawn in an image."""
+
+    shapes: list[Shape]
+    size: tuple[int, int] | None = None  # (H, W) of the image, where the file says it
+
+
+#: Path of an image, as the file has it, or "." -> what is drawn in it.
+Drawings = dict[str, Drawing]
+
+
+def file_of(path: Path) -> Path:
+    """The file on disk that a path leads to: of `instances.json/a/01.jpg`, the JSON file."""
+    for parent in path.parents:
+        if parent.is_file():
+            return parent
+    return path
+
+
+def names_in(table: Path) -> list[str]:
+    """Names of the images whose masks a table describes."""
+    return list(_read(table, table.stat().st_mtime_ns))
+
+
+def names_by_stem(
+    entries: Iterable[str],
+    images: Collection[str],
+) -> dict[str, str]:
+    """What a table calls an image -> the image's name: the same, or that of the same stem, whatever the folders.
+
+    Raises:
+        InputError: two entries are one image's.
+    """
+    by_stem = {PurePath(name).name: name for name in images}
+    owners: dict[str, str] = {}
+    for entry in entries:
+        name = entry
+        if entry not in images:
+            stem = PurePath(entry).name
+            name = by_stem.get(stem, entry)
+        other = owners.setdefault(name, entry)
+        if other != entry:
+            raise InputError(
+                f"{entry} and {other} may both be {name}. Fix: images: a folder above, so that names differ"
+            )
+    return {entry: name for name, entry in owners.items()}
+
+
+def read_drawing(path: Path) -> Drawing:
+    """What is drawn in one image.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    file = file_of(path)
+    check_file(file)
+    drawings = _read(file, file.stat().st_mtime_ns)
+    name = path.relative_to(file).as_posix()
+    if name not in drawings:
+        raise InputError(f"{file}: describes many masks. Fix: masks: {file.name}, with its folder")
+    return drawings[name]
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path, modified: int) -> Drawings:
+    """All that is drawn in a file, as it was when it was modified last."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix == ".csv":
+            drawings = _read_runs(text)
+        elif file.suffix == ".txt":
+            drawings = _read_yolo(text)
+        else:
+            content = json.loads(text)
+            drawings = _read_labelme(content) if "shapes" in content else _read_coco(content)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{file}: cannot be read ({reason}). Export polygons as COCO, labelme or YOLO, or run lengths as .csv"
+        ) from error
+    by_path = {}
+    for name, drawing in drawings.items():
+        path = PurePath(name.replace("\\", "/").lstrip("/"))
+        by_path[path.as_posix()] = drawing
+    return by_path
+
+
+def _read_coco(content: Any) -> Drawings:
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    drawings = {}
+    by_id = {}
+    for image in content["images"]:
+        size = (image["height"], image["width"])
+        drawing = Drawing([], size)
+        drawings[image["file_name"]] = drawing
+        by_id[image["id"]] = drawing
+    for annotation in content["annotations"]:
+        category = names[annotation["category_id"]]
+        if annotation.get("iscrowd"):
+            category = CROWD
+        region = annotation["segmentation"]
+        if isinstance(region, list):  # an array takes a quarter of the memory of a list
+            region = [np.array(polygon, float) for polygon in region]
+        shape = Shape(category, region)
+        drawing = by_id[annotation["image_id"]]
+        drawing.shapes.append(shape)
+    return drawings
+
+
+def _read_labelme(content: Any) -> Drawings:
+    shapes = []
+    for shape in content["shapes"]:
+        kind = shape["shape_type"]
+        if kind != "polygon":
+            raise ValueError(f"a {kind} is no polygon")
+        polygon = np.array(shape["points"], float).ravel()
+        shapes.append(Shape(shape["label"], [polygon]))
+    size = (content["imageHeight"], content["imageWidth"])
+    return {".": Drawing(shapes, size)}
+
+
+def _read_yolo(text: str) -> Drawings:
+    shapes = []
+    for line in text.splitlines():
+        number, *shares = line.split()
+        polygon = np.array(shares, float)
+        # 0 is the background, as where Ultralytics converts masks.
+        category = int(number) + 1
+        shapes.append(Shape(category, [polygon], relative=True))
+    return {".": Drawing(shapes)}
+
+
+def _read_runs(text: str) -> Drawings:
+    drawings: Drawings = {}
+    for row in csv.DictReader(text.splitlines()):
+        name, *values = row.values()
+        if "." not in name:
+            name = f"{name}."  # as others, it has a suffix
+        drawing = drawings.setdefault(name, Drawing([]))
+        category: Category = row.get("ClassId") or row.get("class") or 1
+        with suppress(ValueError):  # a name
+            category = int(category)
+        for value in filter(RUNS.fullmatch, values):
+            shape = Shape(category, value)
+            drawing.shapes.append(shape)
+    return drawings
+
+
+def class_indices(
+    masks: Iterable[Path],
+    classes: dict[str, Any] | None,
+    ignored: list[Any],
+) -> dict[Category, int]:
+    """The class index of each category: of the class of its name, or of the one whose mask value is its number.
+
+    Args:
+        masks: all masks.
+        classes: the classes as users declare them, or None.
+        ignored: names and numbers of categories that count nowhere.
+
+    Raises:
+        InputError: a category has no class; its `fix` declares it.
+    """
+    indices: dict[Category, int] = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
+    found: set[Category] = set()
+    for path in masks:
+        with suppress(InputError):  # whoever loads it says so
+            drawing = read_drawing(path)
+            found.update(shape.category for shape in drawing.shapes)
+    if classes:
+        labels = Labels.parse(classes)
+        for index, values in enumerate(labels.values):
+            keys = [labels.names[index], *values]
+            indices |= dict.fromkeys(keys, index)
+        if labels.names[0] in found - {"background"}:
+            raise InputError(
+                f"classes begins with {labels.names[0]}, which is drawn. Fix: begin with what no shape covers: "
+                "{background: 0, ...}"
+            )
+    missing = sorted(found - indices.keys(), key=str)
+    if missing or not classes:
+        raise _categories_missing(
+            missing,
+            classes or {"background": 0},
+            ignored,
+            values={0, *indices},
+        )
+    return indices
+
+
+def _categories_missing(
+    missing: list[Category],
+    classes: dict[str, Any],
+    ignored: list[Any],
+    values: set[Any],
+) -> InputError:
+    """What to say where something is drawn that is no class; its `fix` declares it."""
+    suggested = dict(classes)
+    free = (number for number in count() if number not in values)
+    for category in missing:
+        if isinstance(category, int):
+            suggested[name_of(category)] = category
+        else:
+            suggested[category] = next(free)
+    fix = as_yaml("classes", suggested)
+    ignore = as_yaml("ignore", ignored + missing)
+    drawn = ", ".join(map(str, missing))
+    return InputError(
+        f"drawn, but not declared: {drawn}. Fix: {fix}, or, what counts nowhere, {ignore}",
+        {"classes": suggested},
+    )

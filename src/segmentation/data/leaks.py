@@ -1,0 +1,129 @@
+"""Leaks between splits: a metric flatters when the net has trained on what it is tested on, or on nearly that."""
+
+import re
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+
+from segmentation.data.base import SegmentationData
+from segmentation.data.statistics import SplitStatistics
+
+#: Bits of 256 in which the outlines of twins differ at most. Unrelated images differ in 44 or more (CamVid, ISBI 2012,
+#: nuclei), successive frames of a video in 10 to 30, an image that is saved as JPEG again in 3 to 20.
+NEAR = 25
+
+#: Share of bits that are set, or not, from which an outline says nothing: the image is all but blank.
+BLANK = 0.85
+
+#: What augmentation adds to a name.
+COPY = r"[-_. ](?:aug(?:mented)?|[hv]?flip(?:ped)?|rot(?:ate|ated)?|mirror(?:ed)?|copy|rf)(?![a-z])"
+
+#: What the names of a group may have in common, from much to little: regular expressions for `group`.
+GROUPS = (
+    f"^(.+?){COPY}",
+    r"^(.+)[-_./ ]",
+    r"^(.*\D)\d",
+    r"^(.+?)[-_./ ]",
+    r"^(\D*\d+)",
+)
+
+#: Share of the samples that the largest group may hold.
+LARGEST = 0.8
+
+
+def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> list[str]:
+    """Images with a twin in another split, and groups that are in more than one.
+
+    Args:
+        data: the data set.
+        splits: the statistics of its splits.
+
+    Returns:
+        a message for each.
+    """
+    messages = []
+    known = [split for split, statistics in splits.items() if statistics.records]
+    for first, second in combinations(known, 2):
+        names = data.names(second)
+        first_names = data.names(first)
+        twins = _find_twins(
+            first_names,
+            names,
+            _outlines(splits[first]),
+            _outlines(splits[second]),
+        )
+        if twins:
+            one, other = next(iter(twins.items()))
+            pattern = _suggest_group(twins, names + first_names)
+            if pattern:
+                fix = f"Fix: group: '{pattern}' (where folders or lists give the splits, with data.folds)"
+            else:
+                fix = "Remove one of each, or let lists keep in one split what belongs together"
+            messages.append(
+                f"{second} images with a near twin in {first}: {len(twins)} of {len(names)}, e.g. {one} of {other}. "
+                f"Metrics will flatter. {fix}"
+            )
+        torn = set(map(data.group, names))
+        torn &= set(map(data.group, first_names))
+        torn -= set(names)  # a name is its own group where nothing says otherwise
+        if torn:
+            messages.append(
+                f"groups that are in {first} and in {second}: {len(torn)}, e.g. {min(torn)}. Metrics will flatter. "
+                "Move each into one split, or let data.folds divide them"
+            )
+    return messages
+
+
+def _outlines(statistics: SplitStatistics) -> np.ndarray:
+    """For each sample 256 numbers, 1 for a bit that is set, -1 for another; 0 for an image that is all but blank."""
+    outlines = []
+    for record in statistics.records:
+        data = bytes.fromhex(record.outline)
+        packed = np.frombuffer(data, np.uint8)
+        bits = np.unpackbits(packed)
+        signs = 2.0 * bits - 1
+        if not 1 - BLANK < bits.mean() < BLANK:
+            signs[:] = 0
+        outlines.append(signs)
+    return np.array(outlines)
+
+
+def _find_twins(
+    first_names: list[str],
+    names: list[str],
+    first_outlines: np.ndarray,
+    outlines: np.ndarray,
+) -> dict[str, str]:
+    """For each image that looks like one of the first, or is called a copy of it: its name -> the other's."""
+    stems = {}
+    for name in first_names:
+        stem, *_ = re.split(COPY, name)
+        stems[stem] = name
+    twins = {}
+    for name, outline in zip(names, outlines, strict=True):
+        likeness = first_outlines @ outline
+        nearest = likeness.argmax()
+        stem, *_ = re.split(COPY, name)
+        original = stems.get(stem, stem)
+        if likeness[nearest] >= outline.size - 2 * NEAR:
+            twins[name] = first_names[nearest]
+        elif stem in stems and {name, original} != {stem}:
+            twins[name] = original
+    return twins
+
+
+def _suggest_group(twins: dict[str, str], names: list[str]) -> str | None:
+    """The first of GROUPS that keeps twins together, but not all samples."""
+    for pattern in GROUPS:
+        whole = f"(?s){pattern}.*"
+        group_of = {}
+        for name in names:
+            group_of[name] = re.sub(whole, r"\1", name)
+        sizes = Counter(group_of.values())
+        largest = max(sizes.values())
+        together = all(group_of[name] == group_of[twin] for name, twin in twins.items())
+        limit = LARGEST * len(names)
+        if together and largest <= limit:
+            return pattern
+    return None

@@ -1,0 +1,369 @@
+"""What the values of masks mean: classes, void, strays, smeared edges, ids of instances.
+
+Errors and the doctor take their advice from here. It decides nothing: what the user declares holds.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import yaml
+
+from segmentation.errors import plural
+
+#: A mask value: an integer of an index mask, or "#RRGGBB" of a colour mask.
+Value = int | str
+
+#: The values of a mask: value -> pixels.
+Counts = Counter[Value]
+
+FEW = 8  # values that a message lists; masks of no more were not smeared
+MANY = 64  # classes in one mask at most
+STRAY = 100  # pixels of a stray value in one mask at most
+IDS = 5  # instances in the fullest mask at least
+
+#: The largest integers of two types: beside class indices they mean "no class".
+VOID = (255, 65535)
+
+NO_LABELS = (
+    "This is no label mask (a photo, or a JPEG?). Fix: save masks as PNG with one value a class, without smoothing; "
+    "or, if the values number instances, mask_threshold: 1, instances: the same as masks"
+)
+
+
+class MaskValues:
+    """The values of some masks, and what they mean as far as one can tell.
+
+    Args:
+        masks: the values of each mask.
+        declared: class -> mask values, as far as they are declared.
+        ignore: values that are declared to count nowhere.
+        objects: whether masks only tell objects from the background, in any value.
+
+    Attributes:
+        options: options of FolderData that say what the values mean; empty: these are no label masks.
+        reasons: why, a sentence each.
+    """
+
+    def __init__(
+        self,
+        masks: Sequence[Counts],
+        declared: Mapping[str, list[Value]],
+        ignore: Iterable[Value] = (),
+        objects: bool = False,
+    ) -> None:
+        found = shorten(add(masks)).keys() - set(ignore)
+        self.by_color = any(isinstance(value, str) for value in found)
+        codes = []
+        for value in found:
+            if isinstance(value, str) == self.by_color:  # a mask of colours that has none is read as gray
+                codes.append(code_of(value))
+        self.codes = np.array(sorted(codes))
+        shape = (len(masks), len(codes))
+        self.pixels = np.zeros(shape, np.int64)
+        for row, mask in zip(
+            self.pixels,
+            masks,
+            strict=True,
+        ):
+            row[:] = [mask[value] for value in self.values()]
+        self.ignore = list(ignore)
+        self.reasons: list[str] = []
+        self.options: dict[str, Any] = {}
+        few = objects or len(declared) in (0, 2)
+        groups = self.interpret(few, objects)
+        stays = objects and declared
+        if groups and not stays:
+            self.options["classes"] = name_groups(groups, declared)
+        if groups and self.ignore != list(ignore):
+            self.options["ignore"] = self.ignore
+
+    def __str__(self) -> str:
+        """The reasons and the options, in one line."""
+        last = NO_LABELS
+        if self.options:
+            fix = [as_yaml(option, value) for option, value in self.options.items()]
+            last = f"Fix: {', '.join(fix)}"
+        return ". ".join([*self.reasons, last])
+
+    def values(self) -> list[Any]:
+        """The values that count."""
+        if self.by_color:
+            return [f"#{code:06X}" for code in self.codes]
+        return self.codes.tolist()
+
+    def interpret(
+        self,
+        few: bool,
+        objects: bool,
+    ) -> list[list[Value]]:
+        """Find the mask values of each class, the background first; none: these are no label masks.
+
+        Args:
+            few: whether there may be just two classes.
+            objects: whether masks only tell objects from the background, in any value.
+        """
+        two_integers = few and not self.by_color
+        if two_integers and self.are_ids():
+            self.options["mask_threshold"] = 1
+            self.options["instances"] = "the same as masks"
+            self.reasons.append("Each mask numbers its instances from 1")
+            return [[0], [1]]
+        strays = self.are_strays()
+        if two_integers and self.is_smeared(~strays):
+            low = int(self.codes[0])
+            high = int(self.codes[-1])
+            middle = (low + high + 1) // 2
+            self.options["mask_threshold"] = middle
+            self.reasons.append("These are two values with smeared edges, as JPEG and resizing leave them")
+            return [[low], [high]]
+        self.leave_out(strays, "Few pixels of few masks hold")
+        self.leave_out(self.codes < 0, "Negative values are no class")
+        highest = self.values()[-1]
+        above = self.pixels[:, self.codes > 0]
+        numbers = np.count_nonzero(above, axis=1)
+        most = numbers.max(initial=0)
+        if objects:
+            if most > 1 and is_row(self.codes):
+                self.options["mask_threshold"] = 1
+            elif most > 1:
+                self.options["mask_threshold"] = (highest + 1) // 2
+            return [[0], [highest or 255]]
+        if two_integers and most == 1 and self.are_one_foreground():
+            self.reasons.append("No mask holds two values above 0, so these may be one class")
+            return [[0], self.values()[1:]]
+        void = np.isin(self.codes, VOID)
+        indices = self.codes[~void]
+        number = len(indices)
+        dense = number > 1 and indices[-1] <= 2 * number
+        if most > MANY:
+            return []
+        if number > MANY and not dense:
+            return []
+        if dense:
+            self.leave_out(void, "The largest integer is no class")
+        single = len(self.codes) == 1
+        if single and few and self.by_color:
+            return [["#000000"], [highest]]
+        if single and few and 0 not in self.ignore:
+            return [[0], [highest or 255]]
+        return [[value] for value in self.values()]
+
+    def leave_out(
+        self,
+        which: np.ndarray,
+        reason: str,
+    ) -> None:
+        """Ignore values, unless fewer than two would be left.
+
+        Args:
+            which: of each value, whether to ignore it, (V,) bool.
+            reason: why; the values and their pixels are added.
+        """
+        left = np.count_nonzero(~which)
+        if not which.any() or left < 2:
+            return
+        total = self.pixels.sum(axis=0).tolist()
+        pixels = dict(
+            zip(
+                self.values(),
+                total,
+                strict=True,
+            )
+        )
+        self.codes = self.codes[~which]
+        self.pixels = self.pixels[:, ~which]
+        for value in self.values():
+            del pixels[value]
+        found = describe(Counter(pixels))
+        self.ignore += pixels
+        self.reasons.append(f"{reason}: {found}")
+
+    def are_strays(self) -> np.ndarray:
+        """Of each value, whether few pixels of few masks hold it.
+
+        The rare ones of a row of classes, 0 to K, are no strays.
+
+        Returns:
+            (V,) bool.
+        """
+        limit = self.pixels.sum(axis=1, keepdims=True) / 1000
+        tiny = self.pixels <= limit.clip(max=STRAY)
+        few_pixels = tiny.all(axis=0)
+        masks = np.count_nonzero(self.pixels, axis=0)
+        few_masks = 2 * masks <= len(self.pixels)
+        strays = few_pixels & few_masks
+        void = np.isin(self.codes, VOID)
+        void |= self.codes < 0
+        number = np.count_nonzero(strays)
+        rare_classes = is_row(self.codes[~void]) and len(strays) - number > 2
+        if rare_classes or number > MANY // 2:
+            return np.zeros_like(strays)
+        return strays
+
+    def is_smeared(self, which: np.ndarray) -> bool:
+        """Whether most pixels lie near two ends, and the others between: two values whose edges were smeared.
+
+        Args:
+            which: the values to look at, (V,) bool.
+        """
+        codes = self.codes[which]
+        pixels = self.pixels.sum(axis=0)[which]
+        span = max(MANY, codes[-1] - codes[0])
+        place = (codes - codes[0]) / span
+        dark = place <= 1 / 8
+        bright = place > 7 / 8
+        if len(codes) <= FEW or np.count_nonzero(~dark) <= 3:
+            return False
+        between = pixels[~dark & ~bright].sum()
+        at_top = pixels[bright].sum()
+        at_an_end = pixels[dark].sum() + at_top
+        if 3 * between >= at_an_end:
+            return False
+        return bool(between < 2 * at_top)
+
+    def are_ids(self) -> bool:
+        """Whether each mask numbers something from 1, and not to the same number."""
+        above = self.codes > 0
+        held = self.pixels[:, above] > 0
+        numbers = np.count_nonzero(held, axis=1)
+        lengths = set(numbers)
+        if len(lengths) < 3 or max(lengths) < IDS:
+            return False
+        largest = (held * self.codes[above]).max(axis=1)
+        return np.array_equal(numbers, largest)
+
+    def are_one_foreground(self) -> bool:
+        """Whether the values above 0 are no class indices, and each stands beside 0 in some mask.
+
+        That no mask holds two of them is known already.
+        """
+        if self.codes[0] != 0 or len(self.codes) < 3 or is_row(self.codes):
+            return False
+        holds_0 = self.pixels[:, 0] > 0
+        masks = self.pixels[holds_0]
+        beside_0 = masks.any(axis=0)
+        return bool(beside_0.all())
+
+
+def name_groups(
+    groups: list[list[Value]],
+    declared: Mapping[str, list[Value]],
+) -> dict[str, Any]:
+    """Classes of mask values: those that are declared, and others under names to be replaced.
+
+    Args:
+        groups: mask values of each class; where two are declared, or none, the background first.
+        declared: class -> mask values.
+    """
+    known = list(chain.from_iterable(declared.values()))
+    classes = dict(declared)
+    names = list(declared) or ["background", "foreground"]
+    if len(groups) == len(names) == 2:
+        if known != sorted(known, key=code_of):  # the foreground is declared first
+            groups = groups[::-1]
+        for name, group in zip(
+            names,
+            groups,
+            strict=True,
+        ):
+            own = declared.get(name, [])
+            if set(own).isdisjoint(group):
+                own = []
+            classes[name] = list(dict.fromkeys(group + own))
+    else:
+        for group in groups:
+            if group[0] not in known:
+                classes[name_of(group[0])] = group
+    written: dict[str, Any] = {}
+    for name, group in classes.items():
+        written[name] = group[0] if len(group) == 1 else group
+    return written
+
+
+def name_of(value: Value) -> str:
+    """A class name to be replaced by the user.
+
+    Args:
+        value: the mask value that means the class.
+    """
+    if code_of(value) == 0:
+        return "background"
+    return f"class_{value}".replace("#", "")
+
+
+def code_of(value: Value) -> int:
+    """A mask value as an integer.
+
+    Args:
+        value: an integer, which stays; or a colour, which becomes 0xRRGGBB.
+    """
+    if isinstance(value, str):
+        return int(value[1:], 16)
+    return value
+
+
+def is_row(codes: np.ndarray) -> bool:
+    """Whether these are all integers from 0 or 1 to the largest.
+
+    Args:
+        codes: integers, sorted.
+    """
+    if not len(codes) or codes[0] not in (0, 1):
+        return False
+    return codes[-1] - codes[0] == len(codes) - 1
+
+
+def as_yaml(option: str, value: Any) -> str:
+    """An option in one line of YAML.
+
+    Args:
+        option: its name.
+        value: what it is set to.
+    """
+    one = {option: value}
+    text = yaml.safe_dump(
+        one,
+        default_flow_style=True,
+        sort_keys=False,
+        allow_unicode=True,
+        width=math.inf,
+    )
+    return text.strip()[1:-1]
+
+
+def add(masks: Iterable[Counts]) -> Counts:
+    """The values of all masks.
+
+    Args:
+        masks: the values of each mask.
+    """
+    total: Counts = Counter()
+    for mask in masks:
+        total.update(mask)
+    return total
+
+
+def shorten(counts: Counts) -> Counts:
+    """The commonest values: a photo holds more colours than memory should."""
+    common = counts.most_common(8 * MANY)
+    return Counter(dict(common))
+
+
+def describe(counts: Counts) -> str:
+    """The commonest values with their pixels, as words.
+
+    Args:
+        counts: value -> pixels.
+    """
+    parts = []
+    for value, pixels in counts.most_common(FEW):
+        count = plural(pixels, "pixel")
+        parts.append(f"{value} ({count})")
+    text = ", ".join(parts)
+    if len(counts) > FEW:
+        text += f" and {len(counts) - FEW} more"
+    return text

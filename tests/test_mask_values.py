@@ -1,0 +1,263 @@
+"""What masks hold and what the doctor makes of it: its overlay trains, and the values come back from predict."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from PIL import Image
+
+from conftest import TINY_RUN, train, write_image
+from segmentation.data import FolderData, SegmentationDataModule
+from segmentation.data.labels import IGNORE_INDEX
+from segmentation.doctor import diagnose
+from segmentation.errors import InputError
+from segmentation.inference.predict import predict
+
+SIDE = 64
+DISCS = np.hypot(*(np.mgrid[:SIDE, :SIDE] - SIDE / 2)) < 20
+
+
+def blocks(*values: int) -> np.ndarray:
+    """A mask of these values, each in a stripe."""
+    return np.array(values, np.int64).repeat(-(-SIDE // len(values)))[:SIDE] * np.ones((SIDE, 1), np.int64)
+
+
+def smeared(index: int) -> np.ndarray:
+    """A disc of 0 and 255, made larger as photographs are."""
+    small = Image.fromarray(np.uint8(np.roll(DISCS, index, 0)[::4, ::4] * 255))
+    return np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def ids(index: int) -> np.ndarray:
+    return blocks(*range(3 + 2 * index))
+
+
+def stray(index: int) -> np.ndarray:
+    mask = np.where(DISCS, 255, 0)
+    if index == 2:
+        mask[0, :3] = [17, 90, 201]
+    return mask
+
+
+def colors(*values: str) -> np.ndarray:
+    palette = np.array([list(bytes.fromhex(value)) for value in values], np.uint8)
+    return palette[blocks(*range(len(values)))]
+
+
+#: Case -> (mask of each image, options of the overlay that matter).
+Case = tuple[Callable[[int], np.ndarray], dict[str, Any]]
+TWO = {"background": 0, "foreground": 255}
+CASES: dict[str, Case] = {
+    "0 and 1": (lambda i: blocks(0, 1).astype(np.uint8), {"classes": {"background": 0, "foreground": 1}}),
+    "0 and 255": (lambda i: np.uint8(DISCS * 255), {"classes": TWO}),
+    "0 to 3": (
+        lambda i: np.uint8(blocks(0, 3, *range(i % 4))),
+        {"classes": {"background": 0, "class_1": 1, "class_2": 2, "class_3": 3}},
+    ),
+    "classes and 255": (
+        lambda i: np.uint8(blocks(0, 1, 2 + i % 4, 7, 255)),
+        {"ignore": [255]},
+    ),
+    "0, 1 and 255": (
+        lambda i: np.uint8(blocks(0, 1, 255)),
+        {"classes": {"background": 0, "foreground": 1}, "ignore": [255]},
+    ),
+    "-1": (lambda i: np.int16(blocks(-1, 0, 1, 2)), {"ignore": [-1]}),
+    "above 65535": (lambda i: np.int32(blocks(0, 70_000)), {"classes": {"background": 0, "foreground": 70_000}}),
+    "-1 and 0 alone": (lambda i: np.int16(blocks(-1, 0)), {"classes": {"background": -1, "foreground": 0}}),
+    "like DRIVE": (
+        lambda i: np.uint8(DISCS * (251 if i % 3 else 255)),
+        {"classes": {"background": 0, "foreground": [251, 255]}},
+    ),
+    "1 and 255": (
+        lambda i: np.uint8(DISCS * (1 if i % 3 else 255)),
+        {"classes": {"background": 0, "foreground": [1, 255]}},
+    ),
+    "127 and 128": (
+        lambda i: np.uint8(DISCS * (127 + i % 2)),
+        {"classes": {"background": 0, "foreground": [127, 128]}},
+    ),
+    "strays": (lambda i: np.uint8(stray(i)), {"classes": TWO, "ignore": [17, 90, 201]}),
+    "smeared": (smeared, {"classes": TWO, "mask_threshold": 128}),
+    "instances": (
+        lambda i: np.uint16(ids(i)),
+        {"classes": {"background": 0, "foreground": 1}, "mask_threshold": 1, "instances": "masks"},
+    ),
+    "floats": (lambda i: np.float32(DISCS), {"classes": {"background": 0, "foreground": 1}}),
+    "empty but for one": (lambda i: np.uint8(DISCS * 255 * (i == 1)), {"classes": TWO}),
+    "all empty": (lambda i: np.uint8(DISCS * 0), {"classes": TWO}),
+    "all full": (lambda i: np.uint8(DISCS * 0 + 1), {"classes": {"background": 0, "foreground": 1}}),
+    "colours": (
+        lambda i: colors("000000", "FF0000", "00FF00") if i else np.uint8(DISCS * 0),
+        {"classes": {"background": "#000000", "class_00FF00": "#00FF00", "class_FF0000": "#FF0000"}},
+    ),
+}
+
+
+def write_case(root: Path, mask_of: Callable[[int], np.ndarray]) -> Path:
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        mask = mask_of(index)
+        write_image(root / f"images/{index}.png", rng.integers(0, 256, (*mask.shape[:2], 3), dtype=np.uint8))
+        (root / "masks").mkdir(exist_ok=True)
+        if mask.dtype == np.uint8:
+            write_image(root / f"masks/{index}.png", mask)
+        else:
+            tifffile.imwrite(root / f"masks/{index}.tif", mask)
+    return root
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_masks_hold(case: str, place: Path) -> None:
+    """The error about missing classes says it, and its options make a data set."""
+    mask_of, expected = CASES[case]
+    root = str(write_case(place / "data", mask_of))
+    with pytest.raises(InputError) as error:
+        FolderData(root)
+    fix = error.value.fix
+    found = {option: fix.get(option) for option in expected}
+    assert found == expected
+    assert fix.keys() <= expected.keys() | {"classes"}
+    assert "\n" not in str(error.value)
+    SegmentationDataModule(FolderData(root, **fix)).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_the_overlay_trains_and_values_come_back(case: str, place: Path) -> None:
+    mask_of, expected = CASES[case]
+    root = write_case(place / "data", mask_of)
+    diagnose(["--data.dataset", "FolderData", "--data.dataset.root", str(root)])
+    cli = train("--config", "doctor/overlay.yaml", *TINY_RUN, "--trainer.max_epochs", "1", "--name", "run")
+    options = cli.config.data.dataset.init_args
+    assert {option: options[option] for option in expected} == expected
+    command = ["runs/run/checkpoints/last.ckpt", str(root / "images"), "out", "--accelerator", "cpu"]
+    if case in ("-1 and 0 alone", "above 65535"):  # what a PNG cannot hold
+        with pytest.raises(InputError, match="--format palette"):
+            predict(command)
+        return
+    predict(command)
+    for path in Path("out").glob("*.png"):
+        with Image.open(path) as image:
+            cli.datamodule.labels.encode(np.asarray(image), str(path))
+
+
+def by_folder(root: Path, mask_of: Callable[[int], np.ndarray]) -> list[str]:
+    """Folders named after what is in them; one holds images without defects."""
+    for folder in ("MT_Crack", "MT_Free", "MT_Break"):
+        for index in range(3):
+            mask = mask_of(index) * (folder != "MT_Free")
+            write_image(root / f"{folder}/{index}.jpg", np.uint8(255 * DISCS[..., None] + np.arange(3)))
+            write_image(root / f"{folder}/{index}.png", mask)
+    patterns = ["--data.dataset.images", "{class}/{name}.jpg", "--data.dataset.masks", "{class}/{name}.png"]
+    return ["--data.dataset", "FolderData", "--data.dataset.root", str(root), *patterns]
+
+
+def overlay(options: list[str]) -> dict[str, Any]:
+    diagnose(options)
+    return yaml.safe_load(Path("doctor/overlay.yaml").read_text())["data"]
+
+
+def test_classes_from_folders_and_options_that_were_given(place: Path) -> None:
+    options = by_folder(place / "data", smeared)
+    section = overlay([*options, "--data.folds", "3", "--data.crop", "32", "--data.batch_size", "2"])
+    dataset = section.pop("dataset")["init_args"]
+    assert section == {"folds": 3, "crop": 32, "batch_size": 2}
+    assert dataset["classes"] == {"background": 0, "MT_Break": 1, "MT_Crack": 2}
+    assert dataset["mask_threshold"] == 128
+    SegmentationDataModule(FolderData(**dataset), folds=3).check()
+
+
+def test_edges_of_objects_do_not_count_unasked(place: Path) -> None:
+    options = by_folder(place / "data", smeared)
+    classes = {"background": 0, "MT_Break": 1, "MT_Crack": 2}
+    dataset = overlay([*options, "--data.dataset.classes", str(classes)])["dataset"]["init_args"]
+    assert dataset["classes"] == classes
+    assert dataset["mask_threshold"] == 128
+    dataset.pop("mask_threshold")
+    with pytest.raises(InputError, match=r"several values in a mask that only tells objects.*mask_threshold: 128"):
+        SegmentationDataModule(FolderData(**dataset)).check()
+
+
+def test_fixes_of_images_come_into_the_overlay(place: Path) -> None:
+    """Gray among colour, and pixels without data; a file that nothing mends is left out."""
+    root = write_case(place / "data", lambda index: np.uint8(DISCS * 255))
+    write_image(root / "images/0.png", np.zeros((SIDE, SIDE), np.uint8))
+    (root / "images/3.png").write_bytes(b"")
+    given = ["--data.dataset", "FolderData", "--data.dataset.root", str(root)]
+    section = overlay(given)
+    assert section["dataset"]["init_args"]["as_rgb"] is True
+    assert section["on_bad_file"] == "skip"
+    SegmentationDataModule(FolderData(**section["dataset"]["init_args"]), on_bad_file="skip").check()
+    for path in (root / "images").iterdir():
+        image = np.random.default_rng(0).random((SIDE, SIDE), np.float32)
+        image[:5] = -9999
+        image[5, :9] = np.nan
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), image if path.stem < "5" else image[::-1].clip(0, 1))
+    section = overlay(given)
+    assert section["dataset"]["init_args"]["nodata"] == -9999
+
+
+def test_nothing_of_an_earlier_call_stays(place: Path) -> None:
+    given = ["--data.dataset", "FolderData", "--data.dataset.root", str(place / "data")]
+    write_case(place / "data", lambda index: np.uint8(DISCS * 255))
+    overlay(given)
+    assert Path("doctor/train.png").is_file()
+    (place / "data/masks").rename(place / "data/elsewhere")
+    diagnose(given)
+    assert [path.name for path in Path("doctor").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "fix"),
+    [
+        (["background", "crack"], "{background: 0, crack: 1}"),
+        ({0: "background"}, "{background: 0, foreground: 255}"),
+        ({0: "background", 255: "crack"}, "{background: 0, crack: 255}"),
+        ({"0": "background", "1": "crack"}, "{background: 0, crack: 1}"),
+        ({"background": [0, 0, 0], "crack": [255, 255, 255]}, "{background: '#000000', crack: '#FFFFFF'}"),
+    ],
+)
+def test_classes_written_otherwise(classes: Any, fix: str, place: Path) -> None:
+    root = write_case(place / "data", lambda index: np.uint8(DISCS * 255))
+    options = ["--data.dataset", "FolderData", "--data.dataset.root", str(root)]
+    problems = diagnose([*options, "--data.dataset.classes", yaml.safe_dump(classes)])
+    assert any(f"Fix: classes: {fix}" in problem.text for problem in problems)
+
+
+def test_pixels_without_data_are_ignored(place: Path) -> None:
+    for index in range(4):
+        image = np.random.default_rng(index).random((SIDE, SIDE)).astype(np.float32)
+        image[:8] = -9999
+        image[8] = np.nan
+        (place / "images").mkdir(exist_ok=True)
+        tifffile.imwrite(place / f"images/{index}.tif", image)
+        write_image(place / f"masks/{index}.png", np.uint8(DISCS))
+    classes = {"background": 0, "cell": 1}
+    with pytest.raises(InputError, match=r"images/\d\.tif: holds (nan|-9999), .* Fix: nodata: -9999"):
+        SegmentationDataModule(FolderData(str(place), classes)).check()
+    data = FolderData(str(place), classes, nodata=-9999)
+    sample = data.load("train", 0)
+    assert (sample["mask"][:9] == IGNORE_INDEX).all()
+    assert (sample["image"][:, :9] == 0).all()
+    assert (sample["mask"][9:] >= 0).all()
+
+
+@pytest.mark.slow
+def test_a_run_on_images_with_pixels_without_data(place: Path) -> None:
+    root = write_case(place / "data", lambda index: np.uint8(DISCS * 255))
+    for path in (root / "images").iterdir():
+        image = np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32)
+        image[:8] = -9999
+        image[8] = np.nan
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), image)
+    diagnose(["--data.dataset", "FolderData", "--data.dataset.root", str(root)])
+    cli = train("--config", "doctor/overlay.yaml", *TINY_RUN, "--trainer.max_epochs", "1", "--name", "run")
+    assert np.isfinite(float(cli.trainer.callback_metrics["test/loss"]))
+    assert predict(["runs/run/checkpoints/last.ckpt", str(root / "images"), "out", "--accelerator", "cpu"]) == 8
