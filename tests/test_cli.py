@@ -353,7 +353,7 @@ def test_help_reads(tmp_path: Path) -> None:
     assert done.returncode == 0
     for option in ("--name", "--resume", "--data.batch_size", "--model.net", "--trainer.max_epochs", "--wandb.project"):
         assert option in done.stdout
-    assert "--trainer.logger" not in done.stdout  # no option that does nothing
+    assert "--trainer.default_root_dir" not in done.stdout  # no option that does nothing
 
 
 def test_ctrl_c_ends_with_130_and_the_run_can_go_on(tmp_path: Path) -> None:

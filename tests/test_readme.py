@@ -178,7 +178,7 @@ def test_the_commands_of_sbatch(clone: Path) -> None:
 @pytest.mark.slow
 def test_the_line_of_a_notebook(clone: Path) -> None:
     (line,) = re.findall(r"From a notebook: `([^`]*)`", README)
-    short = line.replace('"3"', '"1", "--data.dataset.train", "16", "--trainer.accelerator", "cpu"')
+    short = line.replace('"3"', '"1", "--model.net.widths", "[4,8,16]", "--trainer.accelerator", "cpu"')
     assert short != line
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {short}"], timeout=200)
     assert done.returncode == 0
