@@ -39,6 +39,7 @@ from segmentation.training.trainer import (
     SyncBatchNorm,
     check_callbacks,
     has_bf16,
+    is_refusal,
     make_trainer,
     refused,
     without_finders,
@@ -211,6 +212,11 @@ class SegmentationCLI(LightningCLI):
             if "Unable to serialize" in line:  # by jsonargparse, in place of the value
                 fix = "write it as words, numbers or a list, e.g. [-180, 180]"
                 raise InputError(f"an option cannot be written to config.yaml ({line.strip()}): {fix}")
+        if 0 in (options["max_epochs"], options["max_steps"]):
+            raise InputError(
+                "trainer.max_epochs or max_steps is 0: nothing to train. To test a checkpoint: "
+                "python src/eval.py CHECKPOINT"
+            )
         if run.last:
             callbacks = without_finders(callbacks)
         options["plugins"] = [AtomicCheckpointIO(), *as_list(options["plugins"])]
@@ -251,7 +257,10 @@ class SegmentationCLI(LightningCLI):
             with self.last_checkpoint.listening():
                 self.train_and_test()
             close_wandb(0)
-        except MisconfigurationException as error:  # of a callback, say
+        except (MisconfigurationException, RuntimeError, ValueError) as error:
+            if not is_refusal(error):
+                close_wandb(outcome(error)[0])
+                raise
             close_wandb(2)
             raise refused(error) from error
         except BaseException as error:

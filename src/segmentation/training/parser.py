@@ -30,6 +30,22 @@ KINDS = (
 #: Options that follow from the data, or that the module fills in.
 NOT_FOR_USERS = {"in_channels", "num_classes", "optimizer", "params"}
 
+#: What other projects call an option -> what it is called here.
+ELSEWHERE = {
+    "amp": "trainer.precision",
+    "backbone": "model.net.encoder",
+    "batch": "data.batch_size",
+    "batch_size": "data.batch_size",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "learning_rate": "model.optimizer.lr",
+    "lr": "model.optimizer.lr",
+    "pretrained": "model.net.encoder_weights",
+    "seed": "seed_everything",
+    "weights": "model.init_from",
+    "workers": "data.num_workers",
+}
+
 #: Stands around the error of a class's options within jsonargparse's, which lists all that it has tried.
 MARK = "\0"
 
@@ -51,6 +67,10 @@ class Parser(LightningArgumentParser):
             if word.startswith("#"):
                 quoted = f"'[\"{word}\"]'"
                 raise InputError(f"{word}: to YAML this is a comment. Fix: a list with quotes, {quoted}")
+            if word.partition("=")[0] in ("--model.net.in_channels", "--model.net.num_classes"):
+                raise InputError(
+                    f"{word}: follows from the data (data.dataset.channels, data.dataset.classes). Take it away"
+                )
         try:
             return super().parse_args(args, **options)
         except UnicodeDecodeError as error:
@@ -74,7 +94,7 @@ class Parser(LightningArgumentParser):
         elif ex is None or isinstance(ex, KeyError):
             options = self.option_names()
             choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
-            line += hint(line, options) or choices
+            line += renamed(line) or hint(line, options) or choices
         else:
             line += hint(line, class_names())
         if not self.exit_on_error:  # these are the options of a class
@@ -98,6 +118,16 @@ def class_names() -> list[str]:
     for cls in found:
         found += cls.__subclasses__()  # the loop goes on over these
     return [cls.__name__ for cls in found]
+
+
+def renamed(line: str) -> str:
+    """The option here that a word of an error means in other projects."""
+    for word in line.split():
+        word = word.strip("-'\"[]{},:;").partition("=")[0]
+        last = word.rpartition(".")[2].replace("-", "_")
+        if last in ELSEWHERE and word != ELSEWHERE[last]:
+            return f" (did you mean {ELSEWHERE[last]}?)"
+    return ""
 
 
 def hint(line: str, names: list[str]) -> str:
