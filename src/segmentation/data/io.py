@@ -165,14 +165,17 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
     A palette file gives its indices, unless `by_color`. Gray saved as RGB is taken as gray.
     """
-    pixels = _to_rgb(
-        _read(
-            path,
-            1,
-            expand_palette=by_color,
-            white=255 if by_color else 1,
-        )
+    pixels = _read(
+        path,
+        1,
+        expand_palette=by_color,
+        white=255 if by_color else 1,
     )
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise InputError(f"{path}: this mask holds NaN. Save masks as PNG with one integer a class, and ignore one")
+    if path.suffix.lower() == ".npy" and len(pixels) == 2:  # no gray with alpha
+        raise InputError(f"{path}: holds {len(pixels)} channels. Save one integer a pixel, e.g. mask.argmax(axis=-1)")
+    pixels = _to_rgb(pixels)
     is_gray = (pixels == pixels[0]).all()
     if is_gray and not by_color:
         return pixels[0]
