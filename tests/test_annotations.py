@@ -259,7 +259,7 @@ def test_polygons_cover_the_pixels_whose_centres_they_hold(place: Path) -> None:
 
 BROKEN = {
     "cut off": ("labelme", "images/a.json", lambda text: text[:50], "a.json: cannot be read"),
-    "a circle": ("labelme", "images/a.json", lambda text: text.replace("polygon", "circle"), "a circle is no polygon"),
+    "a circle": ("labelme", "images/a.json", lambda text: text.replace("polygon", "circle"), "drawn as a circle"),
     "another size": (
         "labelme",
         "images/a.json",
@@ -267,7 +267,20 @@ BROKEN = {
         "is 99x12 pixels, but its image",
     ),
     "Supervisely": ("labelme", "images/a.json", lambda text: '{"objects": [], "size": {}}', "COCO"),
-    "a box": ("YOLO", "labels/a.txt", lambda text: "0 0.5 0.5 0.2 0.2\n", "not a box"),
+    "a box": (
+        "YOLO",
+        "labels/a.txt",
+        lambda text: "0 0.5 0.5 0.2 0.2\n",
+        "has 4 coordinates, which make a box",
+    ),
+    "pixels": ("YOLO", "labels/a.txt", lambda text: "0 1 1 8 1 8 8\n", "reaches 8, but coordinates are shares"),
+    "a negative class": ("YOLO", "labels/a.txt", lambda text: f"-1{text[1:]}", "class -1, which must be 0 or more"),
+    "an unknown category": (
+        "COCO",
+        "instances.json",
+        lambda text: text.replace('"category_id": ', '"category_id": 9'),
+        "which its categories do not list",
+    ),
     "no numbers": ("YOLO", "labels/a.txt", lambda text: "cat\n", "a.txt: cannot be read"),
     "odd run lengths": ("run lengths", "train.csv", lambda text: text.replace("c.png,1,", "c.png,1,3 4 5"), "drawn"),
     "runs beyond": (
@@ -305,6 +318,30 @@ def test_a_broken_file_is_one_line_before_the_first_step(case: str, place: Path)
         SegmentationDataModule(FolderData(str(place), NAMED, **options)).check()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_rectangles_of_labelme_are_drawn(place: Path) -> None:
+    make(place, "labelme")
+    corners = [[2, 1], [7, 5]]
+    shape = {"label": "cat", "shape_type": "rectangle", "points": corners}
+    content = {"shapes": [shape], "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    for name in BOXES:
+        (place / f"images/{name}.json").write_text(json.dumps(content))
+    data = FolderData(str(place), NAMED, masks="images/{name}.json")
+    rows, columns = np.nonzero(data.load("train", 0)["mask"].numpy())
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (1, 4, 2, 6)
+
+
+def test_without_classes_the_reason_is_said_where_nothing_is_drawn(place: Path) -> None:
+    make(place, "labelme")
+    for file in (place / "images").glob("*.json"):
+        file.write_text(file.read_text().replace("polygon", "circle"))
+    with pytest.raises(InputError, match=r"\.json: cannot be read .*drawn as a circle"):
+        FolderData(str(place), masks="images/{name}.json")
+    for file in (place / "images").glob("*.json"):
+        file.write_text(json.dumps({"shapes": [], "imageHeight": HEIGHT, "imageWidth": WIDTH}))
+    with pytest.raises(InputError, match=r"nothing is drawn in the masks. Fix: .*classes: "):
+        FolderData(str(place), masks="images/{name}.json")
 
 
 def test_statistics_are_counted_anew_when_annotations_change(place: Path) -> None:

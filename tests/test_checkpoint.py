@@ -118,7 +118,7 @@ def test_warm_start_takes_what_fits_and_says_what_did_not(
 ) -> None:
     start = "runs/run/checkpoints/last.ckpt"
     saved = torch.load(start, weights_only=True)["state_dict"]
-    cli = SegmentationCLI([*TINY, "--model.init_from", start, "--model.net.widths", "[4,6,16]", "--name", "warm"])
+    cli = SegmentationCLI([*TINY, "--model.init_from", start, "--model.net.widths", "[4,10]", "--name", "warm"])
     cli.trainer.fit_loop.epoch_loop.max_steps = 0  # set up, but not a step
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     own = cli.model.net.state_dict()
@@ -128,6 +128,14 @@ def test_warm_start_takes_what_fits_and_says_what_did_not(
     out = capsys.readouterr().out
     assert f"took {len(fitting)} of {len(own)}" in out
     assert all(key in out.split("newly initialised")[1] for key in set(own) - set(fitting))
+
+
+def test_warm_start_of_another_net_asks_for_its_options(trained: SegmentationCLI) -> None:
+    for options in (["--model.net.widths", "[8,16,16]"], ["--model.net", "UNet3Plus", "--model.net.widths", "[6,10]"]):
+        args = ["--model.init_from", "runs/run/checkpoints/last.ckpt", "--name", "warm"]
+        with pytest.raises(InputError, match=r"tensors of this .*Fix: .*--model.net UNet --model.net.widths .4, 8.$"):
+            train(*TINY, *options, *args)
+    assert not Path("runs/warm").exists()
 
 
 def test_warm_start_where_nothing_fits(trained: SegmentationCLI, tmp_path: Path) -> None:

@@ -146,6 +146,14 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         ),
         (["--trainer.max_epoch", "3"], ["did you mean trainer.max_epochs?"]),
         (["--nam", "x"], ["did you mean name?"]),
+        (["--model.lr", "0.1"], ["did you mean model.optimizer.lr?"]),
+        (["--lr=0.1"], ["did you mean model.optimizer.lr?"]),
+        (["--model.optimizer.learning_rate", "0.1"], ["model.optimizer", "AdamW", "did you mean model.optimizer.lr?"]),
+        (["--epochs", "3"], ["did you mean trainer.max_epochs?"]),
+        (["--batch-size", "3"], ["did you mean data.batch_size?"]),
+        (["--model.net.pretrained", "true"], ["UNet", "did you mean model.net.encoder_weights?"]),
+        (["--model.net.num_classes", "7"], ["--model.net.num_classes", "data.dataset.classes"]),
+        (["--trainer.max_epochs", "0"], ["trainer.max_epochs", "src/eval.py"]),
         (
             ["--model.net", "UNet", "--model.net.skip_channels", "3"],
             ["model.net", "UNet", "skip_channels", "widths"],
@@ -353,7 +361,7 @@ def test_help_reads(tmp_path: Path) -> None:
     assert done.returncode == 0
     for option in ("--name", "--resume", "--data.batch_size", "--model.net", "--trainer.max_epochs", "--wandb.project"):
         assert option in done.stdout
-    assert "--trainer.logger" not in done.stdout  # no option that does nothing
+    assert "--trainer.default_root_dir" not in done.stdout  # no option that does nothing
 
 
 def test_ctrl_c_ends_with_130_and_the_run_can_go_on(tmp_path: Path) -> None:

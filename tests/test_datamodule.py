@@ -188,6 +188,17 @@ def test_unequal_sizes_without_a_crop_are_refused_with_the_fix(place: Path, size
         list(module.train_dataloader())
 
 
+def test_a_crop_larger_than_every_image_is_told() -> None:
+    data = ShapesData(4, 1, 0, size=48)
+    texts = {}
+    for crop in (64, [64, 48], 48):
+        problems = SegmentationDataModule(data, 2, crop=crop).find_problems()
+        texts[str(crop)] = [problem.text for problem in problems if "data.crop" in problem.text]
+    assert texts["[64, 48]"] == texts["48"] == []
+    (text,) = texts["64"]
+    assert text.endswith("Fix: --data.crop '[48,48]'")
+
+
 def test_transforms_that_make_sizes_unequal_are_refused_too() -> None:
     data = ShapesData(4, 1, 0, size=48)
     with pytest.raises(InputError, match=r"unequal sizes .*transforms in data\.augment that keep the size"):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -169,7 +170,10 @@ def test_the_exported_file_runs_alone(form: str, trained: Path) -> None:
     assert (mask == module.classify(expected)).double().mean() > 0.999
     about = json.loads(Path("about.json").read_text())
     assert [one["name"] for one in about["classes"]] == module.labels.names
-    assert path.is_file()
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(path)
+        assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+        assert session.get_outputs()[1].shape == ["batch", "height", "width"]
 
 
 def test_an_export_that_predicts_something_else_is_not_kept(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

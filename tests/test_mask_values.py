@@ -69,6 +69,14 @@ CASES: dict[str, Case] = {
     "-1": (lambda i: np.int16(blocks(-1, 0, 1, 2)), {"ignore": [-1]}),
     "above 65535": (lambda i: np.int32(blocks(0, 70_000)), {"classes": {"background": 0, "foreground": 70_000}}),
     "-1 and 0 alone": (lambda i: np.int16(blocks(-1, 0)), {"classes": {"background": -1, "foreground": 0}}),
+    "ids of their own": (
+        lambda i: np.int32(blocks(0, *range(1000 + 37 * i, 9000, 1000))),
+        {"classes": {"background": 0, "foreground": 1}, "mask_threshold": 1, "instances": "masks"},
+    ),
+    "ids above 65535": (
+        lambda i: np.int32(blocks(0, 1, 300 + i, 70_000 - i)),
+        {"classes": {"background": 0, "foreground": 1}, "mask_threshold": 1, "instances": "masks"},
+    ),
     "like DRIVE": (
         lambda i: np.uint8(DISCS * (251 if i % 3 else 255)),
         {"classes": {"background": 0, "foreground": [251, 255]}},
@@ -261,3 +269,22 @@ def test_a_run_on_images_with_pixels_without_data(place: Path) -> None:
     cli = train("--config", "doctor/overlay.yaml", *TINY_RUN, "--trainer.max_epochs", "1", "--name", "run")
     assert np.isfinite(float(cli.trainer.callback_metrics["test/loss"]))
     assert predict(["runs/run/checkpoints/last.ckpt", str(root / "images"), "out", "--accelerator", "cpu"]) == 8
+
+
+def test_what_is_no_mask_is_named(place: Path) -> None:
+    root = write_case(place / "data", lambda i: np.where(DISCS, np.float32("nan"), np.float32(0)))
+    with pytest.raises(InputError, match=r"masks/0\.tif: this mask holds NaN"):
+        FolderData(str(root))
+    for index in range(8):
+        (root / f"masks/{index}.tif").unlink()
+        np.save(root / f"masks/{index}.npy", np.stack([~DISCS, DISCS], axis=-1))
+    with pytest.raises(InputError, match=r"masks/0\.npy: holds 2 channels.*argmax"):
+        FolderData(str(root))
+
+
+def test_splits_in_capitals(place: Path) -> None:
+    root = write_case(place / "data", lambda i: np.uint8(DISCS * 255))
+    rows = [f"{index}.png,{'VAL' if index > 5 else 'TRAIN'}" for index in range(8)]
+    (root / "all.csv").write_text("\n".join(["name,split", *rows]))
+    data = FolderData(str(root), TWO, lists="all.csv")
+    assert [len(data.names(split)) for split in ("train", "val", "test")] == [6, 2, 0]

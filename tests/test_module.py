@@ -126,7 +126,11 @@ SUM = ["--model.loss", "WeightedSum", "--model.loss.losses", "[CrossEntropy, Foc
 
 
 @pytest.mark.parametrize(
-    ("net", "loss"), [("[16,32,64,128,256]", SUM), ("[4,8,8]", ["--model.loss.class_weights", "auto"])]
+    ("net", "loss"),
+    [
+        pytest.param("[16,32,64,128,256]", SUM, marks=pytest.mark.slow),
+        ("[4,8,8]", ["--model.loss.class_weights", "auto"]),
+    ],
 )
 def test_evaluation_does_not_depend_on_the_batch(net: str, loss: list[str]) -> None:
     """Not in the last digit, the loss neither, though a convolution over a batch is rounded otherwise than over one

@@ -100,6 +100,37 @@ def test_images_that_their_tag_turns(deep: Path) -> None:
     assert len({read(f"out/{orientation}.png").tobytes() for orientation in range(1, 9)}) == 8
 
 
+def test_from_python_a_file_a_picture_and_an_array_give_what_predict_writes(trained: Path, photos: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(photos / "a.png") as picture:
+        picture.rotate(90, expand=True).save(photos / "a.png", exif=exif)
+        picture.convert("P").save(photos / "palette.png")
+    options = [str(trained), "photos", *CPU, "--tta", "flips"]
+    predict([*options, "masks"])
+    predict([*options, "chances", "--format", "probabilities"])
+    predictor = Predictor(str(trained), "cpu", tta="flips")
+    for name in ("a", "palette"):
+        with Image.open(photos / f"{name}.png") as picture:
+            array = read_image(photos / f"{name}.png", 3).transpose(1, 2, 0)
+            for image in (f"photos/{name}.png", photos / f"{name}.png", picture, array):
+                mask, probabilities, names = predictor(image)
+                assert np.array_equal(mask, read(f"masks/{name}.png"))
+                written = np.load(f"chances/{name}.npy")
+                assert probabilities.dtype == np.float32
+                assert np.allclose(probabilities, written, atol=1e-3)
+                assert names == predictor.labels.names
+    wrong = {
+        "has 4 channels, but the net was trained on 3": np.zeros((8, 8, 4), np.uint8),
+        "has 8 channels": np.zeros((3, 8, 8), np.uint8),
+        "is float32, but the net was trained on uint8": np.zeros((8, 8, 3), np.float32),
+        r"give \(H, W\) or \(H, W, C\)": np.zeros((1, 8, 8, 3), np.uint8),
+    }
+    for message, image in wrong.items():
+        with pytest.raises(InputError, match=message):
+            predictor(image)
+
+
 @pytest.mark.slow
 def test_a_large_photograph_that_its_tag_turns(trained: Path) -> None:
     """Of more pixels than Pillow turns for us. A strip of it is enough."""

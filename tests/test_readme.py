@@ -133,6 +133,10 @@ def test_every_command(clone: Path) -> None:
     said = run_onnx("runs/unetpp/checkpoints/best.onnx", image)
     assert [line.split()[0] for line in said.splitlines()] == ["background", "disk", "ring", "triangle", "star"]
     assert Path("mask.png").is_file()
+    command = [sys.executable, "predict_one.py", "runs/unetpp/checkpoints/best.ckpt", str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "src"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(64, 64) (5, 64, 64) ['background', 'disk'")
 
 
 #: A run of a moment, in words without a space.
@@ -174,7 +178,7 @@ def test_the_commands_of_sbatch(clone: Path) -> None:
 @pytest.mark.slow
 def test_the_line_of_a_notebook(clone: Path) -> None:
     (line,) = re.findall(r"From a notebook: `([^`]*)`", README)
-    short = line.replace('"3"', '"1", "--data.dataset.train", "16", "--trainer.accelerator", "cpu"')
+    short = line.replace('"3"', '"1", "--model.net.widths", "[4,8,16]", "--trainer.accelerator", "cpu"')
     assert short != line
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {short}"], timeout=200)
     assert done.returncode == 0

@@ -300,6 +300,7 @@ def test_the_summary_is_of_the_validation_whose_checkpoint_was_tested() -> None:
     assert figures("run")["val/loss"] == float(tested["val/loss"])
 
 
+@pytest.mark.slow
 def test_what_cannot_change_a_result_may_change() -> None:
     cut("epoch 0", *ARGS, "--name", "run")
     free = ["--data.num_workers", "1", "--pictures.images", "2", "--trainer.enable_progress_bar", "false"]

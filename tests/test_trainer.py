@@ -101,9 +101,29 @@ def test_refused_before_anything_is_written(args: list[str], parts: list[str]) -
     assert not Path("runs/run").exists()
 
 
-def test_what_lightning_refuses_in_a_run_is_one_line() -> None:
-    with pytest.raises(InputError, match="limit_val_batches"):
-        train(*TINY, "--name", "run", "--trainer.limit_val_batches", "0.01")
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--trainer.limit_val_batches", "0.01"], "limit_val_batches"),
+        (["--trainer.val_check_interval", "100"], "val_check_interval. \\(100\\)"),
+        ([f"--trainer.callbacks+={STOPPING.replace('val_loss', 'val/iou')}"], "val/iou.*val/miou"),
+        (["--model.optimizer", "LBFGS"], "LBFGS.*--model.optimizer AdamW"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_lightning_refuses_in_a_run_is_one_line(args: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        train(*TINY, "--name", "run", *args)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_ones_own_code_is_not_lightnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its stack trace."""
+    monkeypatch.syspath_prepend(Path.cwd())
+    lines = ["from segmentation.nets import UNet", "class Wrong(UNet):", "    def compute(self, image, level=None):"]
+    Path("my_wrong.py").write_text("\n".join([*lines, "        raise ValueError('mine')"]))
+    with pytest.raises(ValueError, match=r"^mine$"):
+        train(*TINY, "--name", "run", "--model.net", "my_wrong.Wrong")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ one of this project, of a notebook, or of the user's own file.
 
 import ast
 import importlib
+import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,6 @@ from contextlib import contextmanager
 from enum import EnumType
 from importlib.util import find_spec
 from inspect import signature
-from json import JSONEncoder
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -91,7 +91,7 @@ def read_checkpoint(path: str | Path) -> Values:
 def _check_plain(values: Any) -> None:
     """Raise unless the values are numbers and texts, in lists and dicts: what JSON can hold."""
     length = 0
-    for number, text in enumerate(JSONEncoder().iterencode(values)):
+    for number, text in enumerate(json.JSONEncoder().iterencode(values)):
         length += len(text)  # a long text may be referred to many times
         if number > MAX_VALUES or length > MAX_LENGTH:
             raise ValueError("too many values")
@@ -254,20 +254,46 @@ def _is_plain(annotation: Any) -> bool:
 
 
 def warm_start(net: nn.Module, path: str) -> None:
-    """Load the weights of another run's net that fit by name and shape.
+    """Load the weights of another run's net that fit by name and shape. Raises InputError as `fitting_weights` does."""
+    own = net.state_dict()
+    fitting = fitting_weights(net, path)
+    net.load_state_dict(fitting, strict=False)
+    new = ", ".join(name for name in own if name not in fitting) or "none"
+    rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {new}")
+
+
+def fitting_weights(net: nn.Module, path: str) -> dict[str, Tensor]:
+    """The weights of a checkpoint that fit a net by name and shape.
 
     Raises:
-        InputError: no weight fits.
+        InputError: less than half of the net's tensors are there; the message holds the options of the other net.
     """
-    saved = read_checkpoint(path)["state_dict"]
+    checkpoint = read_checkpoint(path)
+    saved = checkpoint["state_dict"]
     own = net.state_dict()
     fitting = {}
     for name, weight in own.items():
         given = saved.get(f"net.{name}")
         if given is not None and given.shape == weight.shape:
             fitting[name] = given
-    if not fitting:
-        raise InputError(f"model.init_from {path}: none of its weights fits {type(net).__name__}")
-    net.load_state_dict(fitting, strict=False)
-    new = ", ".join(name for name in own if name not in fitting) or "none"
-    rank_zero_only(print)(f"start     {path}: took {len(fitting)} of {len(own)} tensors; newly initialised: {new}")
+    if 2 * len(fitting) < len(own):
+        options = net_options(checkpoint)
+        raise InputError(
+            f"model.init_from {path}: only {len(fitting)} of the {len(own)} tensors of this {type(net).__name__} are "
+            f"in it. Fix: give the net the options of the other: {one_line(options)}"
+        )
+    return fitting
+
+
+def net_options(checkpoint: Values) -> str:
+    """The options of train.py that give a checkpoint's net, where they differ from the defaults of its class."""
+    section = checkpoint["hyper_parameters"]["net"]
+    cls = find_class(section["class_path"], SegmentationNet)
+    parameters = signature(cls).parameters
+    words = [f"--model.net {cls.__name__}"]
+    for option, value in arguments_of(section).items():
+        default = parameters[option].default if option in parameters else None
+        follows_from_data = option in ("in_channels", "num_classes")
+        if not follows_from_data and json.dumps(value) != json.dumps(default):
+            words.append(f"--model.net.{option} {json.dumps(value)}")
+    return " ".join(words)

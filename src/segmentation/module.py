@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import LBFGS
 from torch.optim.lr_scheduler import OneCycleLR
 
 from segmentation.checkpoint import load_module, read_checkpoint, warm_start
@@ -507,6 +508,8 @@ class SegmentationModule(LightningModule):
             scheduler = self.schedule(optimizer)
         except ValueError as error:  # torch's own checks of the user's numbers
             raise InputError(f"model.optimizer or model.schedule: {error}") from error
+        if isinstance(optimizer, LBFGS):
+            raise InputError("model.optimizer LBFGS takes all data at once, not batches. Fix: --model.optimizer AdamW")
         config: dict[str, Any] = {
             "scheduler": scheduler,
             "interval": self.schedule_interval,

@@ -20,13 +20,16 @@ import numpy as np
 from segmentation.data.io import check_file
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.mask_values import as_yaml, name_of
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 
 #: Suffixes of all these files.
 DESCRIPTIONS = (".json", ".csv", ".txt")
 
 #: Kaggle's run lengths: the start and the length of each run.
 RUNS = re.compile(r"\s*\d+(\s+\d+)+\s*")
+
+#: YOLO's coordinates are 1 at most, but for rounding, and for polygons that reach beyond the image.
+MAX_SHARE = 2
 
 #: A name, or a number where the file has no names.
 Category = str | int
@@ -119,9 +122,12 @@ def _read(file: Path, modified: int) -> Drawings:
             content = json.loads(text)
             drawings = _read_labelme(content) if "shapes" in content else _read_coco(content)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = one_line(error)
+        if isinstance(error, KeyError):
+            reason = f"it has no {reason}"
         raise InputError(
-            f"{file}: cannot be read ({reason}). Export polygons as COCO, labelme or YOLO, or run lengths as .csv"
+            f"{file}: cannot be read ({reason}). It must hold polygons, as COCO, labelme and YOLO have them; or, "
+            "as .csv, run lengths"
         ) from error
     by_path = {}
     for name, drawing in drawings.items():
@@ -140,7 +146,10 @@ def _read_coco(content: Any) -> Drawings:
         drawings[image["file_name"]] = drawing
         by_id[image["id"]] = drawing
     for annotation in content["annotations"]:
-        category = names[annotation["category_id"]]
+        number = annotation["category_id"]
+        if number not in names:
+            raise ValueError(f"an annotation has category_id {number}, which its categories do not list")
+        category = names[number]
         if annotation.get("iscrowd"):
             category = CROWD
         region = annotation["segmentation"]
@@ -156,10 +165,14 @@ def _read_labelme(content: Any) -> Drawings:
     shapes = []
     for shape in content["shapes"]:
         kind = shape["shape_type"]
-        if kind != "polygon":
-            raise ValueError(f"a {kind} is no polygon")
-        polygon = np.array(shape["points"], float).ravel()
-        shapes.append(Shape(shape["label"], [polygon]))
+        label = shape["label"]
+        points = np.array(shape["points"], float)
+        if kind == "rectangle":  # by two corners
+            (left, top), (right, bottom) = points
+            points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        elif kind != "polygon":
+            raise ValueError(f"{label} is drawn as a {kind}, which is no polygon or rectangle")
+        shapes.append(Shape(label, [points.ravel()]))
     size = (content["imageHeight"], content["imageWidth"])
     return {".": Drawing(shapes, size)}
 
@@ -171,6 +184,12 @@ def _read_yolo(text: str) -> Drawings:
         polygon = np.array(shares, float)
         # 0 is the background, as where Ultralytics converts masks.
         category = int(number) + 1
+        if category < 1:
+            raise ValueError(f"class {number}, which must be 0 or more")
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"class {number} has {len(polygon)} coordinates, which make a box and no polygon")
+        if polygon.max() > MAX_SHARE:
+            raise ValueError(f"class {number} reaches {polygon.max():g}, but coordinates are shares of the sides")
         shapes.append(Shape(category, [polygon], relative=True))
     return {".": Drawing(shapes)}
 
@@ -208,10 +227,16 @@ def class_indices(
     """
     indices: dict[Category, int] = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
     found: set[Category] = set()
+    empty = "nothing is drawn in the masks. Fix: draw something, or say what may be: classes: {background: 0, cat: 1}"
     for path in masks:
-        with suppress(InputError):  # whoever loads it says so
+        try:
             drawing = read_drawing(path)
-            found.update(shape.category for shape in drawing.shapes)
+        except InputError as error:  # whoever loads it says so, if others can be read
+            empty = str(error)
+            continue
+        found.update(shape.category for shape in drawing.shapes)
+    if not found and not classes:
+        raise InputError(empty)
     if classes:
         labels = Labels.parse(classes)
         for index, values in enumerate(labels.values):

@@ -192,7 +192,20 @@ class SegmentationDataModule(LightningDataModule):
                 problems.append(Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}"))
         if "train" in splits and self.dataset.names("train"):
             problems += self._try_augmentation()
+            problems += self._check_crop()
         return problems
+
+    def _check_crop(self) -> list[Problem]:
+        """Whether the crop is larger than every training image."""
+        crop = self.augment.crop
+        height, width = np.max(self.statistics("train").sizes, axis=0, initial=0)
+        if not crop or crop[0] <= height or crop[1] <= width:
+            return []
+        text = (
+            f"data.crop {crop[0]}x{crop[1]} is larger than every training image ({height}x{width} at most): the rest "
+            f"is padding, which costs memory and time. Fix: --data.crop '[{height},{width}]'"
+        )
+        return [Problem(text)]
 
     def _try_augmentation(self) -> list[Problem]:
         """Augment a few training images, those of extreme sizes among them: in a batch they must have one shape."""

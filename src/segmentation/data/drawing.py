@@ -40,8 +40,8 @@ def draw(
             _fill(ids, region, number)
         except Exception as error:  # COCO's library raises anything
             raise InputError(
-                f"{path}: shape {number} ({shape.category}) cannot be drawn ({error}). Make it run lengths, or a "
-                "polygon of three points or more, not a box"
+                f"{path}: shape {number} ({shape.category}) cannot be drawn. It must be polygons of three points "
+                f"or more, not a box, or run lengths down the columns of {width}x{height} pixels"
             ) from error
     class_of = np.array(classes)
     index = class_of[ids]

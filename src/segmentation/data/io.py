@@ -88,6 +88,31 @@ def open_image(
         InputError: the file is missing, not an image, cut off, or has another number of channels.
     """
     pixels = _read(path, channels, white=255 if as_rgb else 1)
+    return _fit_channels(pixels, str(path), channels, as_rgb)
+
+
+def take_image(
+    image: Image.Image | np.ndarray,
+    channels: int | None,
+    as_rgb: bool = False,
+) -> np.ndarray:
+    """`open_image` of what is in memory: a Pillow image, or an array (H, W) or (H, W, C)."""
+    pixels = _pixels_of(image) if isinstance(image, Image.Image) else np.array(image)
+    if pixels.ndim not in (2, 3) or not pixels.size:
+        raise InputError(f"the image is an array {pixels.shape}: give (H, W) or (H, W, C)")
+    pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
+    pixels = _to_numbers(pixels, white=255 if as_rgb else 1)
+    name = "the image (H, W, C)"
+    return _fit_channels(pixels, name, channels, as_rgb)
+
+
+def _fit_channels(
+    pixels: np.ndarray,
+    source: str,
+    channels: int | None,
+    as_rgb: bool,
+) -> np.ndarray:
+    """Pixels (C, H, W) with the expected channels, of a type that torch computes with."""
     if as_rgb:
         pixels = _to_rgb(pixels)
     elif len(pixels) in (2, 4) and channels in (None, len(pixels) - 1):
@@ -97,7 +122,7 @@ def open_image(
     found = len(pixels)
     if channels not in (None, found):
         raise WrongChannels(
-            f"{path}: has {found} channels, but channels says {channels}. "
+            f"{source}: has {found} channels, but channels says {channels}. "
             f"Fix: channels: {found}, or, where gray and colour are mixed, as_rgb: true",
             found,
         )
@@ -109,14 +134,14 @@ def open_image(
 def hide_nodata(
     image: np.ndarray,
     nodata: float | None,
-    path: Path,
+    source: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """An image with 0 where it has no data, and where that is: (C, H, W), and (H, W) bool.
 
     Args:
         image: pixels (C, H, W).
         nodata: the value that means no data, as NaN and infinity do; None: there are no such pixels.
-        path: the file, for the error.
+        source: the file, for the error.
 
     Raises:
         InputError: there are such pixels, and `nodata` is None.
@@ -129,7 +154,7 @@ def hide_nodata(
         if lowest in NODATA or not lowest > -1e30:  # NaN, too
             value = lowest if lowest > -1e30 else NODATA[0]
             raise InputError(
-                f"{path}: holds {lowest:g}, where it has no data. Fix: nodata: {value:g} ignores these pixels, and NaN",
+                f"{source}: holds {lowest:g}, where it has no data. Fix: nodata: {value:g} ignores them, and NaN",
                 {"nodata": value},
             )
     return image, np.zeros(image.shape[1:], bool)
@@ -140,14 +165,17 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
 
     A palette file gives its indices, unless `by_color`. Gray saved as RGB is taken as gray.
     """
-    pixels = _to_rgb(
-        _read(
-            path,
-            1,
-            expand_palette=by_color,
-            white=255 if by_color else 1,
-        )
+    pixels = _read(
+        path,
+        1,
+        expand_palette=by_color,
+        white=255 if by_color else 1,
     )
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise InputError(f"{path}: this mask holds NaN. Save masks as PNG with one integer a class, and ignore one")
+    if path.suffix.lower() == ".npy" and len(pixels) == 2:  # no gray with alpha
+        raise InputError(f"{path}: holds {len(pixels)} channels. Save one integer a pixel, e.g. mask.argmax(axis=-1)")
+    pixels = _to_rgb(pixels)
     is_gray = (pixels == pixels[0]).all()
     if is_gray and not by_color:
         return pixels[0]
@@ -207,6 +235,11 @@ def _read(
         fix = "Cut images this large into tiles first" if too_large else "Copy it again or remove it"
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise InputError(f"{path}: cannot be read as an image ({reason}). {fix}") from error
+    return _to_numbers(pixels, white)
+
+
+def _to_numbers(pixels: np.ndarray, white: int) -> np.ndarray:
+    """Pixels in the machine's byte order; a bit that is set is `white`."""
     if pixels.dtype == bool:
         return pixels * np.uint8(white)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -235,16 +268,20 @@ def _decode(
         if pictures > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
             raise InputError(f"{path}: holds {pictures} pictures. Save each as a file of its own")
         image.load()
-        orientation = image.getexif().get(ORIENTATION, 1)
         if head.startswith(PNG_MAGIC) and head[PNG_BITS] == 16 and image.mode != "I;16":
             import imagecodecs  # it takes long to import, and most data sets do without
 
             pixels = imagecodecs.png_decode(path.read_bytes())
-        elif image.mode == "CMYK" or (image.mode == "P" and expand_palette):
-            pixels = np.asarray(image.convert("RGB"))
-        else:
-            pixels = np.asarray(image)
-        return _upright(pixels, orientation)
+            return _upright(pixels, image.getexif().get(ORIENTATION, 1))
+        return _pixels_of(image, expand_palette)
+
+
+def _pixels_of(image: Image.Image, expand_palette: bool = True) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) of a Pillow image, upright."""
+    orientation = image.getexif().get(ORIENTATION, 1)
+    if image.mode == "CMYK" or (image.mode == "P" and expand_palette):
+        image = image.convert("RGB")
+    return _upright(np.asarray(image), orientation)
 
 
 def _decode_tiff(

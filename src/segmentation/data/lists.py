@@ -53,7 +53,11 @@ def choose_samples(
             raise InputError(f"{source}: is no YAML that has a list of names for each split") from error
         rows = [[str(entry)] for entry in content.get(split) or []]
     else:
-        rows = [row for row in read_rows(source) if split is None or split in row]
+        rows = []
+        for row in read_rows(source):
+            cells = map(str.lower, row)
+            if split is None or split.lower() in cells:
+                rows.append(row)
     chosen = {}
     for number, row in enumerate(rows):
         by_length = sorted(row, key=len, reverse=True)  # a path rather than a number

@@ -110,7 +110,7 @@ class MaskValues:
         if two_integers and self.are_ids():
             self.options["mask_threshold"] = 1
             self.options["instances"] = "the same as masks"
-            self.reasons.append("Each mask numbers its instances from 1")
+            self.reasons.append("Each mask numbers its instances")
             return [[0], [1]]
         strays = self.are_strays()
         if two_integers and self.is_smeared(~strays):
@@ -212,6 +212,8 @@ class MaskValues:
         """
         codes = self.codes[which]
         pixels = self.pixels.sum(axis=0)[which]
+        if codes[-1] > 255:  # no JPEG has these
+            return False
         span = max(MANY, codes[-1] - codes[0])
         place = (codes - codes[0]) / span
         dark = place <= 1 / 8
@@ -226,11 +228,14 @@ class MaskValues:
         return bool(between < 2 * at_top)
 
     def are_ids(self) -> bool:
-        """Whether each mask numbers something from 1, and not to the same number."""
+        """Whether each mask numbers something from 1, and not to the same number; or has numbers of its own."""
         above = self.codes > 0
         held = self.pixels[:, above] > 0
         numbers = np.count_nonzero(held, axis=1)
         lengths = set(numbers)
+        masks = np.count_nonzero(held, axis=0)
+        if self.codes[-1] > 255 and len(masks) > FEW:  # more than a JPEG holds
+            return bool(np.mean(masks == 1) > 0.9)
         if len(lengths) < 3 or max(lengths) < IDS:
             return False
         largest = (held * self.codes[above]).max(axis=1)

@@ -23,7 +23,8 @@ from segmentation.visualize import evenly
 IMAGES = 8  # to check the file on
 MAX_DIFFERENCE = 1e-3  # of a probability
 MIN_EQUAL = 0.9999  # share of pixels of equal class
-DYNAMIC = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # any number of images, any height and width
+AXES = {0: "batch", 2: "height", 3: "width"}  # of any size
+DYNAMIC = dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)
 
 Exported = Callable[[Tensor], Sequence[Tensor]]  # runs a written file
 
@@ -125,7 +126,7 @@ def to_onnx(
         input_names=["image"],
         output_names=["logits", "mask"],
         dynamo=True,
-        dynamic_shapes=(DYNAMIC,),
+        dynamic_shapes=(AXES,),
         verbose=False,
     )
     assert program is not None  # with dynamo there is one

@@ -3,16 +3,17 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from PIL import Image
 from torch import Tensor
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
-from segmentation.data.io import WrongChannels, allow_large, hide_nodata, open_image
+from segmentation.data.io import WrongChannels, allow_large, hide_nodata, open_image, take_image
 from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
 from segmentation.nets import Heads, SegmentationNet
@@ -89,8 +90,24 @@ def adapt(module: SegmentationModule, tile: int | None, tta: Symmetries) -> None
         module.head_weights = [1.0]
 
 
+class Prediction(NamedTuple):
+    """What a net makes of an image.
+
+    Attributes:
+        mask: (H, W) in the data set's own values; (H, W, 3) where its masks are colours.
+        probabilities: of the classes, (K, H, W) float32; of two classes (1, H, W), those of the second.
+        names: of the classes.
+    """
+
+    mask: np.ndarray
+    probabilities: np.ndarray
+    names: list[str]
+
+
 class Predictor:
     """The module of a checkpoint, in eval mode, with its normalisation, on a device.
+
+    `Predictor("runs/NAME/checkpoints/best.ckpt")("photo.jpg").mask` is what predict.py writes.
 
     Args:
         path: the checkpoint.
@@ -122,23 +139,46 @@ class Predictor:
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)
 
-    def read(self, path: Path) -> np.ndarray:
+    def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Prediction:
+        """Predict one image.
+
+        Args:
+            image: a file, a Pillow image, or an array (H, W) or (H, W, C), of the type that the net was trained on.
+
+        Raises:
+            InputError: the file cannot be read; the image is unlike those that the net was trained on.
+        """
+        if isinstance(image, str):
+            image = Path(image)
+        logits = self.logits(self.read(image))
+        mask = self.module.classify(logits).numpy()
+        return Prediction(
+            self.labels.decode(mask),
+            probabilities(logits).numpy(),
+            self.labels.names,
+        )
+
+    def read(self, source: Path | Image.Image | np.ndarray) -> np.ndarray:
         """Pixels (C, H, W). Raises InputError unless the image is like those that the net was trained on."""
         channels = self.labels.channels
         dtype = self.labels.dtype
+        name = source if isinstance(source, Path) else "the image (H, W, C)"
         try:
-            image = open_image(path, channels, self.as_rgb)
+            if isinstance(source, Path):
+                image = open_image(source, channels, self.as_rgb)
+            else:
+                image = take_image(source, channels, self.as_rgb)
         except WrongChannels as error:
             raise InputError(
-                f"{path}: has {error.found} channels, but the net was trained on {channels}. Convert it, or train with "
+                f"{name}: has {error.found} channels, but the net was trained on {channels}. Convert it, or train with "
                 "as_rgb: true, which takes gray and RGBA images for RGB"
             ) from error
         if dtype and image.dtype != dtype:
             raise InputError(
-                f"{path}: is {image.dtype}, but the net was trained on {dtype}. Save it as {dtype}, on the scale of "
+                f"{name}: is {image.dtype}, but the net was trained on {dtype}. Save it as {dtype}, on the scale of "
                 "the training images"
             )
-        return hide_nodata(image, self.nodata, path)[0]
+        return hide_nodata(image, self.nodata, name)[0]
 
     def logits(self, image: np.ndarray | Tensor) -> Tensor:
         """Logits (K, H, W) of an image (C, H, W), on the CPU; `module.classify` makes class indices of them."""

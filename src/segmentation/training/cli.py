@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segmentation.checkpoint import find_class, read_checkpoint
+from segmentation.checkpoint import find_class, fitting_weights, read_checkpoint
 from segmentation.data import SegmentationData, SegmentationDataModule
 from segmentation.data.writing import write_text
 from segmentation.errors import InputError, plural
@@ -39,6 +39,7 @@ from segmentation.training.trainer import (
     SyncBatchNorm,
     check_callbacks,
     has_bf16,
+    is_refusal,
     make_trainer,
     refused,
     without_finders,
@@ -49,7 +50,6 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 #: Options of the Trainer that the run folder and the datamodule set.
 OURS = {
-    "logger",
     "default_root_dir",
     "use_distributed_sampler",
     "enable_model_summary",
@@ -67,6 +67,7 @@ CHANGEABLE = (
     "data.cache",
     "data.num_workers",
     "trainer.enable_progress_bar",
+    "trainer.logger",
     "checkpoint.every_minutes",
     "pictures.",
     "wandb.",
@@ -141,6 +142,8 @@ class SegmentationCLI(LightningCLI):
         run = RunFolder(name, resume)
         self.run_folder = run
         self.config = self.resumed_config(asked, args) if run.last else asked
+        for logger in as_list(self.config.trainer.logger):
+            name_run(logger, run.name)
         self.config_text = parser.dump(self.config, skip_none=False)
         self.step = None
         if run.last:
@@ -209,6 +212,11 @@ class SegmentationCLI(LightningCLI):
             if "Unable to serialize" in line:  # by jsonargparse, in place of the value
                 fix = "write it as words, numbers or a list, e.g. [-180, 180]"
                 raise InputError(f"an option cannot be written to config.yaml ({line.strip()}): {fix}")
+        if 0 in (options["max_epochs"], options["max_steps"]):
+            raise InputError(
+                "trainer.max_epochs or max_steps is 0: nothing to train. To test a checkpoint: "
+                "python src/eval.py CHECKPOINT"
+            )
         if run.last:
             callbacks = without_finders(callbacks)
         options["plugins"] = [AtomicCheckpointIO(), *as_list(options["plugins"])]
@@ -230,7 +238,7 @@ class SegmentationCLI(LightningCLI):
             self.last_checkpoint,
             *callbacks,
         ]
-        options["logger"] = [MetricsFile(run, self.step)]
+        options["logger"] = [MetricsFile(run, self.step), *as_list(options["logger"])]
         self.wandb = make_wandb(run, config.wandb)
         if self.wandb:
             options["logger"].append(self.wandb)
@@ -249,7 +257,10 @@ class SegmentationCLI(LightningCLI):
             with self.last_checkpoint.listening():
                 self.train_and_test()
             close_wandb(0)
-        except MisconfigurationException as error:  # of a callback, say
+        except (MisconfigurationException, RuntimeError, ValueError) as error:
+            if not is_refusal(error):
+                close_wandb(outcome(error)[0])
+                raise
             close_wandb(2)
             raise refused(error) from error
         except BaseException as error:
@@ -292,7 +303,7 @@ class SegmentationCLI(LightningCLI):
         """In rank 0, check data and classes before anything is written; then make the run folder."""
         run = self.run_folder
         if self.model.init_from:
-            read_checkpoint(self.model.init_from)
+            fitting_weights(self.model.net, self.model.init_from)
         self.datamodule.check()
         kinds = {"model.net": SegmentationNet, "model.loss": SegmentationLoss, "data.dataset": SegmentationData}
         for option, base in kinds.items():
@@ -305,8 +316,15 @@ class SegmentationCLI(LightningCLI):
         if skipped:
             write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
             print(f"skipped   {plural(len(skipped), 'bad file')}, listed in {run.skipped}", flush=True)
+        net = self.config.model.net.get("init_args", {})
+        if net.get("encoder") and not run.last:
+            weights = net["encoder_weights"] or "random weights; for trained ones: --model.net.encoder_weights imagenet"
+            print(f"encoder   {net['encoder']}, {weights}", flush=True)
+        described = {**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names}
+        for logger in as_list(self.config_init.trainer.logger):
+            logger.log_hyperparams(described)
         if self.wandb:
-            self.wandb.describe({**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names})
+            self.wandb.describe(described)
 
 
 def train() -> None:
@@ -319,6 +337,23 @@ def as_list(given: Any) -> list[Any]:
     if given is None:
         return []
     return given if isinstance(given, list) else [given]
+
+
+def name_run(logger: Any, name: str) -> None:
+    """Put the run's name in place of `{name}` in the options of a logger, a parsed section of trainer.logger.
+
+    Raises:
+        InputError: it is no logger but a bool, as Lightning's own option may be.
+    """
+    if isinstance(logger, bool):
+        raise InputError(
+            f"trainer.logger {logger}: metrics.csv is always written. Leave it out, or name a logger beside it: "
+            "--config configs/logger/tensorboard.yaml"
+        )
+    options = logger.get("init_args", {})
+    for key, value in options.items():
+        if isinstance(value, str):
+            options[key] = value.replace("{name}", name)
 
 
 def overfit_verdict(miou: float) -> str:

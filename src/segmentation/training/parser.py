@@ -5,12 +5,13 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
 from segmentation.data import SegmentationData
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
 
@@ -23,10 +24,27 @@ KINDS = (
     Optimizer,
     LRScheduler,
     Callback,
+    Logger,
 )
 
 #: Options that follow from the data, or that the module fills in.
 NOT_FOR_USERS = {"in_channels", "num_classes", "optimizer", "params"}
+
+#: What other projects call an option -> what it is called here.
+ELSEWHERE = {
+    "amp": "trainer.precision",
+    "backbone": "model.net.encoder",
+    "batch": "data.batch_size",
+    "batch_size": "data.batch_size",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "learning_rate": "model.optimizer.lr",
+    "lr": "model.optimizer.lr",
+    "pretrained": "model.net.encoder_weights",
+    "seed": "seed_everything",
+    "weights": "model.init_from",
+    "workers": "data.num_workers",
+}
 
 #: Stands around the error of a class's options within jsonargparse's, which lists all that it has tried.
 MARK = "\0"
@@ -49,6 +67,10 @@ class Parser(LightningArgumentParser):
             if word.startswith("#"):
                 quoted = f"'[\"{word}\"]'"
                 raise InputError(f"{word}: to YAML this is a comment. Fix: a list with quotes, {quoted}")
+            if word.partition("=")[0] in ("--model.net.in_channels", "--model.net.num_classes"):
+                raise InputError(
+                    f"{word}: follows from the data (data.dataset.channels, data.dataset.classes). Take it away"
+                )
         try:
             return super().parse_args(args, **options)
         except UnicodeDecodeError as error:
@@ -58,7 +80,10 @@ class Parser(LightningArgumentParser):
         try:
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
-            reason = " ".join(str(error).split())
+            cause: BaseException | None = error
+            while cause and not isinstance(cause, ModuleNotFoundError):  # a logger's library is missing, say
+                cause = cause.__cause__
+            reason = one_line(cause or error)
             raise InputError(f"an option cannot be used: {reason}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -69,7 +94,7 @@ class Parser(LightningArgumentParser):
         elif ex is None or isinstance(ex, KeyError):
             options = self.option_names()
             choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
-            line += hint(line, options) or choices
+            line += renamed(line) or hint(line, options) or choices
         else:
             line += hint(line, class_names())
         if not self.exit_on_error:  # these are the options of a class
@@ -93,6 +118,16 @@ def class_names() -> list[str]:
     for cls in found:
         found += cls.__subclasses__()  # the loop goes on over these
     return [cls.__name__ for cls in found]
+
+
+def renamed(line: str) -> str:
+    """The option here that a word of an error means in other projects."""
+    for word in line.split():
+        word = word.strip("-'\"[]{},:;").partition("=")[0]
+        last = word.rpartition(".")[2].replace("-", "_")
+        if last in ELSEWHERE and word != ELSEWHERE[last]:
+            return f" (did you mean {ELSEWHERE[last]}?)"
+    return ""
 
 
 def hint(line: str, names: list[str]) -> str:

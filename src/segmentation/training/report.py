@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+from PIL import Image
 from rich.console import Console
 
 from segmentation.checkpoint import read_checkpoint
@@ -73,6 +75,7 @@ class Pictures(Callback):
         save_png(grid, self.run.pictures / f"{name}.png")
         key = "test/images" if trainer.testing else "val/images"
         log_images(trainer, key, samples, module.labels.names)
+        log_picture(trainer, key, self.run.pictures / f"{name}.png")
 
 
 def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -> list[Shown]:
@@ -129,6 +132,17 @@ def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -
             )
 
 
+def log_picture(trainer: Any, key: str, file: Path) -> None:
+    """Give a picture to loggers that take one."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            with Image.open(file) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            logger.experiment.add_image(key, pixels, trainer.global_step, dataformats="HWC")
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(file), key)
+
+
 def report(
     trainer: Any,
     module: SegmentationModule,
@@ -157,6 +171,7 @@ def report(
         images = data.dataset.names(data.test_split)
         write_csv(run.per_image, table_rows(counts, images, labels.names))
         save_png(confusion_figure(matrix, labels), run.confusion)
+        log_picture(trainer, "test/confusion", run.confusion)
     write_json(run.summary, summary)
     if trainer.limit_test_batches:  # after all files: a terminal may fail
         Console().print(iou_table(metrics, labels, data.test_split, matrix))

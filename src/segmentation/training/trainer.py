@@ -1,6 +1,7 @@
 """Lightning's trainer: options that cannot work are refused before the first step, checkpoints are written whole."""
 
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -45,6 +46,13 @@ def make_trainer(**options: Any) -> Trainer:
 def refused(error: Exception) -> InputError:
     """Lightning's error about its options as one line."""
     return InputError(f"the trainer refuses its options: {one_line(error)}")
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it is Lightning that raised an error: by then it can only be about its options."""
+    frames = walk_tb(error.__traceback__)
+    *_, (last, _) = frames
+    return last.f_globals["__name__"].startswith("lightning.pytorch.")
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
