@@ -201,11 +201,6 @@ def test_a_run_that_failed_may_begin_anew() -> None:
     assert train(*TINY, "--name", "run", "--resume").trainer.global_step == 2 * 3
 
 
-def test_no_epochs() -> None:
-    with pytest.raises(InputError, match="no such checkpoint"):
-        train(*TINY, "--name", "run", "--trainer.max_epochs", "0")
-
-
 def test_the_last_epoch_is_validated(capsys: pytest.CaptureFixture) -> None:
     train(*TINY, "--name", "run", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
     with open("runs/run/metrics.csv", newline="") as file:

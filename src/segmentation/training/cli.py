@@ -258,8 +258,9 @@ class SegmentationCLI(LightningCLI):
                 self.train_and_test()
             close_wandb(0)
         except (MisconfigurationException, RuntimeError, ValueError) as error:
-            if not is_refusal(error):
-                close_wandb(outcome(error)[0])
+            status, message = outcome(error)
+            if message or not is_refusal(error):  # it is known, or a bug
+                close_wandb(status)
                 raise
             close_wandb(2)
             raise refused(error) from error

@@ -50,9 +50,9 @@ def refused(error: Exception) -> InputError:
 
 def is_refusal(error: Exception) -> bool:
     """Whether it is Lightning that raised an error: by then it can only be about its options."""
-    frames = walk_tb(error.__traceback__)
-    *_, (last, _) = frames
-    return last.f_globals["__name__"].startswith("lightning.pytorch.")
+    *_, (last, _) = walk_tb(error.__traceback__)
+    is_inside = last.f_globals["__name__"].startswith("lightning.pytorch.")
+    return is_inside or isinstance(error, MisconfigurationException)
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
