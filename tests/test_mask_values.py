@@ -73,6 +73,10 @@ CASES: dict[str, Case] = {
         lambda i: np.int32(blocks(0, *range(1000 + 37 * i, 9000, 1000))),
         {"classes": {"background": 0, "foreground": 1}, "mask_threshold": 1, "instances": "masks"},
     ),
+    "ids that a byte does not hold": (
+        lambda i: np.uint16(np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 8 % (260 + 20 * i)),
+        {"classes": {"background": 0, "foreground": 1}, "mask_threshold": 1, "instances": "masks"},
+    ),
     "ids above 65535": (
         lambda i: np.int32(blocks(0, 1, 300 + i, 70_000 - i)),
         {"classes": {"background": 0, "foreground": 1}, "mask_threshold": 1, "instances": "masks"},
@@ -280,6 +284,14 @@ def test_what_is_no_mask_is_named(place: Path) -> None:
         np.save(root / f"masks/{index}.npy", np.stack([~DISCS, DISCS], axis=-1))
     with pytest.raises(InputError, match=r"masks/0\.npy: holds 2 channels.*argmax"):
         FolderData(str(root))
+
+
+def test_small_masks_of_one_value_each(place: Path) -> None:
+    for index in range(4):
+        write_image(place / f"images/{index}.png", np.full((8, 8, 3), index, np.uint8))
+        write_image(place / f"masks/{index}.png", np.full((8, 8), index, np.uint8))
+    with pytest.raises(InputError, match=r"classes: \{background: 0, class_1: 1, class_2: 2, class_3: 3\}"):
+        FolderData(str(place))
 
 
 def test_splits_in_capitals(place: Path) -> None:

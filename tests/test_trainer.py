@@ -117,6 +117,16 @@ def test_what_lightning_refuses_in_a_run_is_one_line(args: list[str], message: s
     assert "\n" not in str(caught.value)
 
 
+def test_a_net_of_ones_own_with_an_encoder_but_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    lines = ["from segmentation.nets import UNet", "class Mine(UNet):"]
+    lines += ["    def __init__(self, in_channels=3, num_classes=2, widths: tuple = (4, 8), encoder: str = 'mine'):"]
+    lines += ["        super().__init__(in_channels, num_classes, widths)"]
+    Path("my_encoder.py").write_text("\n".join(lines))
+    train(*TINY, "--name", "run", "--model.net", "my_encoder.Mine")
+    assert Path("runs/run/summary.json").is_file()
+
+
 def test_an_error_of_ones_own_code_is_not_lightnings(monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps its stack trace."""
     monkeypatch.syspath_prepend(Path.cwd())

@@ -149,6 +149,19 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
     print(f"bad files  {len(bad):,}, listed in {bad_files}\n")
     if not module.skipped():
         data.on_bad_file = given
+    _suggest_overlay(cli, module, others)
+
+
+def _suggest_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[Problem]) -> None:
+    """Write the YAML that trains on this data, unless something stops a run that no option mends.
+
+    Args:
+        cli: the command line with the options that mend what was found.
+        module: the data.
+        others: what was found beside bad files and mask values.
+    """
+    data = cli.config.data
+    output = Path(cli.config.output)
     sizes = module.counted["train"].sizes
     needs_crop = len(set(sizes)) > 1
     if sizes and max(sizes[0]) > 512:

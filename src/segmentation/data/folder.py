@@ -139,42 +139,30 @@ class FolderData(SegmentationData):
         )
         for split in ("train", "val"):
             if not self.files[split]:
-                for path in sorted(self.root.rglob("*")):
-                    check_format(path)
                 where = lists or " and ".join(patterns.values())
                 where = where.replace("{split}", called[split])
                 if lists and "{split}" not in lists:
                     where += f' (rows that say {called[split]}; or give each a list of its own: "{{split}}.txt")'
-                reason = (
-                    f"{self.root}: the {split} split is empty. Fill {where}, or say what it is called there, e.g. "
-                    "splits: {val: valid}, or keep a part of train: val_fraction: 0.2"
-                )
+                reason = self._explain_empty(split, where)
                 raise InputError(problems[0] if problems else reason)
         first = self._first_image(channels)
-        first_mask = next(iter(self.files["train"].values()))["mask"][0]
+        masks_of_samples = []
+        for samples in self.files.values():
+            masks_of_samples += [files["mask"] for files in samples.values()]
         #: Category -> class index, where masks are described by files.
         self.categories: dict[Category, int] = {}
-        if file_of(first_mask).suffix in DESCRIPTIONS:
+        if file_of(masks_of_samples[0][0]).suffix in DESCRIPTIONS:
             if instances not in (None, masks):
                 raise InputError(f"instances is {instances!r}: name what describes the masks, {masks!r}")
-            described = []
-            for samples in self.files.values():
-                described += [files["mask"][0] for files in samples.values()]
-            ignored: list[Value] = []
-            if isinstance(ignore, int | str):
-                ignored.append(ignore)
-            elif ignore:
-                ignored.extend(ignore)
+            ignored = [ignore] if isinstance(ignore, int | str) else list(ignore or ())
             self.categories = class_indices(
-                described,
+                [paths[0] for paths in masks_of_samples],
                 declared,
                 ignored,
             )
             ignore = [value for value in ignored if isinstance(value, int)]
-        self.one_mask_per_object = False
-        for samples in self.files.values():
-            if any(len(files["mask"]) > 1 for files in samples.values()):
-                self.one_mask_per_object = not self.paths_name_classes
+        several = any(len(paths) > 1 for paths in masks_of_samples)
+        self.one_mask_per_object = several and not self.paths_name_classes
         #: Whether masks only tell objects from the background.
         self.binary_masks = mask_threshold is not None or self.paths_name_classes or self.one_mask_per_object
         if not declared:
@@ -347,6 +335,15 @@ class FolderData(SegmentationData):
                     split=None if "{split}" in lists else name,
                 )
         return problems
+
+    def _explain_empty(self, split: str, where: str) -> str:
+        """The message about an empty split. Raises InputError where there are files of a format that is not read."""
+        for path in sorted(self.root.rglob("*")):
+            check_format(path)
+        return (
+            f"{self.root}: the {split} split is empty. Fill {where}, or say what it is called there, e.g. "
+            "splits: {val: valid}, or keep a part of train: val_fraction: 0.2"
+        )
 
     def _divide(
         self,

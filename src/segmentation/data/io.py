@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".
 
 #: What GeoTIFFs hold where there is no data.
 NODATA = (-9999, -32768)
+
 #: Suffixes of masks, and of files that describe them (`segmentation.data.annotations`).
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".mat", ".npz", ".json", ".txt"}
 

@@ -212,13 +212,13 @@ class MaskValues:
         """
         codes = self.codes[which]
         pixels = self.pixels.sum(axis=0)[which]
-        if codes[-1] > 255:  # no JPEG has these
+        if len(codes) <= FEW or codes[-1] > 255:  # no JPEG has these
             return False
         span = max(MANY, codes[-1] - codes[0])
         place = (codes - codes[0]) / span
         dark = place <= 1 / 8
         bright = place > 7 / 8
-        if len(codes) <= FEW or np.count_nonzero(~dark) <= 3:
+        if np.count_nonzero(~dark) <= 3:
             return False
         between = pixels[~dark & ~bright].sum()
         at_top = pixels[bright].sum()
@@ -228,14 +228,15 @@ class MaskValues:
         return bool(between < 2 * at_top)
 
     def are_ids(self) -> bool:
-        """Whether each mask numbers something from 1, and not to the same number; or has numbers of its own."""
+        """Whether each mask numbers something from 1, and not to the same number; or has ids of its own."""
         above = self.codes > 0
         held = self.pixels[:, above] > 0
         numbers = np.count_nonzero(held, axis=1)
         lengths = set(numbers)
         masks = np.count_nonzero(held, axis=0)
-        if self.codes[-1] > 255 and len(masks) > FEW:  # more than a JPEG holds
-            return bool(np.mean(masks == 1) > 0.9)
+        are_wide = len(masks) > FEW and self.codes[-1] > 255  # more than a JPEG holds
+        if are_wide and np.mean(masks == 1) > 0.9:
+            return True
         if len(lengths) < 3 or max(lengths) < IDS:
             return False
         largest = (held * self.codes[above]).max(axis=1)

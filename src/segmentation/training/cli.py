@@ -317,8 +317,8 @@ class SegmentationCLI(LightningCLI):
         if skipped:
             write_text(run.skipped, "".join(f"{message}\n" for message in skipped))
             print(f"skipped   {plural(len(skipped), 'bad file')}, listed in {run.skipped}", flush=True)
-        net = self.config.model.net.get("init_args", {})
-        if net.get("encoder") and not run.last:
+        net = self.config.model.net.get("init_args") or {}
+        if net.get("encoder") and "encoder_weights" in net and not run.last:
             weights = net["encoder_weights"] or "random weights; for trained ones: --model.net.encoder_weights imagenet"
             print(f"encoder   {net['encoder']}, {weights}", flush=True)
         described = {**yaml.safe_load(self.config_text), "classes": self.datamodule.labels.names}

@@ -139,6 +139,7 @@ def log_picture(trainer: Any, key: str, file: Path) -> None:
             with Image.open(file) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
             logger.experiment.add_image(key, pixels, trainer.global_step, dataformats="HWC")
+            logger.experiment.flush()  # after the test nothing else would
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_artifact(logger.run_id, str(file), key)
 

@@ -49,7 +49,7 @@ def refused(error: Exception) -> InputError:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether it is Lightning that raised an error: by then it can only be about its options."""
+    """Whether Lightning itself raised an error of a run, which is then about its options."""
     *_, (last, _) = walk_tb(error.__traceback__)
     is_inside = last.f_globals["__name__"].startswith("lightning.pytorch.")
     return is_inside or isinstance(error, MisconfigurationException)
