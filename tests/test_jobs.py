@@ -62,6 +62,7 @@ def test_eval_writes_metrics_counts_and_a_grid_once(trained: Path) -> None:
     evaluate([str(trained), "--output", "out/val.json", "--overwrite", *CPU])
 
 
+@pytest.mark.slow
 def test_eval_on_a_full_disk_leaves_no_part_of_its_results(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

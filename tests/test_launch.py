@@ -130,6 +130,7 @@ def test_a_worker_dies(
     assert words in last
 
 
+@pytest.mark.slow
 def test_a_worker_dies_in_the_second_run_of_a_process(exit_raises: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a notebook, say. Lightning takes away torch's watch over the workers when a run ends."""
     Path("my_data.py").write_text(DIES)

@@ -82,6 +82,7 @@ def test_presence() -> None:
     assert presence_loss(logits[:, :1], mask.clamp(max=1)).item() == pytest.approx(foreground.item())
 
 
+@pytest.mark.slow
 def test_a_pretrained_encoder_learns_at_its_own_rate_and_is_fetched_once(tmp_path) -> None:
     """The file is needed to begin; the checkpoint has the weights, for a resumed run and for every other job."""
     file = tmp_path / "resnet18.safetensors"

@@ -77,7 +77,8 @@ class Small(SegmentationNet):
         return Heads((self.up(self.down(image)),))
 
 
-@pytest.mark.parametrize("make", [Small, pytest.param(NETS["unet3+"], marks=pytest.mark.slow, id="unet3+")])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Small, pytest.param(NETS["unet3+"], id="unet3+")])
 def test_compiles_for_sides_that_change(make):
     """A crop to train on, images of two sizes to validate: by inductor's own decompositions, without its C++."""
     torch._dynamo.reset()

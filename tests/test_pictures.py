@@ -161,6 +161,7 @@ def test_grid_of_uneven_images() -> None:
     assert 0 < count_color(grid, MISSED) < 500  # the legend's alone
 
 
+@pytest.mark.slow
 def test_rows_have_one_width_and_height() -> None:
     one, two, nine = (sample_grid(made([(8, 8)] * number), THREE) for number in (1, 2, 9))
     assert one.width == two.width == nine.width

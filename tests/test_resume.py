@@ -76,6 +76,7 @@ def test_a_finished_run_stays_as_it_is(capsys: pytest.CaptureFixture) -> None:
     assert all(torch.equal(before[key], value) for key, value in weights("run").items())
 
 
+@pytest.mark.slow
 def test_a_lengthened_run_that_was_interrupted_is_not_finished() -> None:
     train(*TINY, "--name", "run", "--trainer.max_epochs", "1")
     longer = [*TINY, "--name", "run", "--trainer.max_epochs", "3", "--resume"]
@@ -106,6 +107,7 @@ def test_other_settings_resume_exactly(extra: list[str], monkeypatch: pytest.Mon
     assert table("whole") == table("broken")
 
 
+@pytest.mark.slow
 def test_max_steps_in_mid_epoch() -> None:
     """Interrupted after the last step, before the figures of the epoch that it ends: they are not lost."""
     args = [*ARGS, "--trainer.max_steps", "5"]
@@ -312,6 +314,7 @@ def test_what_cannot_change_a_result_may_change() -> None:
     assert all(torch.equal(value, weights("run")[key]) for key, value in weights("whole").items())
 
 
+@pytest.mark.slow
 def test_the_checkpoint_that_a_run_began_with_is_not_needed_again() -> None:
     train(*TINY, "--name", "first", "--trainer.max_epochs", "1")
     args = [*ARGS, "--model.init_from", "runs/first/checkpoints/best.ckpt", "--name", "run"]

@@ -233,6 +233,7 @@ def test_training_takes_weights_of_a_checkpoint_and_runs_nothing(
             train(*TINY, *HEADS, "--name", "never", "--model.init_from", f"wrong{number}.ckpt")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_removes_nothing_that_its_checkpoint_names(run: Path, gadgets: None) -> None:
     """Callbacks note files of theirs there, to replace them later."""
     shutil.copytree(run, "runs/run")

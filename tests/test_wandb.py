@@ -113,6 +113,7 @@ def test_resumed_run_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ids) == 1
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a notebook: each is a W&B run of its own; a name that W&B would refuse for an artifact is no obstacle."""
     monkeypatch.setenv("WANDB_MODE", "offline")
