@@ -37,7 +37,7 @@ class FolderData(SegmentationData):
     Args:
         root: the data set's folder; environment variables and ~ are expanded.
         classes: name -> mask value, list of values, "#RRGGBB", or {value: ..., color: "#RRGGBB" to display it}.
-        ignore: mask value, or list of values, of pixels that loss and metrics ignore (void); null: none.
+        ignore: mask value, or list of values, of pixels that loss and metrics ignore (void).
         channels: channels of the images; null: those of the first image.
         images: folder of the images below root, or a pattern of their paths, with `{split}` where each split has its
             own. By default `{split}/images` where root/train exists, else `images`.
@@ -74,7 +74,7 @@ class FolderData(SegmentationData):
         self,
         root: str,
         classes: dict[str | int, int | str | list | dict] | list | None = None,
-        ignore: Value | Sequence[Value] | None = None,
+        ignore: Value | Sequence[Value] = (),  # with null, jsonargparse would take "#000000" for a comment
         channels: int | None = None,
         images: str | None = None,
         masks: str | None = None,
