@@ -144,7 +144,7 @@ def main() -> None:
     try:
         cli.trainer.fit(cli.model, cli.datamodule)
     finally:
-        release_lock(cli.run_folder.name)
+        release_lock(cli.run_folder)
         shutil.rmtree(cli.run_folder.path, ignore_errors=True)
     found = print_tables(cli.trainer, stopwatch, cli.datamodule.batch_size)
     if args.output:

@@ -63,6 +63,23 @@ def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
     }
 
 
+def test_runs_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a scratch disk, beside a checkout that is read-only: nothing is written in the current folder."""
+    scratch = tmp_path / "scratch/runs"
+    (tmp_path / "checkout").mkdir()
+    monkeypatch.chdir(tmp_path / "checkout")
+    args = [*TINY, "--name", "a", "--runs", str(scratch)]
+    train(*args, "--trainer.max_epochs", "1")
+    cli = train(*args, "--resume")
+    assert cli.trainer.global_step == 6
+    assert json.loads((scratch / "a/summary.json").read_text())["epoch"] >= 0
+    assert "runs" not in yaml.safe_load((scratch / "a/config.yaml").read_text())
+    assert not any((tmp_path / "checkout").iterdir())
+    assert not list(scratch.glob(".*.lock"))
+    with pytest.raises(InputError, match=f"{scratch}/a exists"):
+        train(*args)
+
+
 def test_options_override_overlays_override_defaults(tmp_path: Path) -> None:
     (tmp_path / "overlay.yaml").write_text("trainer: {max_epochs: 7}\ndata: {batch_size: 3}\n")
     args = ["--config", "overlay.yaml", "--trainer.max_epochs", "50", "--model.net", "UNet"]

@@ -25,6 +25,7 @@ from segmentation.training.parser import Parser
 from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place, check_processes
 from segmentation.training.report import PictureOptions, Pictures, report
 from segmentation.training.run_folder import (
+    RUNS,
     BestCheckpoint,
     CheckpointOptions,
     MetricsFile,
@@ -81,7 +82,7 @@ class SegmentationCLI(LightningCLI):
         args: the command line, by default the process's own. From a notebook: `SegmentationCLI([])`.
     """
 
-    usage = "python src/train.py [--config OVERLAY ...] [--name N] [--resume] [--any.option value]"
+    usage = "python src/train.py [--config OVERLAY ...] [--name N] [--resume] [--runs DIR] [--any.option value]"
     description = (
         "Trains a segmentation net, tests its best checkpoint and says where the run folder is. Defaults are those of "
         "configs/default.yaml; overlays in configs/ and options below change what differs. Options of a class: "
@@ -121,7 +122,8 @@ class SegmentationCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, default=None, help="the run's folder is runs/NAME")
+        parser.add_argument("--name", type=str | None, default=None, help="the run's folder is RUNS/NAME")
+        parser.add_argument("--runs", type=Path, default=RUNS, help="folder of all runs, e.g. on a scratch disk")
         parser.add_argument("--resume", action="store_true", help="go on with run NAME if it has begun, else start it")
         parser.add_dataclass_arguments(CheckpointOptions, "checkpoint")
         parser.add_dataclass_arguments(PictureOptions, "pictures")
@@ -135,11 +137,12 @@ class SegmentationCLI(LightningCLI):
         asked = parser.parse_args(args)
         name = asked.pop("name")
         resume = asked.pop("resume")
+        runs = asked.pop("runs")
         if resume and not name:
             raise InputError("--resume needs the --name of the run to go on with")
         name = name or new_name()
-        acquire_lock(name)
-        run = RunFolder(name, resume)
+        acquire_lock(name, runs)
+        run = RunFolder(name, resume, runs)
         self.run_folder = run
         self.config = self.resumed_config(asked, args) if run.last else asked
         for logger in as_list(self.config.trainer.logger):
@@ -171,10 +174,10 @@ class SegmentationCLI(LightningCLI):
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         now = self.parser.parse_args(["--config", path, *args])
-        for key in ("name", "resume"):
+        for key in ("name", "resume", "runs"):
             own.pop(key)
         wrong = []
-        for key in sorted({*now.keys()} - {"name", "resume", "config"}):
+        for key in sorted({*now.keys()} - {"name", "resume", "runs", "config"}):
             before = own.get(key)
             after = now.get(key)
             if after == before or asked.get(key) == before:  # `--trainer.callbacks+=` appends once more to `now`
@@ -268,7 +271,7 @@ class SegmentationCLI(LightningCLI):
             close_wandb(outcome(error)[0])
             raise
         finally:
-            release_lock(self.run_folder.name)
+            release_lock(self.run_folder)
 
     def train_and_test(self) -> None:
         """Check the data, train, test the best checkpoint, write the summary."""

@@ -25,11 +25,12 @@ class RunFolder:
     Args:
         name: the run's name.
         resume: go on where the run stopped, if it has begun.
+        runs: the folder that holds all runs.
     """
 
-    def __init__(self, name: str, resume: bool) -> None:
+    def __init__(self, name: str, resume: bool, runs: Path = RUNS) -> None:
         self.name = name
-        self.path = RUNS / name
+        self.path = runs / name
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
@@ -52,32 +53,32 @@ class RunFolder:
         write_text(self.config, config)
 
 
-#: Locks of this process by the run's name. In no object: Lightning's weight averaging copies all it can reach.
-LOCKS: dict[str, FileLock] = {}
+#: Locks of this process by the run's folder. In no object: Lightning's weight averaging copies all it can reach.
+LOCKS: dict[Path, FileLock] = {}
 
 
-def acquire_lock(name: str) -> None:
-    """In rank 0, lock a run for this process. The lock goes when the process ends, in whatever way.
+def acquire_lock(name: str, runs: Path = RUNS) -> None:
+    """In rank 0, lock the run `runs/name` for this process. The lock goes when the process ends, in whatever way.
 
     Raises:
         InputError: another process still has it after half a minute, or `name` is no name of a folder.
     """
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} must be a plain folder name, without slashes")
-    file = (RUNS / f".{name}.lock").resolve()
-    lock = LOCKS.setdefault(name, FileLock(file))
+    file = (runs / f".{name}.lock").resolve()
+    lock = LOCKS.setdefault(runs / name, FileLock(file))
     try:
         if is_rank_zero() and not lock.is_locked:  # in a notebook it may be
             lock.acquire(timeout=30)
             file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout as error:
-        raise InputError(f"{RUNS / name} is held by {file.read_text()}, which writes it: end that first") from error
+        raise InputError(f"{runs / name} is held by {file.read_text()}, which writes it: end that first") from error
     except OSError:  # a file system without locks
         pass
 
 
-def release_lock(name: str) -> None:
-    lock = LOCKS.pop(name)
+def release_lock(run: RunFolder) -> None:
+    lock = LOCKS.pop(run.path)
     if lock.is_locked:
         Path(lock.lock_file).unlink(missing_ok=True)  # before another process can have it
         lock.release()
