@@ -161,7 +161,9 @@ def test_the_exported_file_runs_alone(form: str, trained: Path) -> None:
         "about = json.loads(f['metadata.json'])",
     }[form]
     code = f"import json, sys, torch; x = torch.load('image.pt'); {alone}; torch.save(y, 'y.pt'); "
-    code += "assert 'segmentation' not in sys.modules; json.dump(about, open('about.json', 'w'))"
+    code += (
+        f"assert '{UNet.__module__.partition('.')[0]}' not in sys.modules; json.dump(about, open('about.json', 'w'))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     logits, mask = torch.load("y.pt")
     module = SegmentationModule.load_from_checkpoint(trained)

@@ -1,8 +1,10 @@
 """Every command of the README and the guides, as it stands there, shortened by options appended to it."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +93,7 @@ def test_every_command(clone: Path) -> None:
     make_folder(tmp_path / "pool", {"train": 12, "val": 4}, size=(64, 64))
     own = blocks(README, "yaml")["my_data.yaml"]
     (tmp_path / "my_data.yaml").write_text(own.replace("/path/to/my_data", str(tmp_path / "pool")))
-    for name, code in blocks(README, "python").items():
+    for name, code in blocks(TEXT, "python").items():
         (tmp_path / name).write_text(code)
 
     for number, command in enumerate(commands(TEXT)):
@@ -182,6 +184,41 @@ def test_the_line_of_a_notebook(clone: Path) -> None:
     assert short != line
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {short}"], timeout=200)
     assert done.returncode == 0
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Path:
+    """A clone that may be changed."""
+    folder = tmp_path / "fork"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in files.strip("\0").split("\0"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "."], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_fork_with_a_metric_more_and_another_name(fork: Path) -> None:
+    """What docs/extend.md tells to type, in a clone."""
+    guide = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+    (patch,) = re.findall(r"```diff\n(.*?)```", guide, re.DOTALL)
+    (commands,) = re.findall(r"```bash\n(git mv .*?)```", guide, re.DOTALL)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in ("git apply -", commands, f"python src/train.py {shlex.join([*TINY, '--name', 'kappa'])}"):
+        done = subprocess.run(
+            ["bash", "-ec", command], cwd=fork, env=environment, input=patch, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    summary = json.loads((fork / "runs/kappa/summary.json").read_text())
+    assert -1 <= summary["test/kappa"] <= 1
+    tests = ["tests/test_house.py", "tests/test_losses.py", "tests/test_checkpoint.py", "tests/test_cli.py"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", *tests]
+    done = subprocess.run(command, cwd=fork, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    done = subprocess.run(["mypy"], cwd=fork, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
