@@ -107,8 +107,7 @@ def _read(file: Path, modified: int) -> Drawings:
         ) from error
     by_path = {}
     for name, drawing in drawings.items():
-        path = PurePath(name.replace("\\", "/").lstrip("/"))
-        by_path[path.as_posix()] = drawing
+        by_path[PurePath(name.replace("\\", "/").lstrip("/")).as_posix()] = drawing
     return by_path
 
 
@@ -125,8 +124,7 @@ def _read_coco(content: Any) -> Drawings:
         region = annotation["segmentation"]
         if isinstance(region, list):  # an array takes a quarter of the memory of a list
             region = [np.array(polygon, float) for polygon in region]
-        drawing = by_id[annotation["image_id"]]
-        drawing.shapes.append(Shape(category, region))
+        by_id[annotation["image_id"]].shapes.append(Shape(category, region))
     return {image["file_name"]: by_id[image["id"]] for image in content["images"]}
 
 
@@ -142,8 +140,7 @@ def _read_labelme(content: Any) -> Drawings:
         elif kind != "polygon":
             raise ValueError(f"{label} is drawn as a {kind}, which is no polygon or rectangle")
         shapes.append(Shape(label, [points.ravel()]))
-    size = (content["imageHeight"], content["imageWidth"])
-    return {".": Drawing(shapes, size)}
+    return {".": Drawing(shapes, (content["imageHeight"], content["imageWidth"]))}
 
 
 def _read_yolo(text: str) -> Drawings:
@@ -174,8 +171,7 @@ def _read_runs(text: str) -> Drawings:
         with suppress(ValueError):  # a name
             category = int(category)
         for value in filter(RUNS.fullmatch, values):
-            shape = Shape(category, value)
-            drawing.shapes.append(shape)
+            drawing.shapes.append(Shape(category, value))
     return drawings
 
 
@@ -210,8 +206,7 @@ def class_indices(
     if classes:
         labels = Labels.parse(classes)
         for index, values in enumerate(labels.values):
-            keys = [labels.names[index], *values]
-            indices |= dict.fromkeys(keys, index)
+            indices |= dict.fromkeys([labels.names[index], *values], index)
         if labels.names[0] in found - {"background"}:
             raise InputError(
                 f"classes begins with {labels.names[0]}, which is drawn. Fix: begin with what no shape covers: "

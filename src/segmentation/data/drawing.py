@@ -35,8 +35,7 @@ def draw(
         try:
             if shape.relative:
                 shares = np.reshape(region, (-1, 2))
-                points = shares * (width, height)
-                region = [points.ravel()]
+                region = [shares * (width, height).ravel()]
             _fill(ids, region, number)
         except Exception as error:  # COCO's library raises anything
             raise InputError(
@@ -79,5 +78,7 @@ def _fill(
         )
         region = {"counts": lengths.tolist(), "size": [height, width]}
     if isinstance(region["counts"], list):
+        if sum(region["counts"]) != ids.size:  # the library would draw what there is
+            raise ValueError("the run lengths are those of another size")
         region = coco.frPyObjects(region, height, width)
     np.copyto(ids, number, where=coco.decode(region) == 1)

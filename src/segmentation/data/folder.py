@@ -188,8 +188,7 @@ class FolderData(SegmentationData):
         return list(self.files[split])
 
     def load(self, split: str, index: int) -> Sample:
-        name = self.names(split)[index]
-        files = self.files[split][name]
+        files = self.files[split][self.names(split)[index]]
         path = files["image"][0]
         image = read_image(
             path,
@@ -209,12 +208,10 @@ class FolderData(SegmentationData):
         source = files["mask"][0]
 
         def read(file: Path, by_color: bool = False) -> np.ndarray:
-            mask = read_mask(file, by_color)
-            return self._fit(file, mask, path, size)
+            return self._fit(file, read_mask(file, by_color), path, size)
 
         if self.categories:
-            drawn = draw(source, self.categories, size)
-            index_mask, ids = [self._fit(source, mask, path, size) for mask in drawn]
+            index_mask, ids = [self._fit(source, mask, path, size) for mask in draw(source, self.categories, size)]
         elif self.binary_masks:
             masks = [_flatten(read(file)) for file in files["mask"]]
             index_mask, ids = self._draw_objects(files["mask"], masks)
@@ -227,8 +224,7 @@ class FolderData(SegmentationData):
             if ids.ndim != 2:
                 raise InputError(f"{file}: is a colour image. Save one id an instance, 0 for none")
         for file in files.get("validity mask", []):
-            valid = _flatten(read(file))
-            index_mask[valid == 0] = IGNORE_INDEX
+            index_mask[_flatten(read(file)) == 0] = IGNORE_INDEX
         index_mask[hidden] = IGNORE_INDEX
         sample = Sample(
             image=torch.from_numpy(image),
@@ -458,8 +454,7 @@ class FolderData(SegmentationData):
         step = max(1, len(files) // 1000)
         for path in files[::step]:
             try:
-                counts = count_values(read_mask(path), str(path))
-                masks[path] = shorten(counts)
+                masks[path] = shorten(count_values(read_mask(path), str(path)))
             except InputError as error:
                 errors.append(error)
         if not masks:

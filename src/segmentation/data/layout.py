@@ -119,8 +119,7 @@ def find_samples(
         if folder_of(pattern).is_file():
             found[kind] = _name_by_stem(found[kind], found["image"])
     samples = {}
-    complete_names = set.intersection(*map(set, found.values()))
-    for name in sorted(complete_names):
+    for name in sorted(set.intersection(*map(set, found.values()))):
         samples[name] = {kind: found[kind][name] for kind in patterns}
     pairs = []
     if "image" not in shared:
@@ -132,8 +131,9 @@ def find_samples(
         wanted = str(patterns[other]).replace("{class}", declared)
         for name in sorted(found[kind].keys() - found[other].keys()):
             file = found[kind][name][0]
-            missing = _fill(wanted, match_of[name])
-            problems.append(f"{file}: this {kind} has no {other}. Fix: add {missing}, or take the {kind} away")
+            problems.append(
+                f"{file}: this {kind} has no {other}. Fix: add {_fill(wanted, match_of[name])}, or take the {kind} away"
+            )
     return samples, class_of, [readable(problem) for problem in problems]
 
 
@@ -182,8 +182,7 @@ def _match_files(
         raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
     stands_for = {"name": ".+"}
     if classes:
-        names = map(re.escape, classes)
-        stands_for["class"] = "|".join(names)
+        stands_for["class"] = "|".join(map(re.escape, classes))
     regex = re.escape(pattern.as_posix())
     regex = regex.replace(r"\*\*/", "(.*/)?")
     regex = regex.replace(r"\*", "[^/]*")
@@ -192,10 +191,8 @@ def _match_files(
         group = stands_for.get(word, "[^/]+")
         regex = regex.replace(escaped, f"(?P<{word}>{group})", 1)
         regex = regex.replace(escaped, f"(?P={word})")
-    flags = re.DOTALL | re.IGNORECASE  # a name may hold a line break
-    fits = re.compile(regex, flags)
-    suffixes = IMAGE_SUFFIXES | {pattern.suffix.lower()}
-    pictures = list(walk(folder, suffixes))
+    fits = re.compile(regex, re.DOTALL | re.IGNORECASE)
+    pictures = list(walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()}))
     for file in pictures or walk(folder, MASK_SUFFIXES):
         match = fits.fullmatch(file.as_posix())
         if match:

@@ -70,8 +70,7 @@ class ShapesData(SegmentationData):
         return [f"{split}-{index:04d}" for index in range(self.counts[split])]
 
     def fingerprint(self, split: str) -> str:
-        count = self.counts[split]
-        return f"shapes v1 {split} count={count} size={self.size} seed={self.seed}"
+        return f"shapes v1 {split} count={self.counts[split]} size={self.size} seed={self.seed}"
 
     def load(self, split: str, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
@@ -119,10 +118,8 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         distance = outline(uv, kind, radius)
 
         candidate = instance.copy()
-        inside = distance < 0
-        candidate[rows, columns][inside] = len(classes)
-        area = pi * radius**2
-        least = [*needed, VISIBLE * area]
+        candidate[rows, columns][distance < 0] = len(classes)
+        least = [*needed, VISIBLE * (pi * radius**2)]
         visible = np.bincount(candidate.ravel(), minlength=len(least))
         if (visible < least).any():
             continue  # it would lie mostly outside, or hide too much of an earlier shape
@@ -134,11 +131,10 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         outside = np.maximum(distance, 0)
         shadow = np.exp(-outside / (0.02 * size))  # it parts shapes that overlap
         patch *= 1 - 0.45 * shadow
-        other_hue = hue + rng.uniform(0.2, 0.8)  # never the ground's own
         fill = texture(
             rng,
             uv,
-            other_hue,
+            hue + rng.uniform(0.2, 0.8),  # never the ground's own
             size,
         )
         edge = np.clip(0.5 - distance, 0, 1)  # soft, as a camera gives it
@@ -149,8 +145,8 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
     strength = rng.uniform(0.01, 0.05)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     image += strength * noise
-    pixels = np.clip(image, 0, 1) * 255
     mask = np.array(classes)[instance]
+    pixels = np.clip(image, 0, 1) * 255
     return pixels.astype(np.uint8), mask, instance
 
 
@@ -237,17 +233,13 @@ def texture(
     across = np.sin(v * wave)
     match rng.integers(5):
         case 0:
-            slow = np.sin(u * (wave / 6))
-            mix = 0.5 + 0.5 * slow
+            mix = 0.5 + 0.5 * np.sin(u * (wave / 6))
         case 1:
-            hard = np.clip(2 * stripes, -0.5, 0.5)
-            mix = 0.5 + hard
+            mix = 0.5 + np.clip(2 * stripes, -0.5, 0.5)
         case 2:
-            checks = 4 * stripes * across
-            mix = 0.5 + np.clip(checks, -0.5, 0.5)
+            mix = 0.5 + np.clip(4 * stripes * across, -0.5, 0.5)
         case 3:
-            dots = 2 * (stripes + across) - 1
-            mix = np.clip(dots, 0, 1)
+            mix = np.clip(2 * (stripes + across) - 1, 0, 1)
         case _:
             mix = cloud(rng, uv / size, waves=8)
 
