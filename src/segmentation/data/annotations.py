@@ -97,13 +97,10 @@ def _read(file: Path, modified: int) -> Drawings:
         else:
             content = json.loads(text)
             drawings = _read_labelme(content) if "shapes" in content else _read_coco(content)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = one_line(error)
-        if isinstance(error, KeyError):
-            reason = f"it has no {reason}"
+    except Exception as error:  # a file of another format lacks anything
         raise InputError(
-            f"{file}: cannot be read ({reason}). It must hold polygons, as COCO, labelme and YOLO have them; or, "
-            "as .csv, run lengths"
+            f"{file}: cannot be read ({type(error).__name__}: {one_line(error)}). It must hold polygons, as COCO, "
+            "labelme and YOLO have them; or, as .csv, run lengths"
         ) from error
     by_path = {}
     for name, drawing in drawings.items():

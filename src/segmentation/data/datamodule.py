@@ -99,11 +99,7 @@ class SegmentationDataModule(LightningDataModule):
         self.labels = dataset.labels
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.augment = Augment(
-            (sides[0], sides[1]) if sides else None,
-            augment or [],
-            zoom,
-        )
+        self.augment = Augment(tuple(sides) or None, augment or [], zoom)
         self.rare_crops = rare_crops
         self.num_workers = num_workers
         self.cache = cache
@@ -145,7 +141,7 @@ class SegmentationDataModule(LightningDataModule):
         if statistics.bad:
             self.dataset = without(self.dataset, split, statistics.bad)
 
-    def train_size(self) -> tuple[int, int]:
+    def train_size(self) -> tuple[int, ...]:
         """(H, W) of a training sample: the crop's, or that of the largest image."""
         return self.augment.crop or max(self.statistics("train").sizes, key=math.prod)
 

@@ -34,8 +34,7 @@ def draw(
         region = shape.region
         try:
             if shape.relative:
-                shares = np.reshape(region, (-1, 2))
-                region = [shares * (width, height).ravel()]
+                region = [polygon * np.resize((width, height), len(polygon)) for polygon in region]
             _fill(ids, region, number)
         except Exception as error:  # COCO's library raises anything
             raise InputError(

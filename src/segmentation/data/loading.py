@@ -121,7 +121,7 @@ def collate(items: list[Batch]) -> Batch:
         )
     batch: Batch = {}
     for key, first in items[0].items():
-        values = [item[key] for item in items]
+        values: Any = [item[key] for item in items]
         if isinstance(first, torch.Tensor):
             values = default_collate([value.to(COMPACT.get(key, value.dtype)) for value in values])
         elif key != "name":

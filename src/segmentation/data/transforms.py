@@ -92,7 +92,7 @@ class Augment:
 
     def __init__(
         self,
-        crop: tuple[int, int] | None,
+        crop: tuple[int, ...] | None,
         transforms: Sequence[v2.Transform],
         zoom: Sequence[float] | None = None,
     ) -> None:
@@ -134,7 +134,7 @@ class Augment:
     def _random_crop(
         self,
         sample: Tensors,
-        size: tuple[int, int],
+        size: tuple[int, ...],
         focus: Sequence[int],
     ) -> Tensors:
         """Cut a random window out of image and maps, and scale it to `size`."""
