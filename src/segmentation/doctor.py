@@ -11,6 +11,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
 
 from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.data.base import SPLITS
@@ -24,7 +25,7 @@ from segmentation.training.cli import SegmentationCLI
 from segmentation.training.parser import Parser
 from segmentation.training.trainer import has_bf16
 from segmentation.training.wandb_run import WandbOptions
-from segmentation.visualize import evenly, sample_grid, save_png, shrink
+from segmentation.visualize import evenly, sample_grid, save_png, shrink, table
 
 
 class DoctorCLI(SegmentationCLI):
@@ -227,12 +228,11 @@ def _print_data(module: SegmentationDataModule) -> None:
             line += f"; sizes {' to '.join(ends)}; values {low:g} to {high:g}"
         print(line)
     images = (found["train"].counts > 0).sum(axis=0)
-    heads = [f"{split:>8}" for split in found]
-    print("\nclass                 images", *heads, " mask value")
+    shown = table("", "class", "images", *found, "mask value")
     for index, name in enumerate(labels.names):
-        shares = [f"{statistics.shares[index]:>8.2%}" for statistics in found.values()]
-        print(f"{name:<20} {images[index]:>8,}", *shares, "", labels.values[index])
-    print()
+        shares = [f"{statistics.shares[index]:.2%}" for statistics in found.values()]
+        shown.add_row(name, f"{images[index]:,}", *shares, str(labels.values[index]))
+    Console(markup=False).print(shown)
 
 
 def _write_grids(output: Path, module: SegmentationDataModule) -> None:

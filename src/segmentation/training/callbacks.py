@@ -238,8 +238,7 @@ class StopAtNonFinite(Callback):
         self.check(trainer)
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        numbers = torch.stack([norm, *self.losses])
-        finite = numbers.isfinite()
+        finite = torch.stack([norm, *self.losses]).isfinite()
         finite = finite.to("cpu", non_blocking=norm.is_cuda)
         arrived = None
         if norm.is_cuda:
@@ -277,8 +276,7 @@ class StopAtNonFinite(Callback):
             torch.distributed.all_gather_object(everywhere, found)
             found = [*chain(*everywhere)]
         # A gradient scaler skips such a step by itself. Asked after the gathering: losses differ between processes.
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if scaled and not found:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None and not found:
             return
         what = "loss" if found else "gradient"
         where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step - 1}"
