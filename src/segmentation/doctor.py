@@ -114,7 +114,7 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
             fix = error.fix
             stops = True
         else:
-            others = module.find_problems()
+            others = list(module.find_problems())
             text, fix = _find_fix(module)
             stops = given == "error"
             bad = bad or module.skipped()
@@ -157,7 +157,7 @@ def _write_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[
     needs_crop = len(set(sizes)) > 1 or max(map(max, sizes), default=0) > 512
     if needs_crop and data.crop is None:
         data.crop = suggest_crop(sizes)
-        others = build_data(cli.config).find_problems()
+        others = list(build_data(cli.config).find_problems())
     if any(problem.stops for problem in others):
         print("no overlay: these options do not mend what stops a run\n")
         return

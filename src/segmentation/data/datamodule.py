@@ -170,8 +170,11 @@ class SegmentationDataModule(LightningDataModule):
                 raise InputError(problem.text)
             rank_zero_warn(problem.text)
 
-    def find_problems(self, splits: Sequence[str] = SPLITS) -> list[Problem]:
+    def find_problems(self, splits: Sequence[str] = SPLITS) -> Iterator[Problem]:
         """Read every sample of `splits`, and say what would stop or spoil a run: leaks, absent classes, unequal sizes.
+
+        Yields:
+            what is wrong.
 
         Raises:
             InputError: a split is empty (the test split may be).
@@ -181,18 +184,17 @@ class SegmentationDataModule(LightningDataModule):
                 self.statistics(split)
             elif split != "test":
                 raise InputError(f"the {split} split is empty: {self.description}")
-        problems = self.dataset.find_problems()
-        problems += [Problem(leak) for leak in find_leaks(self.dataset, self.counted)]
+        yield from self.dataset.find_problems()
+        yield from find_leaks(self.dataset, self.counted)
         for split, statistics in self.counted.items():
             if not statistics.records:
-                problems.append(Problem(f"no sample of the {split} split can be used", stops=True))
+                yield Problem(f"no sample of the {split} split can be used", stops=True)
             elif statistics.absent:
                 absent = ", ".join(statistics.absent)
                 fix = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
-                problems.append(Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}"))
+                yield Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}")
         if "train" in splits and self.dataset.names("train"):
-            problems += self._check_training()
-        return problems
+            yield from self._check_training()
 
     def _check_training(self) -> Iterator[Problem]:
         """Augment a few training images, those of extreme sizes among them: in a batch they must have one shape."""

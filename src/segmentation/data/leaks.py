@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 
 from segmentation.data.base import SegmentationData
 from segmentation.data.statistics import SplitStatistics
+from segmentation.errors import Problem
 
 #: Bits of 256 in which the outlines of twins differ at most. Unrelated images differ in 44 or more (CamVid, ISBI 2012,
 #: nuclei), successive frames of a video in 10 to 30, an image that is saved as JPEG again in 3 to 20.
@@ -32,17 +34,16 @@ GROUPS = (
 LARGEST = 0.8
 
 
-def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> list[str]:
+def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> Iterator[Problem]:
     """Images with a twin in another split, and groups that are in more than one.
 
     Args:
         data: the data set.
         splits: the statistics of its splits.
 
-    Returns:
-        a message for each.
+    Yields:
+        what is wrong between two splits.
     """
-    messages = []
     known = [split for split, statistics in splits.items() if statistics.records]
     for first, second in combinations(known, 2):
         names = data.names(second)
@@ -60,18 +61,17 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
                 fix = f"Fix: group: '{pattern}' (where folders or lists give the splits, with data.folds)"
             else:
                 fix = "Remove one of each, or let lists keep in one split what belongs together"
-            messages.append(
+            yield Problem(
                 f"{second} images with a near twin in {first}: {len(twins)} of {len(names)}, e.g. {one} of {other}. "
                 f"Metrics will flatter. {fix}"
             )
         torn = set(map(data.group, names)) & set(map(data.group, first_names))
         torn -= set(names)  # a name is its own group where nothing says otherwise
         if torn:
-            messages.append(
+            yield Problem(
                 f"groups that are in {first} and in {second}: {len(torn)}, e.g. {min(torn)}. Metrics will flatter. "
                 "Move each into one split, or let data.folds divide them"
             )
-    return messages
 
 
 def _outlines(statistics: SplitStatistics) -> np.ndarray:
