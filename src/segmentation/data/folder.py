@@ -118,7 +118,7 @@ class FolderData(SegmentationData):
         #: Whether the path of a mask names the class of what is not 0 in it.
         self.paths_name_classes = "{class}" in patterns["mask"]
         self.class_of: dict[Path, str] = {}
-        self.files: dict[str, Samples] = {"train": {}, "val": {}, "test": {}}
+        self.files: dict[str, Samples] = {split: {} for split in SPLITS}
         declared: Any = classes
         if declared is None:
             train = complete(self.root, patterns["image"], called["train"])
@@ -265,11 +265,12 @@ class FolderData(SegmentationData):
                     turned.append(image)
         if not turned:
             return []
-        text = (
-            f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's pictures: if "
-            "masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
-        )
-        return [Problem(text)]
+        return [
+            Problem(
+                f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's "
+                "pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
+            )
+        ]
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name)
@@ -340,11 +341,7 @@ class FolderData(SegmentationData):
         pool = self.files["train"]
         self.files["train"] = {}
         names = list(pool)
-        parts = divide(
-            [self.group(name) for name in names],
-            [val, test],
-            seed,
-        )
+        parts = divide([self.group(name) for name in names], [val, test], seed)
         for split, part in zip(("val", "test", "train"), parts, strict=True):
             self.files[split] |= {names[index]: pool[names[index]] for index in part}
 
@@ -419,8 +416,7 @@ class FolderData(SegmentationData):
         others = np.setdiff1d(mask, [0, *self.labels.ignore])
         if len(others) > 1:
             counts = count_values(mask, str(file))
-            text, _ = self.explain([counts])
-            raise UndeclaredValues(f"{file}: {text}", counts)
+            raise UndeclaredValues(f"{file}: {self.explain([counts])[0]}", counts)
 
     def explain(
         self,
@@ -433,11 +429,7 @@ class FolderData(SegmentationData):
             masks: the values of each.
             others: of masks that hold declared values.
         """
-        text, options = self.labels.explain(
-            masks,
-            others,
-            self.binary_masks,
-        )
+        text, options = self.labels.explain(masks, others, self.binary_masks)
         return text, self._complete(options)
 
     def _classes_missing(self, files: list[Path]) -> InputError:
@@ -451,19 +443,14 @@ class FolderData(SegmentationData):
         """
         masks: dict[Path, Counts] = {}
         errors = []
-        step = max(1, len(files) // 1000)
-        for path in files[::step]:
+        for path in files[:: len(files) // 1000 + 1]:
             try:
                 masks[path] = shorten(count_values(read_mask(path), str(path)))
             except InputError as error:
                 errors.append(error)
         if not masks:
             return errors[0]
-        found = MaskValues(
-            list(masks.values()),
-            declared={},
-            objects=self.binary_masks,
-        )
+        found = MaskValues(list(masks.values()), declared={}, objects=self.binary_masks)
         if self.paths_name_classes:
             least = found.options.get("mask_threshold", 1)
             classes = {"background": 0}

@@ -82,7 +82,6 @@ def find_samples(
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
     words = _words(patterns["image"])
-    words.sort(key="class".__ne__)  # a name begins with the class
     if "class" in words:
         classes = []
     class_of: dict[Path, str] = {}
@@ -121,13 +120,11 @@ def find_samples(
     samples = {}
     for name in sorted(set.intersection(*map(set, found.values()))):
         samples[name] = {kind: found[kind][name] for kind in patterns}
-    pairs = []
-    if "image" not in shared:
-        pairs = [("image", kind) for kind in patterns]
-    if "mask" not in shared:
-        pairs.append(("mask", "image"))
+    pairs = [("image", kind) for kind in patterns]
     declared = "|".join(classes) or "{class}"
-    for kind, other in pairs:
+    for kind, other in [*pairs, ("mask", "image")]:
+        if kind in shared:
+            continue
         wanted = str(patterns[other]).replace("{class}", declared)
         for name in sorted(found[kind].keys() - found[other].keys()):
             file = found[kind][name][0]

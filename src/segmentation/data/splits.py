@@ -67,9 +67,8 @@ def _shuffle(groups: list[str], seed: int) -> list[list[int]]:
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    order = np.random.default_rng(seed).permutation(len(members))
     found = list(members.values())
-    return [found[position] for position in order]
+    return [found[position] for position in np.random.default_rng(seed).permutation(len(found))]
 
 
 class Subset(SegmentationData):
@@ -129,10 +128,9 @@ def cross_validation(
         raise InputError(f"data.fold {number} of data.folds {folds}: give two folds or more, and a fold below folds")
     subset = Subset(data)
     pool = subset.samples["train"] + subset.samples["val"]
-    groups = [data.group(name) for _, _, name in pool]
+    chosen = fold([data.group(name) for _, _, name in pool], folds, seed)
     if len({name for _, _, name in pool}) < len(pool):  # 01 of train/ and 01 of val/
         pool = [(split, index, f"{split}/{name}") for split, index, name in pool]
-    chosen = fold(groups, folds, seed)
     subset.samples["val"] = [pool[index] for index in chosen.pop(number)]
     subset.samples["train"] = [pool[index] for index in sorted(chain(*chosen))]
     return subset

@@ -87,11 +87,10 @@ class RunSummary(Callback):
             f"training  {trainer.max_epochs} epochs, {trainer.estimated_stepping_batches:,} steps of {step} images",
         )
 
-        groups = trainer.optimizers[0].param_groups
-        rates = ", ".join(f"{group.get('initial_lr', group['lr']):g}" for group in groups)
+        rates = [f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups]
         origin = "as LearningRateFinder found it" if pl_module.lr else "as given"
         print(
-            f"          on {pl_module.device.type} in {trainer.precision}, learning rate {rates}, {origin}",
+            f"          on {pl_module.device.type} in {trainer.precision}, learning rate {', '.join(rates)}, {origin}",
             flush=True,
         )
 
