@@ -276,9 +276,7 @@ def _find_weights(config: Namespace, problems: list[Problem]) -> str:
     name = options.get("encoder")
     weights = options.get("encoder_weights")
     if not (name and weights):
-        if config.prefetch:
-            problems.append(Problem("--prefetch: the net has no pretrained encoder: set model.net.encoder_weights"))
-        return "not pretrained"
+        return "not pretrained: model.net.encoder_weights is not set"
     from segmentation.nets.pretrained import library_encoder, weights_file
 
     try:
