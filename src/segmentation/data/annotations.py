@@ -147,12 +147,11 @@ def _read_yolo(text: str) -> Drawings:
         polygon = np.array(shares, float)
         # 0 is the background, as where Ultralytics converts masks.
         category = int(number) + 1
-        if category < 1:
-            raise ValueError(f"class {number}, which must be 0 or more")
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f"class {number} has {len(polygon)} coordinates, which make a box and no polygon")
-        if polygon.max() > MAX_SHARE:
-            raise ValueError(f"class {number} reaches {polygon.max():g}, but coordinates are shares of the sides")
+        if category < 1 or len(polygon) < 6 or len(polygon) % 2 or polygon.max() > MAX_SHARE:
+            raise ValueError(
+                f"class {number} has {len(polygon)} coordinates up to {polygon.max(initial=0):g}; the class must be 0 "
+                "or more, the coordinates a polygon of three points or more, no box, as shares of the sides"
+            )
         shapes.append(Shape(category, [polygon], relative=True))
     return {".": Drawing(shapes)}
 

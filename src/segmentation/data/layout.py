@@ -88,6 +88,7 @@ def find_samples(
     match_of: dict[str, Match] = {}
     problems: list[str] = []
     found: dict[str, Files] = {}
+    first_of: dict[tuple[str, str, str | None], Path] = {}  # of a kind, name and class
     taken: set[Path] = set()
     for kind in reversed(patterns):  # the images last: {name}.png fits x_mask.png too
         pattern = patterns[kind]
@@ -102,17 +103,16 @@ def find_samples(
             match_of[name] = match
             if "class" in match:
                 class_of[file] = match["class"]
-            files = found[kind].setdefault(name, [])
-            others = [other for other in files if class_of.get(other) == class_of.get(file)]
-            if others and others[0].parent != file.parent:
+            first = first_of.setdefault((kind, name, match.get("class")), file)
+            if first.parent != file.parent:
                 raise InputError(
-                    f"{file}: {others[0]} has the same name, {name}. Name the folders that tell them apart in images "
-                    "and masks alike, e.g. {folder}/{name}.png, not */{name}.png"
+                    f"{file}: {first} has the same name, {name}. Name the folders that tell them apart in images and "
+                    "masks alike, e.g. {folder}/{name}.png, not */{name}.png"
                 )
-            if others and not several:
-                problems.append(f"{file}: {others[0].name} has the same name but for its suffix. Keep one of them")
+            if several or first == file:
+                found[kind].setdefault(name, []).append(file)
             else:
-                files.append(file)
+                problems.append(f"{file}: {first.name} has the same name but for its suffix. Keep one of them")
         taken.update(*found[kind].values())
     for kind, pattern in patterns.items():
         if folder_of(pattern).is_file():
