@@ -117,11 +117,12 @@ def read_run(text: str) -> Run:
     if not (folder / "config.yaml").is_file():
         folder = RUNS / text
     try:
+        config = (folder / "config.yaml").read_text(encoding="utf-8")
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         images, classes, counts = read_counts(folder / "per_image.csv")
         return Run(
             costs={key: summary.get(key) for key in COSTS},
-            config=(folder / "config.yaml").read_text(encoding="utf-8").splitlines(),
+            config=config.splitlines(),
             images=images,
             classes=classes,
             counts=counts,
