@@ -271,10 +271,10 @@ BROKEN = {
         "YOLO",
         "labels/a.txt",
         lambda text: "0 0.5 0.5 0.2 0.2\n",
-        "has 4 coordinates, which make a box",
+        "0 has 4 coordinates",
     ),
-    "pixels": ("YOLO", "labels/a.txt", lambda text: "0 1 1 8 1 8 8\n", "reaches 8, but coordinates are shares"),
-    "a negative class": ("YOLO", "labels/a.txt", lambda text: f"-1{text[1:]}", "class -1, which must be 0 or more"),
+    "pixels": ("YOLO", "labels/a.txt", lambda text: "0 1 1 8 1 8 8\n", "up to 8;"),
+    "a negative class": ("YOLO", "labels/a.txt", lambda text: f"-1{text[1:]}", "class -1 has"),
     "an unknown category": (
         "COCO",
         "instances.json",

@@ -11,6 +11,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
 
 from segmentation.data import FolderData, SegmentationDataModule
 from segmentation.data.base import SPLITS
@@ -24,7 +25,7 @@ from segmentation.training.cli import SegmentationCLI
 from segmentation.training.parser import Parser
 from segmentation.training.trainer import has_bf16
 from segmentation.training.wandb_run import WandbOptions
-from segmentation.visualize import evenly, sample_grid, save_png, shrink
+from segmentation.visualize import evenly, sample_grid, save_png, shrink, table
 
 
 class DoctorCLI(SegmentationCLI):
@@ -79,7 +80,9 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     """
     cli = DoctorCLI(args)
     problems: list[Problem] = []
-    remove_results(Path(cli.config.output))
+    output = Path(cli.config.output)
+    for name in ("overlay.yaml", "bad_files.txt", "train.png", "val.png", "test.png"):
+        (output / name).unlink(missing_ok=True)  # of an earlier call
     try:
         _examine_data(cli, problems)
     except InputError as error:
@@ -94,17 +97,8 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     return problems
 
 
-def remove_results(output: Path) -> None:
-    """What an earlier call found may be of other data."""
-    names = ["overlay.yaml", "bad_files.txt"]
-    names += [f"{split}.png" for split in SPLITS]
-    for name in names:
-        path = output / name
-        path.unlink(missing_ok=True)
-
-
 def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
-    """Read all data, print and write what is there. Where options would mend it, set them and go on."""
+    """Read all data. Where options would mend what is wrong, set them and read again; then print and write the rest."""
     data = cli.config.data
     given = data.on_bad_file
     data.on_bad_file = "skip"  # to find all that is wrong
@@ -120,7 +114,7 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
             fix = error.fix
             stops = True
         else:
-            others = module.find_problems()
+            others = list(module.find_problems())
             text, fix = _find_fix(module)
             stops = given == "error"
             bad = bad or module.skipped()
@@ -132,27 +126,24 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
         data.dataset.init_args.update(Namespace(fix))
 
     unusable = list(module.dataset.problems)
-    for reason in _errors(module):
-        if not isinstance(reason, UndeclaredValues):
-            unusable.append(str(reason))
+    unusable += [str(error) for error in module.errors() if not isinstance(error, UndeclaredValues)]
     if unusable:
         count = plural(len(unusable), "file")
         text = f"{count} cannot be used, e.g. {unusable[0]}. To leave such files out: data.on_bad_file: skip"
         problems.append(Problem(text, given == "error"))
     problems += others
+    if not module.skipped():
+        data.on_bad_file = given
     _print_data(module)
     output = Path(cli.config.output)
     _write_grids(output, module)
     bad_files = output / "bad_files.txt"
-    lines = [f"{message}\n" for message in bad]
-    write_text(bad_files, "".join(lines))
+    write_text(bad_files, "".join(f"{message}\n" for message in bad))
     print(f"bad files  {len(bad):,}, listed in {bad_files}\n")
-    if not module.skipped():
-        data.on_bad_file = given
-    _suggest_overlay(cli, module, others)
+    _write_overlay(cli, module, others)
 
 
-def _suggest_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[Problem]) -> None:
+def _write_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[Problem]) -> None:
     """Write the YAML that trains on this data, unless something stops a run that no option mends.
 
     Args:
@@ -161,29 +152,25 @@ def _suggest_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: lis
         others: what was found beside bad files and mask values.
     """
     data = cli.config.data
-    output = Path(cli.config.output)
+    path = Path(cli.config.output, "overlay.yaml")
     sizes = module.counted["train"].sizes
-    needs_crop = len(set(sizes)) > 1
-    if sizes and max(sizes[0]) > 512:
-        needs_crop = True
+    needs_crop = len(set(sizes)) > 1 or max(map(max, sizes), default=0) > 512
     if needs_crop and data.crop is None:
         data.crop = suggest_crop(sizes)
-        if any(problem.stops for problem in others):
-            others = build_data(cli.config).find_problems()
+        others = list(build_data(cli.config).find_problems())
     if any(problem.stops for problem in others):
         print("no overlay: these options do not mend what stops a run\n")
         return
-    given_options = cli.parser.dump(cli.config, skip_default=True)
-    section = yaml.safe_load(given_options).get("data", {})
+    options = cli.parser.dump(cli.config, skip_default=True)
     overlay = yaml.safe_dump(
-        {"data": section},
+        {"data": yaml.safe_load(options).get("data", {})},
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=None,
         width=110,
     )
-    write_text(output / "overlay.yaml", overlay)
-    print(f"suggested overlay: python src/train.py --config {output}/overlay.yaml\n{overlay}")
+    write_text(path, overlay)
+    print(f"suggested overlay: python src/train.py --config {path}\n{overlay}")
 
 
 def build_data(config: Namespace) -> SegmentationDataModule:
@@ -197,17 +184,9 @@ def build_data(config: Namespace) -> SegmentationDataModule:
     return parser.instantiate_classes(Namespace(data=config.data)).data
 
 
-def _errors(module: SegmentationDataModule) -> list[InputError]:
-    """What is wrong with samples."""
-    errors: list[InputError] = []
-    for statistics in module.counted.values():
-        errors += statistics.bad.values()
-    return errors
-
-
 def _find_fix(module: SegmentationDataModule) -> tuple[str, dict[str, Any]]:
     """What is wrong with samples that options of the data set would mend, and these options."""
-    errors = _errors(module)
+    errors = module.errors()
     wrong = [error.counts for error in errors if isinstance(error, UndeclaredValues)]
     dataset = module.hparams["dataset"]
     text = ""
@@ -217,9 +196,7 @@ def _find_fix(module: SegmentationDataModule) -> tuple[str, dict[str, Any]]:
             return text, fix
     fixable = [error for error in errors if error.fix]
     if fixable:
-        first = fixable[0]
-        count = plural(len(fixable), "file")
-        return f"{first} ({count})", first.fix
+        return f"{fixable[0]} ({plural(len(fixable), 'file')})", fixable[0].fix
     return text, {}
 
 
@@ -228,15 +205,9 @@ def _known_values(module: SegmentationDataModule) -> list[Counts]:
     first = [values[0] for values in module.labels.values]
     masks = []
     for statistics in module.counted.values():
-        for record in statistics.records:
-            pixels = dict(
-                zip(
-                    first,
-                    record.pixels,
-                    strict=True,
-                )
-            )
-            masks.append(+Counter(pixels))
+        for pixels in statistics.counts.tolist():
+            counts = Counter(dict(zip(first, pixels, strict=True)))
+            masks.append(+counts)
     return masks
 
 
@@ -244,41 +215,24 @@ def _print_data(module: SegmentationDataModule) -> None:
     """Print what each split holds, and how often each class occurs."""
     labels = module.labels
     found = module.counted
-    channels = plural(labels.channels, "channel")
     print(f"{module.description}: {labels.task}, {labels.num_classes} classes")
-    print(f"{channels} of {labels.dtype or 'any type'}")
+    print(f"{plural(labels.channels, 'channel')} of {labels.dtype or 'any type'}")
     for split, statistics in found.items():
         records = statistics.records
-        count = plural(len(records), "image")
-        line = f"{split:<6} {count}, {len(statistics.bad)} bad"
+        line = f"{split:<6} {plural(len(records), 'image')}, {len(statistics.bad)} bad"
         if records:
             sizes = sorted(statistics.sizes, key=math.prod)
+            ends = [f"{width}x{height}" for height, width in dict.fromkeys([sizes[0], sizes[-1]])]
             low = min(record.low for record in records)
             high = max(record.high for record in records)
-            ends = []
-            for height, width in dict.fromkeys([sizes[0], sizes[-1]]):
-                ends.append(f"{width}x{height}")
-            line += f"; sizes {' to '.join(ends)}"
-            line += f"; values {low:g} to {high:g}"
+            line += f"; sizes {' to '.join(ends)}; values {low:g} to {high:g}"
         print(line)
     images = (found["train"].counts > 0).sum(axis=0)
-    heads = [f"{split:>8}" for split in found]
-    print(
-        "\nclass                 images",
-        *heads,
-        " mask value",
-    )
+    shown = table("", "class", "images", *found, "mask value")
     for index, name in enumerate(labels.names):
-        shares = [f"{statistics.shares[index]:>8.2%}" for statistics in found.values()]
-        count = f"{images[index]:>8,}"
-        print(
-            f"{name:<20}",
-            count,
-            *shares,
-            "",
-            labels.values[index],
-        )
-    print()
+        shares = [f"{statistics.shares[index]:.2%}" for statistics in found.values()]
+        shown.add_row(name, f"{images[index]:,}", *shares, str(labels.values[index]))
+    Console(markup=False).print(shown)
 
 
 def _write_grids(output: Path, module: SegmentationDataModule) -> None:
@@ -286,14 +240,12 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
     data = module.dataset
     for split in filter(data.names, SPLITS):
         names = data.names(split)
-        chosen = evenly(len(names), 8)
         samples = []
-        for index in chosen:
+        for index in evenly(len(names), 8):
             sample = data.load(split, index)
             shown = {"name": names[index], "image": shrink(sample["image"]), "mask": shrink(sample["mask"])}
             samples.append(shown)
-        title = f"{split}: {len(chosen)} of {len(names):,}"
-        grid = sample_grid(samples, module.labels, title)
+        grid = sample_grid(samples, module.labels, f"{split}: {len(samples)} of {len(names):,}")
         path = output / f"{split}.png"
         save_png(grid, path)
         print(f"pictures   {path}")
@@ -306,15 +258,13 @@ def _examine_machine(config: Namespace, problems: list[Problem]) -> None:
     except InputError as error:
         wandb = "no key"
         problems.append(Problem(str(error), stops=True))
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        devices.append(torch.cuda.get_device_name(index))
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    free = shutil.disk_usage(".").free / 2**30
     print("machine")
     print(f"torch    {torch.__version__}")
     print(f"devices  {', '.join(devices) or 'no CUDA GPU'}")
     print(f"bf16     {'yes' if has_bf16('auto') else 'no: trains in 32-true'}")
     print(f"cores    {available_cores()}")
-    free = shutil.disk_usage(".").free / 2**30
     print(f"disk     {free:,.1f} GiB free")
     print(f"W&B      {wandb}")
     print(f"encoder  {_find_weights(config, problems)}\n")
@@ -326,24 +276,13 @@ def _find_weights(config: Namespace, problems: list[Problem]) -> str:
     name = options.get("encoder")
     weights = options.get("encoder_weights")
     if not (name and weights):
-        if config.prefetch:
-            problems.append(Problem("--prefetch: the net has no pretrained encoder: set model.net.encoder_weights"))
-        return "not pretrained"
+        return "not pretrained: model.net.encoder_weights is not set"
     from segmentation.nets.pretrained import library_encoder, weights_file
 
     try:
         if config.prefetch:
-            library_encoder(
-                name,
-                3,
-                5,
-                weights,
-            )
-        file = weights_file(
-            name,
-            weights,
-            download=False,
-        )
+            library_encoder(name, 3, 5, weights)
+        file = weights_file(name, weights, download=False)
     except InputError as error:
         problems.append(Problem(str(error), stops=config.prefetch))
         return f"{name}, {weights}: not here"

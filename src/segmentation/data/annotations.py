@@ -8,10 +8,10 @@ the file's order, a later one over an earlier one. What no shape covers is the f
 import csv
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
-from itertools import count
+from itertools import count, filterfalse
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -70,30 +70,6 @@ def names_in(table: Path) -> list[str]:
     return list(_read(table, table.stat().st_mtime_ns))
 
 
-def names_by_stem(
-    entries: Iterable[str],
-    images: Collection[str],
-) -> dict[str, str]:
-    """What a table calls an image -> the image's name: the same, or that of the same stem, whatever the folders.
-
-    Raises:
-        InputError: two entries are one image's.
-    """
-    by_stem = {PurePath(name).name: name for name in images}
-    owners: dict[str, str] = {}
-    for entry in entries:
-        name = entry
-        if entry not in images:
-            stem = PurePath(entry).name
-            name = by_stem.get(stem, entry)
-        other = owners.setdefault(name, entry)
-        if other != entry:
-            raise InputError(
-                f"{entry} and {other} may both be {name}. Fix: images: a folder above, so that names differ"
-            )
-    return {entry: name for name, entry in owners.items()}
-
-
 def read_drawing(path: Path) -> Drawing:
     """What is drawn in one image.
 
@@ -121,44 +97,32 @@ def _read(file: Path, modified: int) -> Drawings:
         else:
             content = json.loads(text)
             drawings = _read_labelme(content) if "shapes" in content else _read_coco(content)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = one_line(error)
-        if isinstance(error, KeyError):
-            reason = f"it has no {reason}"
+    except Exception as error:  # a file of another format lacks anything
         raise InputError(
-            f"{file}: cannot be read ({reason}). It must hold polygons, as COCO, labelme and YOLO have them; or, "
-            "as .csv, run lengths"
+            f"{file}: cannot be read ({type(error).__name__}: {one_line(error)}). It must hold polygons, as COCO, "
+            "labelme and YOLO have them; or, as .csv, run lengths"
         ) from error
     by_path = {}
     for name, drawing in drawings.items():
-        path = PurePath(name.replace("\\", "/").lstrip("/"))
-        by_path[path.as_posix()] = drawing
+        by_path[PurePath(name.replace("\\", "/").lstrip("/")).as_posix()] = drawing
     return by_path
 
 
 def _read_coco(content: Any) -> Drawings:
     names = {category["id"]: category["name"] for category in content["categories"]}
-    drawings = {}
     by_id = {}
     for image in content["images"]:
-        size = (image["height"], image["width"])
-        drawing = Drawing([], size)
-        drawings[image["file_name"]] = drawing
-        by_id[image["id"]] = drawing
+        by_id[image["id"]] = Drawing([], (image["height"], image["width"]))
     for annotation in content["annotations"]:
         number = annotation["category_id"]
         if number not in names:
             raise ValueError(f"an annotation has category_id {number}, which its categories do not list")
-        category = names[number]
-        if annotation.get("iscrowd"):
-            category = CROWD
+        category = CROWD if annotation.get("iscrowd") else names[number]
         region = annotation["segmentation"]
         if isinstance(region, list):  # an array takes a quarter of the memory of a list
             region = [np.array(polygon, float) for polygon in region]
-        shape = Shape(category, region)
-        drawing = by_id[annotation["image_id"]]
-        drawing.shapes.append(shape)
-    return drawings
+        by_id[annotation["image_id"]].shapes.append(Shape(category, region))
+    return {image["file_name"]: by_id[image["id"]] for image in content["images"]}
 
 
 def _read_labelme(content: Any) -> Drawings:
@@ -173,8 +137,7 @@ def _read_labelme(content: Any) -> Drawings:
         elif kind != "polygon":
             raise ValueError(f"{label} is drawn as a {kind}, which is no polygon or rectangle")
         shapes.append(Shape(label, [points.ravel()]))
-    size = (content["imageHeight"], content["imageWidth"])
-    return {".": Drawing(shapes, size)}
+    return {".": Drawing(shapes, (content["imageHeight"], content["imageWidth"]))}
 
 
 def _read_yolo(text: str) -> Drawings:
@@ -184,12 +147,11 @@ def _read_yolo(text: str) -> Drawings:
         polygon = np.array(shares, float)
         # 0 is the background, as where Ultralytics converts masks.
         category = int(number) + 1
-        if category < 1:
-            raise ValueError(f"class {number}, which must be 0 or more")
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f"class {number} has {len(polygon)} coordinates, which make a box and no polygon")
-        if polygon.max() > MAX_SHARE:
-            raise ValueError(f"class {number} reaches {polygon.max():g}, but coordinates are shares of the sides")
+        if category < 1 or len(polygon) < 6 or len(polygon) % 2 or polygon.max() > MAX_SHARE:
+            raise ValueError(
+                f"class {number} has {len(polygon)} coordinates up to {polygon.max(initial=0):g}; the class must be 0 "
+                "or more, the coordinates a polygon of three points or more, no box, as shares of the sides"
+            )
         shapes.append(Shape(category, [polygon], relative=True))
     return {".": Drawing(shapes)}
 
@@ -205,8 +167,7 @@ def _read_runs(text: str) -> Drawings:
         with suppress(ValueError):  # a name
             category = int(category)
         for value in filter(RUNS.fullmatch, values):
-            shape = Shape(category, value)
-            drawing.shapes.append(shape)
+            drawing.shapes.append(Shape(category, value))
     return drawings
 
 
@@ -225,7 +186,6 @@ def class_indices(
     Raises:
         InputError: a category has no class; its `fix` declares it.
     """
-    indices: dict[Category, int] = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
     found: set[Category] = set()
     empty = "nothing is drawn in the masks. Fix: draw something, or say what may be: classes: {background: 0, cat: 1}"
     for path in masks:
@@ -233,49 +193,35 @@ def class_indices(
             drawing = read_drawing(path)
         except InputError as error:  # whoever loads it says so, if others can be read
             empty = str(error)
-            continue
-        found.update(shape.category for shape in drawing.shapes)
+        else:
+            found.update(shape.category for shape in drawing.shapes)
     if not found and not classes:
         raise InputError(empty)
+    indices: dict[Category, int] = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
+    indices[0] = 0
     if classes:
         labels = Labels.parse(classes)
         for index, values in enumerate(labels.values):
-            keys = [labels.names[index], *values]
-            indices |= dict.fromkeys(keys, index)
+            indices |= dict.fromkeys([labels.names[index], *values], index)
         if labels.names[0] in found - {"background"}:
             raise InputError(
                 f"classes begins with {labels.names[0]}, which is drawn. Fix: begin with what no shape covers: "
                 "{background: 0, ...}"
             )
     missing = sorted(found - indices.keys(), key=str)
-    if missing or not classes:
-        raise _categories_missing(
-            missing,
-            classes or {"background": 0},
-            ignored,
-            values={0, *indices},
-        )
-    return indices
-
-
-def _categories_missing(
-    missing: list[Category],
-    classes: dict[str, Any],
-    ignored: list[Any],
-    values: set[Any],
-) -> InputError:
-    """What to say where something is drawn that is no class; its `fix` declares it."""
-    suggested = dict(classes)
-    free = (number for number in count() if number not in values)
+    if classes and not missing:
+        return indices
+    suggested = dict(classes or {"background": 0})
+    free = filterfalse(indices.__contains__, count())
     for category in missing:
         if isinstance(category, int):
             suggested[name_of(category)] = category
         else:
             suggested[category] = next(free)
+    drawn = ", ".join(map(str, missing))
     fix = as_yaml("classes", suggested)
     ignore = as_yaml("ignore", ignored + missing)
-    drawn = ", ".join(map(str, missing))
-    return InputError(
+    raise InputError(
         f"drawn, but not declared: {drawn}. Fix: {fix}, or, what counts nowhere, {ignore}",
         {"classes": suggested},
     )

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NoReturn
@@ -99,11 +99,7 @@ class SegmentationDataModule(LightningDataModule):
         self.labels = dataset.labels
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.augment = Augment(
-            (sides[0], sides[1]) if sides else None,
-            augment or [],
-            zoom,
-        )
+        self.augment = Augment(tuple(sides) or None, augment or [], zoom)
         self.rare_crops = rare_crops
         self.num_workers = num_workers
         self.cache = cache
@@ -145,16 +141,20 @@ class SegmentationDataModule(LightningDataModule):
         if statistics.bad:
             self.dataset = without(self.dataset, split, statistics.bad)
 
-    def train_size(self) -> tuple[int, int]:
+    def train_size(self) -> tuple[int, ...]:
         """(H, W) of a training sample: the crop's, or that of the largest image."""
         return self.augment.crop or max(self.statistics("train").sizes, key=math.prod)
 
+    def errors(self) -> list[InputError]:
+        """What is wrong with samples of the splits that were read."""
+        errors: list[InputError] = []
+        for statistics in self.counted.values():
+            errors += statistics.bad.values()
+        return errors
+
     def skipped(self) -> list[str]:
         """What is wrong with the files that were left out, a message each."""
-        messages = list(self.dataset.problems)
-        for statistics in self.counted.values():
-            messages += map(str, statistics.bad.values())
-        return messages
+        return [*self.dataset.problems, *map(str, self.errors())]
 
     def check(self, splits: Sequence[str] = SPLITS) -> None:
         """Read every sample of `splits` once, before the first step. Warn of what would spoil a run.
@@ -170,8 +170,11 @@ class SegmentationDataModule(LightningDataModule):
                 raise InputError(problem.text)
             rank_zero_warn(problem.text)
 
-    def find_problems(self, splits: Sequence[str] = SPLITS) -> list[Problem]:
+    def find_problems(self, splits: Sequence[str] = SPLITS) -> Iterator[Problem]:
         """Read every sample of `splits`, and say what would stop or spoil a run: leaks, absent classes, unequal sizes.
+
+        Yields:
+            what is wrong.
 
         Raises:
             InputError: a split is empty (the test split may be).
@@ -181,49 +184,39 @@ class SegmentationDataModule(LightningDataModule):
                 self.statistics(split)
             elif split != "test":
                 raise InputError(f"the {split} split is empty: {self.description}")
-        problems = self.dataset.find_problems()
-        problems += [Problem(leak) for leak in find_leaks(self.dataset, self.counted)]
+        yield from self.dataset.find_problems()
+        yield from find_leaks(self.dataset, self.counted)
         for split, statistics in self.counted.items():
             if not statistics.records:
-                problems.append(Problem(f"no sample of the {split} split can be used", stops=True))
+                yield Problem(f"no sample of the {split} split can be used", stops=True)
             elif statistics.absent:
                 absent = ", ".join(statistics.absent)
                 fix = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
-                problems.append(Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}"))
+                yield Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}")
         if "train" in splits and self.dataset.names("train"):
-            problems += self._try_augmentation()
-            problems += self._check_crop()
-        return problems
+            yield from self._check_training()
 
-    def _check_crop(self) -> list[Problem]:
-        """Whether the crop is larger than every training image."""
-        crop = self.augment.crop
-        height, width = np.max(self.statistics("train").sizes, axis=0, initial=0)
-        if not crop or crop[0] <= height or crop[1] <= width:
-            return []
-        text = (
-            f"data.crop {crop[0]}x{crop[1]} is larger than every training image ({height}x{width} at most): the rest "
-            f"is padding, which costs memory and time. Fix: --data.crop '[{height},{width}]'"
-        )
-        return [Problem(text)]
-
-    def _try_augmentation(self) -> list[Problem]:
+    def _check_training(self) -> Iterator[Problem]:
         """Augment a few training images, those of extreme sizes among them: in a batch they must have one shape."""
         sizes = self.statistics("train").sizes
         train = SplitDataset(self.dataset, "train", self.augment, self.seed)
+        crop = self.augment.crop
         shapes = set()
-        for index in {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}:
-            try:
+        try:
+            for index in {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}:
                 shapes.add(train[int(index)]["mask"].shape)
-            except InputError as error:
-                return [Problem(str(error), stops=True)]
-        if len(shapes) < 2 or self.batch_size == 1:
-            return []
-        fix = f"data.crop: {suggest_crop(sizes)}"
-        if self.augment.crop:
-            fix = "transforms in data.augment that keep the size"
-        text = f"training images of unequal sizes cannot be batched. Fix: {fix}, or data.batch_size: 1"
-        return [Problem(text, stops=True)]
+        except InputError as error:
+            yield Problem(str(error), stops=True)
+        if len(shapes) > 1 and self.batch_size > 1:
+            fix = "transforms in data.augment that keep the size" if crop else f"data.crop: {suggest_crop(sizes)}"
+            text = f"training images of unequal sizes cannot be batched. Fix: {fix}, or data.batch_size: 1"
+            yield Problem(text, stops=True)
+        height, width = np.max(sizes, axis=0)
+        if crop and crop[0] > height and crop[1] > width:
+            yield Problem(
+                f"data.crop {crop[0]}x{crop[1]} is larger than every training image ({height}x{width} at most): the "
+                f"rest is padding, which costs memory and time. Fix: --data.crop '[{height},{width}]'"
+            )
 
     def setup(self, stage: str) -> None:
         """Give every process the statistics that rank 0 has counted: nodes need not share a cache."""
@@ -232,17 +225,16 @@ class SegmentationDataModule(LightningDataModule):
                 self._keep(split, statistics)
 
     def train_dataloader(self) -> DataLoader:
-        split, batches = self._training_data()
+        batches = self._train_batches()
         length = batches.epoch_length
-        accumulate = batches.accumulate
-        if length % accumulate:
+        if length % batches.accumulate:
             option = "overfit_batches" if self._overfits() else "limit_train_batches"
             raise InputError(
-                f"an epoch of {length} batches is no whole number of steps of {accumulate} batches. "
-                f"Fix: --trainer.{option} {math.ceil(length / accumulate) * accumulate}"
+                f"an epoch of {length} batches is no whole number of steps of {batches.accumulate} batches. "
+                f"Fix: --trainer.{option} {math.ceil(length / batches.accumulate) * batches.accumulate}"
             )
         return TrainLoader(
-            split,
+            self._train_split(),
             batch_sampler=batches,
             progress=self._progress,
             **self._loader_options(),
@@ -251,8 +243,12 @@ class SegmentationDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         if not self._overfits():
             return self._eval_loader("val")
-        split, batches = self._training_data()  # overfit_batches: validate on the training crops
-        return DataLoader(split, batch_sampler=batches, **self._loader_options())
+        # overfit_batches: validate on the training crops
+        return DataLoader(
+            self._train_split(),
+            batch_sampler=self._train_batches(),
+            **self._loader_options(),
+        )
 
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)
@@ -264,19 +260,14 @@ class SegmentationDataModule(LightningDataModule):
         """Whether the same crops are trained on for ever, without augmentation, and validated too."""
         return self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Trainer sets it without declaring it
 
-    def _training_data(self) -> tuple[SplitDataset, TrainBatches]:
-        trainer = self.trainer
+    def _train_split(self) -> SplitDataset:
         augment = self.augment
         rare = None
         if self._overfits():
             augment = Augment(augment.crop, [])
         elif self.rare_crops:
             rare = self._rare_crops()
-        accumulate = trainer.accumulate_grad_batches
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler):
-                accumulate = math.lcm(accumulate, *callback.scheduling.values())
-        split = SplitDataset(
+        return SplitDataset(
             self.dataset,
             "train",
             augment,
@@ -284,8 +275,15 @@ class SegmentationDataModule(LightningDataModule):
             rare,
             self.cache,
         )
-        batches = TrainBatches(
-            len(split),
+
+    def _train_batches(self) -> TrainBatches:
+        trainer = self.trainer
+        accumulate = trainer.accumulate_grad_batches
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                accumulate = math.lcm(accumulate, *callback.scheduling.values())
+        return TrainBatches(
+            len(self.dataset.names("train")),
             self.batch_size,
             self.seed,
             trainer.global_rank,
@@ -294,7 +292,6 @@ class SegmentationDataModule(LightningDataModule):
             limit=trainer.limit_train_batches,
             accumulate=accumulate,
         )
-        return split, batches
 
     def _rare_crops(self) -> RareCrops:
         """Which crops of the training split are to hold which classes."""

@@ -31,20 +31,17 @@ def draw(
     classes = [0]
     for number, shape in enumerate(drawing.shapes, start=1):
         classes.append(indices[shape.category])
+        region = shape.region
         try:
-            region = shape.region
             if shape.relative:
-                shares = np.reshape(region, (-1, 2))
-                points = shares * (width, height)
-                region = [points.ravel()]
+                region = [polygon * np.resize((width, height), len(polygon)) for polygon in region]
             _fill(ids, region, number)
         except Exception as error:  # COCO's library raises anything
             raise InputError(
                 f"{path}: shape {number} ({shape.category}) cannot be drawn. It must be polygons of three points "
                 f"or more, not a box, or run lengths down the columns of {width}x{height} pixels"
             ) from error
-    class_of = np.array(classes)
-    index = class_of[ids]
+    index = np.array(classes)[ids]
     ids[index == IGNORE_INDEX] = 0
     return index, ids
 
@@ -58,7 +55,18 @@ def _fill(
     from pycocotools import mask as coco  # most data sets do without
 
     height, width = ids.shape
-    if isinstance(region, str):
+    if isinstance(region, list):
+        # Draw in the box around the polygons: a small mask is made a hundred times faster.
+        points = np.concatenate(region).reshape(-1, 2)
+        left, top = np.floor(points.min(axis=0)).clip(min=0).astype(int)
+        right, bottom = np.ceil(points.max(axis=0)).astype(int)
+        ids = ids[top:bottom, left:right]
+        if not ids.size:  # beyond the image
+            return
+        moved = [polygon - np.resize((left, top), len(polygon)) for polygon in region]
+        parts = coco.frPyObjects(moved, *ids.shape)
+        region = coco.merge(parts)
+    elif isinstance(region, str):
         numbers = np.array(region.split(), np.int64)
         runs = numbers.reshape(-1, 2)
         runs[:, 1] += runs[:, 0]
@@ -67,38 +75,9 @@ def _fill(
             prepend=0,
             append=height * width,
         )
-        mask = _decode(lengths, height, width)
-    elif isinstance(region, list):
-        # Draw in the box around the polygons: a small mask is made a hundred times faster.
-        joined = np.concatenate(region)
-        points = joined.reshape(-1, 2)
-        first = np.floor(points.min(axis=0)).clip(min=0)
-        last = np.ceil(points.max(axis=0))
-        left, top = first.astype(int)
-        right, bottom = last.astype(int)
-        ids = ids[top:bottom, left:right]
-        if not ids.size:  # beyond the image
-            return
-        moved = []
-        for polygon in region:
-            corners = polygon.reshape(-1, 2) - first
-            moved.append(corners.ravel())
-        parts = coco.frPyObjects(moved, *ids.shape)
-        whole = coco.merge(parts)
-        mask = coco.decode(whole)
-    elif isinstance(region["counts"], list):
-        mask = _decode(region["counts"], height, width)
-    else:
-        mask = coco.decode(region)
-    np.copyto(ids, number, where=mask == 1)
-
-
-def _decode(
-    lengths: Any,
-    height: int,
-    width: int,
-) -> np.ndarray:
-    """A mask (H, W) of the lengths of its runs of 0 and 1 in turn, down the columns."""
-    zero_and_one = np.arange(len(lengths)) % 2
-    flat = np.repeat(zero_and_one, lengths)
-    return flat.reshape(width, height).T
+        region = {"counts": lengths.tolist(), "size": [height, width]}
+    if isinstance(region["counts"], list):
+        if sum(region["counts"]) != ids.size:  # the library would draw what there is
+            raise ValueError("the run lengths are those of another size")
+        region = coco.frPyObjects(region, height, width)
+    np.copyto(ids, number, where=coco.decode(region) == 1)

@@ -118,81 +118,77 @@ class FolderData(SegmentationData):
         #: Whether the path of a mask names the class of what is not 0 in it.
         self.paths_name_classes = "{class}" in patterns["mask"]
         self.class_of: dict[Path, str] = {}
-        self.files: dict[str, Samples] = {"train": {}, "val": {}, "test": {}}
+        self.files: dict[str, Samples] = {split: {} for split in SPLITS}
         declared: Any = classes
         if declared is None:
             train = complete(self.root, patterns["image"], called["train"])
-            declared = dict(read_classes(folder_of(train) / "_classes.csv"))
-        has_splits = lists is not None or "{split}" in "".join(patterns.values())
-        if val_fraction is None:
-            val_fraction = 0.0 if has_splits else 0.2
+            declared = read_classes(folder_of(train) / "_classes.csv")
         problems = self._find_files(
             patterns,
             called,
             lists,
             list(map(str, declared)),
         )
+        is_pool = lists is None and "{split}" not in "".join(patterns.values())
+        if val_fraction is None:
+            val_fraction = 0.2 if is_pool else 0.0
         self._divide(
             val_fraction,
             test_fraction,
             split_seed,
         )
+        where = lists or " and ".join(patterns.values())
+        if lists and "{split}" not in lists:
+            where += " (rows that say {split}; or give each a list of its own)"
         for split in ("train", "val"):
             if not self.files[split]:
-                where = lists or " and ".join(patterns.values())
-                where = where.replace("{split}", called[split])
-                if lists and "{split}" not in lists:
-                    where += f' (rows that say {called[split]}; or give each a list of its own: "{{split}}.txt")'
-                reason = self._explain_empty(split, where)
+                reason = self._explain_empty(split, where.replace("{split}", called[split]))
                 raise InputError(problems[0] if problems else reason)
         first = self._first_image(channels)
-        masks_of_samples = []
+        mask_files: list[Path] = []
         for samples in self.files.values():
-            masks_of_samples += [files["mask"] for files in samples.values()]
+            for files in samples.values():
+                mask_files += files["mask"]
         #: Category -> class index, where masks are described by files.
         self.categories: dict[Category, int] = {}
-        if file_of(masks_of_samples[0][0]).suffix in DESCRIPTIONS:
+        if file_of(mask_files[0]).suffix in DESCRIPTIONS:
             if instances not in (None, masks):
                 raise InputError(f"instances is {instances!r}: name what describes the masks, {masks!r}")
             ignored = [ignore] if isinstance(ignore, int | str) else list(ignore or ())
             self.categories = class_indices(
-                [paths[0] for paths in masks_of_samples],
+                mask_files,
                 declared,
                 ignored,
             )
             ignore = [value for value in ignored if isinstance(value, int)]
-        several = any(len(paths) > 1 for paths in masks_of_samples)
-        self.one_mask_per_object = several and not self.paths_name_classes
+        several = len(mask_files) > sum(map(len, self.files.values()))
+        one_mask_per_object = several and not self.paths_name_classes
+        self.has_instances = one_mask_per_object or "instance" in patterns
         #: Whether masks only tell objects from the background.
-        self.binary_masks = mask_threshold is not None or self.paths_name_classes or self.one_mask_per_object
+        self.binary_masks = mask_threshold is not None or self.paths_name_classes or one_mask_per_object
         if not declared:
-            raise self._classes_missing()
-        labels = Labels.parse(
-            declared,
-            ignore,
-            channels=len(first),
-        )
+            raise self._classes_missing(mask_files)
         labels = replace(
-            labels,
+            Labels.parse(declared, ignore),
+            channels=len(first),
             dtype=str(first.dtype),
             scale=scale,
             tolerance=mask_tolerance,
         )
         super().__init__(labels)
         self.problems = problems
-        two_classes = self.labels.num_classes == 2 or self.paths_name_classes
-        if self.binary_masks and (self.labels.by_color or not two_classes):
+        two_classes = labels.num_classes == 2 or self.paths_name_classes
+        if self.binary_masks and (labels.by_color or not two_classes):
             raise InputError(
                 "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
-                f"{', '.join(self.labels.names)}. For more, name files or folders after the classes: {{class}} in masks"
+                f"{', '.join(labels.names)}. For more, name files or folders after the classes: {{class}} in masks"
             )
 
     def names(self, split: str) -> list[str]:
         return list(self.files[split])
 
     def load(self, split: str, index: int) -> Sample:
-        name = self.names(split)[index]
-        files = self.files[split][name]
+        files = self.files[split][self.names(split)[index]]
         path = files["image"][0]
         image = read_image(
             path,
@@ -209,48 +205,33 @@ class FolderData(SegmentationData):
             path,
         )
         size = image.shape[1:]
-        masks = []
-        ids = []
+        source = files["mask"][0]
+
+        def read(file: Path, by_color: bool = False) -> np.ndarray:
+            return self._fit(file, read_mask(file, by_color), path, size)
+
         if self.categories:
-            source = files["mask"][0]
-            index_mask, drawn = draw(
-                source,
-                self.categories,
-                size,
-            )
-            index_mask = self._fit(source, index_mask, path, size)
-            if "instance" in files:
-                ids = [self._fit(source, drawn, path, size)]
+            index_mask, ids = [self._fit(source, mask, path, size) for mask in draw(source, self.categories, size)]
+        elif self.binary_masks:
+            masks = [_flatten(read(file)) for file in files["mask"]]
+            index_mask, ids = self._draw_objects(files["mask"], masks)
         else:
-            for file in files["mask"]:
-                mask = read_mask(file, self.labels.by_color)
-                masks.append(self._fit(file, mask, path, size))
-            for file in files.get("instance", []):
-                mask = read_mask(file).astype(np.int64)
-                ids.append(self._fit(file, mask, path, size))
-            if self.binary_masks:
-                for file, mask in zip(files["mask"], masks, strict=True):
-                    self._check_two_values(mask, file)
-                masks = [_flatten(mask) for mask in masks]
-                index_mask = self._draw_objects(files["mask"], masks)
-            else:
-                index_mask = self.labels.encode(masks[0], str(files["mask"][0]))
+            mask = read(source, self.labels.by_color)
+            index_mask = self.labels.encode(mask, str(source))
+        if "instance" in files and not self.categories:
+            file = files["instance"][0]
+            ids = read(file).astype(np.int64)
+            if ids.ndim != 2:
+                raise InputError(f"{file}: is a colour image. Save one id an instance, 0 for none")
         for file in files.get("validity mask", []):
-            valid = self._fit(file, read_mask(file), path, size)
-            index_mask[_flatten(valid) == 0] = IGNORE_INDEX
+            index_mask[_flatten(read(file)) == 0] = IGNORE_INDEX
         index_mask[hidden] = IGNORE_INDEX
-        if self.one_mask_per_object and not ids:
-            ids = [np.zeros(size, np.int64)]
-            for number, mask in enumerate(masks, start=1):
-                ids[0][mask >= (self.mask_threshold or 1)] = number
         sample = Sample(
             image=torch.from_numpy(image),
             mask=torch.from_numpy(index_mask),
         )
-        if ids:
-            if ids[0].ndim != 2:
-                raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an instance, 0 for none")
-            sample["instance"] = torch.from_numpy(ids[0])
+        if self.has_instances:
+            sample["instance"] = torch.from_numpy(ids)
         return sample
 
     def fingerprint(self, split: str) -> str:
@@ -258,13 +239,8 @@ class FolderData(SegmentationData):
         for files in self.files[split].values():
             for path in chain.from_iterable(files.values()):
                 path = file_of(path) if self.categories else path
-                stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
-                stamp = (
-                    str(path),
-                    stat.st_size,
-                    stat.st_mtime_ns,
-                )
-                stamps.append(stamp)
+                stat = path.stat(follow_symlinks=path.exists())  # a link may lead nowhere
+                stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
         labels = self.labels
         if not self.paths_name_classes:  # no name and no colour changes what is counted
             labels = replace(labels, names=[], colors=[])
@@ -289,11 +265,12 @@ class FolderData(SegmentationData):
                     turned.append(image)
         if not turned:
             return []
-        text = (
-            f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's pictures: if "
-            "masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
-        )
-        return [Problem(text)]
+        return [
+            Problem(
+                f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's "
+                "pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
+            )
+        ]
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name)
@@ -312,8 +289,7 @@ class FolderData(SegmentationData):
         problems = []
         apart = [kind for kind, text in patterns.items() if "{split}" in text]
         shared = patterns.keys() - apart if apart else ()
-        has_splits = lists is not None or apart
-        for split in SPLITS if has_splits else ("train",):
+        for split in SPLITS if lists or apart else ("train",):
             name = called[split]
             paths = {kind: complete(self.root, text, name) for kind, text in patterns.items()}
             deciding = paths[apart[0] if apart else "image"]
@@ -326,18 +302,22 @@ class FolderData(SegmentationData):
             )
             self.class_of |= class_of
             if lists is None:
-                self.files[split] = samples
                 problems += wrong
             else:
-                self.files[split] = choose_samples(
+                samples = choose_samples(
                     self.root / lists.replace("{split}", name),
                     samples,
                     split=None if "{split}" in lists else name,
                 )
+            self.files[split] = samples
         return problems
 
     def _explain_empty(self, split: str, where: str) -> str:
-        """The message about an empty split. Raises InputError where there are files of a format that is not read."""
+        """The message about an empty split.
+
+        Raises:
+            InputError: there are files of a format that is not read.
+        """
         for path in sorted(self.root.rglob("*")):
             check_format(path)
         return (
@@ -359,24 +339,18 @@ class FolderData(SegmentationData):
                 "its own needs no fraction: take it away"
             )
         pool = self.files["train"]
+        self.files["train"] = {}
         names = list(pool)
-        groups = [self.group(name) for name in names]
-        parts = divide(
-            groups,
-            [val, test],
-            seed,
-        )
+        parts = divide([self.group(name) for name in names], [val, test], seed)
         for split, part in zip(("val", "test", "train"), parts, strict=True):
-            if part or split == "train":
-                self.files[split] = {names[index]: pool[names[index]] for index in part}
+            self.files[split] |= {names[index]: pool[names[index]] for index in part}
 
     def _first_image(self, channels: int | None) -> np.ndarray:
         """The first training image that can be read."""
         errors = []
         for files in self.files["train"].values():
             try:
-                path = files["image"][0]
-                return read_image(path, channels, self.as_rgb)
+                return read_image(files["image"][0], channels, self.as_rgb)
             except InputError as error:
                 errors.append(error)
         raise errors[0]
@@ -407,23 +381,25 @@ class FolderData(SegmentationData):
         self,
         files: list[Path],
         masks: list[np.ndarray],
-    ) -> np.ndarray:
-        """Class indices of masks that only tell objects from the background."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class indices, and a number each, of masks that only tell objects from the background."""
+        first = [values[0] for values in self.labels.values]
+        background = first.index(min(first))
+        things = [first.index(max(first))] * len(files)
         if self.paths_name_classes:
             background = 0
             things = [self._class_index(file, mask) for file, mask in zip(files, masks, strict=True)]
-        else:
-            first = [values[0] for values in self.labels.values]
-            background = first.index(min(first))
-            things = [first.index(max(first))] * len(files)
-        drawn = np.full(masks[0].shape, background)
-        for number in np.argsort(things):
+        index = np.full(masks[0].shape, background)
+        ids = np.zeros_like(index)
+        for number in np.argsort(things, kind="stable"):
             mask = masks[number]
             is_object = mask >= (self.mask_threshold or 1)
-            drawn[is_object] = things[number]
+            index[is_object] = things[number]
+            ids[is_object] = number + 1
             if self.mask_threshold is None:
-                drawn[np.isin(mask, self.labels.ignore)] = IGNORE_INDEX
-        return drawn
+                self._check_two_values(mask, files[number])
+                index[np.isin(mask, self.labels.ignore)] = IGNORE_INDEX
+        return index, ids
 
     def _class_index(self, file: Path, mask: np.ndarray) -> int:
         """The class that a mask's path names; a mask without objects needs none."""
@@ -437,15 +413,10 @@ class FolderData(SegmentationData):
 
     def _check_two_values(self, mask: np.ndarray, file: Path) -> None:
         """In a mask that tells objects from the background, smeared edges must not count as objects unasked."""
-        if self.mask_threshold is not None or mask.ndim == 3:
-            return
-        foreground = mask[mask != 0]
-        ignored = np.isin(foreground, self.labels.ignore)
-        foreground = foreground[~ignored]
-        if len(foreground) and foreground.min() != foreground.max():
+        foreground = mask[~np.isin(mask, [0, *self.labels.ignore])]
+        if foreground.size and np.ptp(foreground):
             counts = count_values(mask, str(file))
-            text, _ = self.explain([counts])
-            raise UndeclaredValues(f"{file}: {text}", counts)
+            raise UndeclaredValues(f"{file}: {self.explain([counts])[0]}", counts)
 
     def explain(
         self,
@@ -458,50 +429,36 @@ class FolderData(SegmentationData):
             masks: the values of each.
             others: of masks that hold declared values.
         """
-        text, options = self.labels.explain(
-            masks,
-            others,
-            self.binary_masks,
-        )
+        text, options = self.labels.explain(masks, others, self.binary_masks)
         return text, self._complete(options)
 
-    def _classes_missing(self) -> InputError:
+    def _classes_missing(self, files: list[Path]) -> InputError:
         """What to say where nobody declared the classes.
+
+        Args:
+            files: all masks, of which a thousand are read.
 
         Returns:
             the error, whose `fix` are the options that the masks suggest; or that no mask can be read.
         """
-        files: list[Path] = []
-        for samples in self.files.values():
-            for kinds in samples.values():
-                files += kinds["mask"]
-        read: list[Path] = []
-        masks: list[Counts] = []
-        errors: list[InputError] = []
-        step = max(1, len(files) // 1000)
-        for path in files[::step]:
+        masks: dict[Path, Counts] = {}
+        errors = []
+        for path in files[:: len(files) // 1000 + 1]:
             try:
-                counts = count_values(read_mask(path), str(path))
+                masks[path] = shorten(count_values(read_mask(path), str(path)))
             except InputError as error:
                 errors.append(error)
-                continue
-            read.append(path)
-            masks.append(shorten(counts))
         if not masks:
             return errors[0]
-        found = MaskValues(
-            masks,
-            declared={},
-            objects=self.binary_masks,
-        )
+        found = MaskValues(list(masks.values()), declared={}, objects=self.binary_masks)
         if self.paths_name_classes:
             least = found.options.get("mask_threshold", 1)
             classes = {"background": 0}
-            for path, mask in zip(read, masks, strict=True):
+            for path, mask in masks.items():
                 if max(map(code_of, mask)) >= least:
                     classes.setdefault(self.class_of[path], len(classes))
             found.options["classes"] = classes
-        text = f"classes is not declared. The masks hold {describe(add(masks))}. {found}"
+        text = f"classes is not declared. The masks hold {describe(add(masks.values()))}. {found}"
         return InputError(text, self._complete(found.options))
 
     def _complete(self, options: dict[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ one folder's or file's name. `*` stands for anything there, `**/` for any folder
 import os
 import re
 from collections.abc import Container, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from segmentation.data.annotations import names_by_stem, names_in
+from segmentation.data.annotations import names_in
 from segmentation.data.io import IMAGE_SUFFIXES, MASK_SUFFIXES
 from segmentation.errors import InputError, readable
 
@@ -81,93 +81,88 @@ def find_samples(
     Raises:
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
-    text = str(patterns["image"])
-    words = WORD.findall(text)
-    words = list(dict.fromkeys(words))
-    words.sort(key="class".__ne__)  # a name begins with the class
+    words = _words(patterns["image"])
     if "class" in words:
         classes = []
     class_of: dict[Path, str] = {}
     match_of: dict[str, Match] = {}
     problems: list[str] = []
     found: dict[str, Files] = {}
+    first_of: dict[tuple[str, str, str | None], Path] = {}  # of a kind, name and class
     taken: set[Path] = set()
     for kind in reversed(patterns):  # the images last: {name}.png fits x_mask.png too
         pattern = patterns[kind]
-        own_words = WORD.findall(str(pattern))
-        if not set(words) <= set(own_words):
+        if not set(words) <= set(_words(pattern)):
             raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
         several = kind == "mask" and "*" in pattern.stem
         found[kind] = {}
         for file, match in _match_files(pattern, classes):
             if kind == "image" and file in taken:
                 continue
-            parts = [match[word] for word in words]
-            name = readable("/".join(parts))
+            name = readable("/".join(match[word] for word in words))
             match_of[name] = match
-            files = found[kind].setdefault(name, [])
             if "class" in match:
                 class_of[file] = match["class"]
-            if not files or class_of.get(file) != class_of.get(files[0]):
-                files.append(file)
-            elif file.parent != files[0].parent:
+            first = first_of.setdefault((kind, name, match.get("class")), file)
+            if first.parent != file.parent:
                 raise InputError(
-                    f"{file}: {files[0]} has the same name, {name}. Name the folders that tell them apart in images "
-                    "and masks alike, e.g. {folder}/{name}.png, not */{name}.png"
+                    f"{file}: {first} has the same name, {name}. Name the folders that tell them apart in images and "
+                    "masks alike, e.g. {folder}/{name}.png, not */{name}.png"
                 )
-            elif several:
-                files.append(file)
+            if several or first == file:
+                found[kind].setdefault(name, []).append(file)
             else:
-                first = files[0].name
-                problems.append(f"{file}: {first} has the same name but for its suffix. Keep one of them")
+                problems.append(f"{file}: {first.name} has the same name but for its suffix. Keep one of them")
         taken.update(*found[kind].values())
     for kind, pattern in patterns.items():
         if folder_of(pattern).is_file():
-            table = found[kind]
-            name_of = names_by_stem(table, found["image"])
-            found[kind] = {}
-            for entry, files in table.items():
-                found[kind][name_of[entry]] = files
+            found[kind] = _name_by_stem(found[kind], found["image"])
     samples = {}
-    names = map(set, found.values())
-    complete_names = set.intersection(*names)
-    for name in sorted(complete_names):
+    for name in sorted(set.intersection(*map(set, found.values()))):
         samples[name] = {kind: found[kind][name] for kind in patterns}
-    pairs = []
-    if "image" not in shared:
-        pairs = [("image", kind) for kind in patterns]
-    if "mask" not in shared:
-        pairs.append(("mask", "image"))
+    pairs = [("image", kind) for kind in patterns]
     declared = "|".join(classes) or "{class}"
-    for kind, other in pairs:
+    for kind, other in [*pairs, ("mask", "image")]:
+        if kind in shared:
+            continue
         wanted = str(patterns[other]).replace("{class}", declared)
-        problems += _report_alone(
-            kind,
-            found[kind],
-            found[other],
-            f"{other}. Fix: add {wanted}",
-            match_of,
-        )
-    problems = [readable(problem) for problem in problems]
-    return samples, class_of, problems
+        for name in sorted(found[kind].keys() - found[other].keys()):
+            file = found[kind][name][0]
+            problems.append(
+                f"{file}: this {kind} has no {other}. Fix: add {_fill(wanted, match_of[name])}, or take the {kind} away"
+            )
+    return samples, class_of, [readable(problem) for problem in problems]
 
 
-def _report_alone(
-    kind: str,
-    files: Files,
-    others: Files,
-    fix: str,
-    match_of: dict[str, Match],
-) -> list[str]:
-    """A message for each file of a kind without its other; the fix has words to be filled."""
-    problems = []
-    for name in sorted(files.keys() - others.keys()):
-        filled = fix
-        for word, text in match_of[name].items():
-            filled = filled.replace(f"{{{word}}}", text)
-        file = files[name][0]
-        problems.append(f"{file}: this {kind} has no {filled}, or take the {kind} away")
-    return problems
+def _words(pattern: Path) -> list[str]:
+    """The words in braces of a pattern, each once."""
+    return list(dict.fromkeys(WORD.findall(str(pattern))))
+
+
+def _fill(pattern: str, match: Match) -> str:
+    """A pattern with the text that its words stand for."""
+    return WORD.sub(lambda word: match.get(word[1], word[0]), pattern)
+
+
+def _name_by_stem(entries: Files, images: Files) -> Files:
+    """What a table describes, by the image's name: the table's, or that of the same stem, whatever the folders.
+
+    Raises:
+        InputError: two entries are one image's.
+    """
+    by_stem = {PurePath(name).name: name for name in images}
+    renamed: Files = {}
+    for entry, files in entries.items():
+        name = entry
+        if entry not in images:
+            name = by_stem.get(PurePath(entry).name, entry)
+        if name in renamed:
+            raise InputError(
+                f"{files[0]} and {renamed[name][0]} may both be {name}. "
+                "Fix: images: a folder above, so that names differ"
+            )
+        renamed[name] = files
+    return renamed
 
 
 def _match_files(
@@ -184,24 +179,19 @@ def _match_files(
         raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
     stands_for = {"name": ".+"}
     if classes:
-        names = map(re.escape, classes)
-        stands_for["class"] = "|".join(names)
-    text = pattern.as_posix()
-    regex = re.escape(text)
+        stands_for["class"] = "|".join(map(re.escape, classes))
+    regex = re.escape(pattern.as_posix())
     regex = regex.replace(r"\*\*/", "(.*/)?")
     regex = regex.replace(r"\*", "[^/]*")
-    for word in WORD.findall(str(pattern)):
+    for word in _words(pattern):
         escaped = rf"\{{{word}\}}"
         group = stands_for.get(word, "[^/]+")
         regex = regex.replace(escaped, f"(?P<{word}>{group})", 1)
         regex = regex.replace(escaped, f"(?P={word})")
-    flags = re.DOTALL | re.IGNORECASE  # a name may hold a line break
-    fits = re.compile(regex, flags)
-    suffixes = IMAGE_SUFFIXES | {pattern.suffix.lower()}
-    pictures = list(walk(folder, suffixes))
+    fits = re.compile(regex, re.DOTALL | re.IGNORECASE)
+    pictures = list(walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()}))
     for file in pictures or walk(folder, MASK_SUFFIXES):
-        path = file.as_posix()
-        match = fits.fullmatch(path)
+        match = fits.fullmatch(file.as_posix())
         if match:
             yield file, match.groupdict()
 
@@ -220,23 +210,17 @@ def walk(
     if folder.is_file():
         yield from map(folder.joinpath, names_in(folder))
         return
-    tree = os.walk(
-        folder,
-        onerror=_refuse_folder,
-        followlinks=True,
-    )
-    for place, folders, files in tree:
-        here = Path(place).resolve()
-        for name in sorted(folders):
-            folders.remove(name)
-            target = Path(place, name).resolve()
-            is_loop = here.is_relative_to(target)  # a link to a folder that we are in
-            if not name.startswith(".") and not is_loop:
-                folders.append(name)
+    for place, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if not _is_left_out(Path(place, name))]
         for name in sorted(files):
             path = Path(place, name)
             if not name.startswith(".") and path.suffix.lower() in suffixes:
                 yield path
+
+
+def _is_left_out(folder: Path) -> bool:
+    """Whether a folder is hidden, or a link to one that it lies in."""
+    return folder.name.startswith(".") or folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 
 from segmentation.data.base import SegmentationData
 from segmentation.data.statistics import SplitStatistics
+from segmentation.errors import Problem
 
 #: Bits of 256 in which the outlines of twins differ at most. Unrelated images differ in 44 or more (CamVid, ISBI 2012,
 #: nuclei), successive frames of a video in 10 to 30, an image that is saved as JPEG again in 3 to 20.
@@ -32,17 +34,16 @@ GROUPS = (
 LARGEST = 0.8
 
 
-def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> list[str]:
+def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> Iterator[Problem]:
     """Images with a twin in another split, and groups that are in more than one.
 
     Args:
         data: the data set.
         splits: the statistics of its splits.
 
-    Returns:
-        a message for each.
+    Yields:
+        what is wrong between two splits.
     """
-    messages = []
     known = [split for split, statistics in splits.items() if statistics.records]
     for first, second in combinations(known, 2):
         names = data.names(second)
@@ -60,28 +61,24 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> li
                 fix = f"Fix: group: '{pattern}' (where folders or lists give the splits, with data.folds)"
             else:
                 fix = "Remove one of each, or let lists keep in one split what belongs together"
-            messages.append(
+            yield Problem(
                 f"{second} images with a near twin in {first}: {len(twins)} of {len(names)}, e.g. {one} of {other}. "
                 f"Metrics will flatter. {fix}"
             )
-        torn = set(map(data.group, names))
-        torn &= set(map(data.group, first_names))
+        torn = set(map(data.group, names)) & set(map(data.group, first_names))
         torn -= set(names)  # a name is its own group where nothing says otherwise
         if torn:
-            messages.append(
+            yield Problem(
                 f"groups that are in {first} and in {second}: {len(torn)}, e.g. {min(torn)}. Metrics will flatter. "
                 "Move each into one split, or let data.folds divide them"
             )
-    return messages
 
 
 def _outlines(statistics: SplitStatistics) -> np.ndarray:
     """For each sample 256 numbers, 1 for a bit that is set, -1 for another; 0 for an image that is all but blank."""
     outlines = []
     for record in statistics.records:
-        data = bytes.fromhex(record.outline)
-        packed = np.frombuffer(data, np.uint8)
-        bits = np.unpackbits(packed)
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(record.outline), np.uint8))
         signs = 2.0 * bits - 1
         if not 1 - BLANK < bits.mean() < BLANK:
             signs[:] = 0
@@ -96,19 +93,18 @@ def _find_twins(
     outlines: np.ndarray,
 ) -> dict[str, str]:
     """For each image that looks like one of the first, or is called a copy of it: its name -> the other's."""
-    stems = {}
-    for name in first_names:
-        stem, *_ = re.split(COPY, name)
-        stems[stem] = name
+
+    def stem(name: str) -> str:
+        return re.split(COPY, name)[0]
+
+    originals = {stem(name): name for name in first_names}
     twins = {}
     for name, outline in zip(names, outlines, strict=True):
         likeness = first_outlines @ outline
-        nearest = likeness.argmax()
-        stem, *_ = re.split(COPY, name)
-        original = stems.get(stem, stem)
-        if likeness[nearest] >= outline.size - 2 * NEAR:
-            twins[name] = first_names[nearest]
-        elif stem in stems and {name, original} != {stem}:
+        original = originals.get(stem(name))
+        if likeness.max() >= outline.size - 2 * NEAR:
+            twins[name] = first_names[likeness.argmax()]
+        elif original and {name, original} != {stem(name)}:
             twins[name] = original
     return twins
 
@@ -116,14 +112,9 @@ def _find_twins(
 def _suggest_group(twins: dict[str, str], names: list[str]) -> str | None:
     """The first of GROUPS that keeps twins together, but not all samples."""
     for pattern in GROUPS:
-        whole = f"(?s){pattern}.*"
-        group_of = {}
-        for name in names:
-            group_of[name] = re.sub(whole, r"\1", name)
-        sizes = Counter(group_of.values())
-        largest = max(sizes.values())
+        group_of = {name: re.sub(f"(?s){pattern}.*", r"\1", name) for name in names}
+        largest = max(Counter(group_of.values()).values())
         together = all(group_of[name] == group_of[twin] for name, twin in twins.items())
-        limit = LARGEST * len(names)
-        if together and largest <= limit:
+        if together and largest <= LARGEST * len(names):
             return pattern
     return None

@@ -71,27 +71,20 @@ class SplitDataset(Dataset):
                 focus = self.rare.classes
                 if index not in self.rare.samples:
                     index = int(rng.choice(self.rare.samples))
-        sample = self.cached[index] if self.cached else self._read(index)
-        mask = sample["mask"]
-        size = tuple(mask.shape)
+        sample = dict(self.cached[index] if self.cached else self._read(index))
+        size = tuple(sample["mask"].shape)
+        sample["mask"] = sample["mask"].long()
         if filler:
-            mask = torch.full_like(mask, IGNORE_INDEX)
-        sample = {**sample, "mask": mask}
+            sample["mask"].fill_(IGNORE_INDEX)
         if self.augment:
-            sample = self.augment(
-                {**sample, "mask": mask.long()},
-                derive_seed(
-                    self.seed,
-                    epoch,
-                    index,
-                ),
-                focus,
-            )
-        sample["name"] = self.names[index]
-        sample["size"] = size
-        sample["index"] = -1 if filler else index
-        sample["pixels"] = count_pixels(sample["mask"].long(), self.data.labels.num_classes)[:-1]
-        return sample
+            sample = self.augment(sample, derive_seed(self.seed, epoch, index), focus)
+        return {
+            **sample,
+            "name": self.names[index],
+            "size": size,
+            "index": -1 if filler else index,
+            "pixels": count_pixels(sample["mask"], self.data.labels.num_classes)[:-1],
+        }
 
     def _read(self, index: int) -> Batch:
         try:
@@ -128,12 +121,12 @@ def collate(items: list[Batch]) -> Batch:
         )
     batch: Batch = {}
     for key, first in items[0].items():
-        values = [item[key] for item in items]
+        values: Any = [item[key] for item in items]
         if isinstance(first, torch.Tensor):
-            dtype = COMPACT.get(key, first.dtype)
-            batch[key] = default_collate([value.to(dtype) for value in values])
-        else:
-            batch[key] = values if key == "name" else np.array(values)
+            values = default_collate([value.to(COMPACT.get(key, value.dtype)) for value in values])
+        elif key != "name":
+            values = np.array(values)
+        batch[key] = values
     return batch
 
 

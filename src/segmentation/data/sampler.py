@@ -102,8 +102,7 @@ def eval_batches(
     for group in groups.values():
         for first in range(0, len(group), batch_size):
             batches.append(group[first : first + batch_size])
-    missing = -len(batches) % world_size
-    batches += [[Index(0, filler=True)]] * missing
+    batches += [[Index(0, filler=True)]] * (-len(batches) % world_size)
     return batches[rank::world_size]
 
 

@@ -28,14 +28,11 @@ def divide(
     parts = []
     for share in shares:
         part: list[int] = []
-        size = round(share * len(groups))
-        if share:
-            size = max(size, 1)
+        size = max(round(share * len(groups)), int(share > 0))
         while left and len(part) < size:
             part += left.pop(0)
         parts.append(sorted(part))
-    rest = sorted(chain(*left))
-    return [*parts, rest]
+    return [*parts, sorted(chain(*left))]
 
 
 def fold(
@@ -61,8 +58,7 @@ def fold(
         raise InputError(f"data.folds {count}: there are only {len(shuffled)} groups of samples to divide")
     folds: list[list[int]] = [[] for _ in range(count)]
     for members in sorted(shuffled, key=len, reverse=True):  # the largest first
-        smallest = min(folds, key=len)
-        smallest.extend(members)
+        min(folds, key=len).extend(members)
     return [sorted(members) for members in folds]
 
 
@@ -72,8 +68,7 @@ def _shuffle(groups: list[str], seed: int) -> list[list[int]]:
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     found = list(members.values())
-    order = np.random.default_rng(seed).permutation(len(found))
-    return [found[position] for position in order]
+    return [found[position] for position in np.random.default_rng(seed).permutation(len(found))]
 
 
 class Subset(SegmentationData):
@@ -92,8 +87,7 @@ class Subset(SegmentationData):
         self.problems = data.problems
         self.samples: dict[str, list[tuple[str, int, str]]] = {}
         for split in SPLITS:
-            names = enumerate(data.names(split))
-            self.samples[split] = [(split, index, name) for index, name in names]
+            self.samples[split] = [(split, index, name) for index, name in enumerate(data.names(split))]
 
     def names(self, split: str) -> list[str]:
         return [name for _, _, name in self.samples[split]]
@@ -134,19 +128,11 @@ def cross_validation(
         raise InputError(f"data.fold {number} of data.folds {folds}: give two folds or more, and a fold below folds")
     subset = Subset(data)
     pool = subset.samples["train"] + subset.samples["val"]
-    names = [name for _, _, name in pool]
-    groups = [data.group(name) for name in names]
-    if len(set(names)) < len(names):  # 01 of train/ and 01 of val/
+    chosen = fold([data.group(name) for _, _, name in pool], folds, seed)
+    if len({name for _, _, name in pool}) < len(pool):  # 01 of train/ and 01 of val/
         pool = [(split, index, f"{split}/{name}") for split, index, name in pool]
-    chosen = fold(
-        groups,
-        folds,
-        seed,
-    )
-    val = chosen.pop(number)
-    train = sorted(chain(*chosen))
-    subset.samples["train"] = [pool[index] for index in train]
-    subset.samples["val"] = [pool[index] for index in val]
+    subset.samples["val"] = [pool[index] for index in chosen.pop(number)]
+    subset.samples["train"] = [pool[index] for index in sorted(chain(*chosen))]
     return subset
 
 

@@ -70,17 +70,12 @@ class ShapesData(SegmentationData):
         return [f"{split}-{index:04d}" for index in range(self.counts[split])]
 
     def fingerprint(self, split: str) -> str:
-        count = self.counts[split]
-        return f"shapes v1 {split} count={count} size={self.size} seed={self.seed}"
+        return f"shapes v1 {split} count={self.counts[split]} size={self.size} seed={self.seed}"
 
     def load(self, split: str, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
-        image, mask, instance = draw(rng, self.size)
-        return {
-            "image": torch.from_numpy(image),
-            "mask": torch.from_numpy(mask),
-            "instance": torch.from_numpy(instance),
-        }
+        image, mask, instance = map(torch.from_numpy, draw(rng, self.size))
+        return {"image": image, "mask": mask, "instance": instance}
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,10 +114,8 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         distance = outline(uv, kind, radius)
 
         candidate = instance.copy()
-        inside = distance < 0
-        candidate[rows, columns][inside] = len(classes)
-        area = pi * radius**2
-        least = [*needed, VISIBLE * area]
+        candidate[rows, columns][distance < 0] = len(classes)
+        least = [*needed, VISIBLE * (pi * radius**2)]
         visible = np.bincount(candidate.ravel(), minlength=len(least))
         if (visible < least).any():
             continue  # it would lie mostly outside, or hide too much of an earlier shape
@@ -131,27 +124,21 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, n
         classes.append(kind)
 
         patch = image[:, rows, columns]
-        outside = np.maximum(distance, 0)
-        shadow = np.exp(-outside / (0.02 * size))  # it parts shapes that overlap
+        shadow = np.exp(-np.maximum(distance, 0) / (0.02 * size))  # it parts shapes that overlap
         patch *= 1 - 0.45 * shadow
-        other_hue = hue + rng.uniform(0.2, 0.8)  # never the ground's own
         fill = texture(
             rng,
             uv,
-            other_hue,
+            hue + rng.uniform(0.2, 0.8),  # never the ground's own
             size,
         )
         edge = np.clip(0.5 - distance, 0, 1)  # soft, as a camera gives it
         patch += edge * (fill - patch)  # a view: it paints the image
 
-    light = cloud(rng, xy / size, waves=2)
-    image *= 0.75 + 0.5 * light  # it falls unevenly
-    strength = rng.uniform(0.01, 0.05)
-    noise = rng.standard_normal(image.shape, dtype=np.float32)
-    image += strength * noise
-    pixels = np.clip(image, 0, 1) * 255
+    image *= 0.75 + 0.5 * cloud(rng, xy / size, waves=2)  # light falls unevenly
+    image += rng.uniform(0.01, 0.05) * rng.standard_normal(image.shape, dtype=np.float32)
     mask = np.array(classes)[instance]
-    return pixels.astype(np.uint8), mask, instance
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8), mask, instance
 
 
 def outline(
@@ -180,12 +167,9 @@ def outline(
         return np.abs(r - radius) - radius / 4  # from 3/4 to 5/4: pi (25 - 9) / 16 is pi again
     notch = NOTCH[kind]
     step = pi / TIPS[kind]
-    share = notch * sin(step)
-    tip = radius * sqrt(step / share)
+    tip = radius * sqrt(step / (notch * sin(step)))
     # All sides are mirror images of one, from a tip at angle 0 to a notch at `step`: fold the plane onto it.
-    angle = np.arctan2(v, u) + step
-    angle = angle % (2 * step) - step
-    angle = np.abs(angle)
+    angle = np.abs((np.arctan2(v, u) + step) % (2 * step) - step)
     dx = notch * cos(step) - 1
     dy = notch * sin(step)
     length = hypot(dx, dy)
@@ -237,17 +221,13 @@ def texture(
     across = np.sin(v * wave)
     match rng.integers(5):
         case 0:
-            slow = np.sin(u * (wave / 6))
-            mix = 0.5 + 0.5 * slow
+            mix = 0.5 + 0.5 * np.sin(u * (wave / 6))
         case 1:
-            hard = np.clip(2 * stripes, -0.5, 0.5)
-            mix = 0.5 + hard
+            mix = 0.5 + np.clip(2 * stripes, -0.5, 0.5)
         case 2:
-            checks = 4 * stripes * across
-            mix = 0.5 + np.clip(checks, -0.5, 0.5)
+            mix = 0.5 + np.clip(4 * stripes * across, -0.5, 0.5)
         case 3:
-            dots = 2 * (stripes + across) - 1
-            mix = np.clip(dots, 0, 1)
+            mix = np.clip(2 * (stripes + across) - 1, 0, 1)
         case _:
             mix = cloud(rng, uv / size, waves=8)
 
@@ -262,8 +242,7 @@ def texture(
         light + 0.06,
         rng.uniform(0.4, 0.8),
     )
-    tones = np.array([first, second], np.float32)
-    dark, bright = tones[..., None, None]
+    dark, bright = np.array([first, second], np.float32)[..., None, None]
     return dark + (bright - dark) * mix
 
 
@@ -286,8 +265,7 @@ def cloud(
     for _ in range(4):
         frequency = waves * rng.uniform(0.5, 1)
         a, b = rotate(uv, angle=rng.uniform(0, 2 * pi))
-        phase = rng.random()
-        wave = 2 * pi * (frequency * a + phase)
+        wave = 2 * pi * (frequency * a + rng.random())
         bend = np.sin(2 * pi * frequency * b)
         total += np.sin(wave + bend)
     return 0.5 + total / 8

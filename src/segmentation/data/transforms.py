@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from segmentation.data.labels import IGNORE_INDEX
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 
 #: A sample: image, mask, and the instance ids and weights that there are.
 Tensors = dict[str, Tensor]
@@ -70,8 +70,7 @@ MIX = (
     "vertical_flip",
 )
 for name in MIX:
-    function = getattr(F, f"{name}_image")
-    F.register_kernel(name, Coverage)(partial(_change, function))
+    F.register_kernel(name, Coverage)(partial(_change, getattr(F, f"{name}_image")))
 
 
 class Augment:
@@ -93,17 +92,15 @@ class Augment:
 
     def __init__(
         self,
-        crop: tuple[int, int] | None,
+        crop: tuple[int, ...] | None,
         transforms: Sequence[v2.Transform],
         zoom: Sequence[float] | None = None,
     ) -> None:
         self.crop = crop
         self.transforms = list(transforms)
         self.zoom = zoom
-        if zoom:
-            is_range = len(zoom) == 2 and 0 < zoom[0] <= zoom[1]
-            if crop is None or not is_range:
-                raise InputError(f"data.zoom {zoom} needs data.crop, and two factors, e.g. [0.5, 2.0]")
+        if zoom and not (crop and len(zoom) == 2 and 0 < zoom[0] <= zoom[1]):
+            raise InputError(f"data.zoom {zoom} needs data.crop, and two factors, e.g. [0.5, 2.0]")
 
     def __call__(
         self,
@@ -137,7 +134,7 @@ class Augment:
     def _random_crop(
         self,
         sample: Tensors,
-        size: tuple[int, int],
+        size: tuple[int, ...],
         focus: Sequence[int],
     ) -> Tensors:
         """Cut a random window out of image and maps, and scale it to `size`."""
@@ -166,11 +163,9 @@ class Augment:
             mode = v2.InterpolationMode.NEAREST_EXACT
             if name in ("image", "coverage"):
                 mode = v2.InterpolationMode.BILINEAR
-            channels = value.view(-1, *mask.shape)
             window = F.resized_crop(
-                channels,
-                top=starts[0],
-                left=starts[1],
+                value.view(-1, *mask.shape),
+                *starts,
                 height=height,
                 width=width,
                 size=list(size),
@@ -183,40 +178,36 @@ class Augment:
         """Apply the transforms to the image, and to the maps as masks."""
         image = sample["image"]
         dtype = image.dtype
-        channels = len(image)
-        takes_color = dtype == torch.uint8 and channels in (1, 3)
+        takes_color = dtype == torch.uint8 and len(image) in (1, 3)
         for transform in _nested(self):
             kind = type(transform)
             clips = getattr(transform, "clip", False)  # GaussianNoise
-            is_of_color = kind.__module__ == COLOR or kind is v2.JPEG or clips
-            if is_of_color and not takes_color:
+            if not takes_color and (kind.__module__ == COLOR or kind is v2.JPEG or clips):
                 raise InputError(
                     f"data.augment: {kind.__name__} is for 8-bit images of one or three channels. Use "
                     "IntensityJitter, which takes any"
                 )
         inputs = {name: tv_tensors.Mask(value) for name, value in sample.items()}
-        if dtype == torch.uint16:
-            image = image.int()
-        inputs["image"] = tv_tensors.Image(image)
+        inputs["image"] = tv_tensors.Image(image.int() if dtype == torch.uint16 else image)
         inputs["coverage"] = Coverage(sample["coverage"])
         try:
             for transform in self.transforms:
                 inputs = transform(inputs)
             outputs = {name: value.as_subclass(Tensor) for name, value in inputs.items()}
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200].rstrip(".")
             raise InputError(
-                f"data.augment cannot take a {dtype} image of {tuple(image.shape)}: {reason}. {FOR_MASKS}"
+                f"data.augment cannot take a {dtype} image of {tuple(image.shape)}: {one_line(error).rstrip('.')}. "
+                f"{FOR_MASKS}"
             ) from error
-        image = outputs["image"]
-        if dtype == torch.uint16 and image.dtype == torch.int32:
-            image = image.clamp(0, 65535).to(dtype)
-        if image.dtype != dtype or len(image) != channels:
+        changed = outputs["image"]
+        if dtype == torch.uint16 and changed.dtype == torch.int32:
+            changed = changed.clamp(0, 65535).to(dtype)
+        if changed.dtype != dtype or len(changed) != len(image):
             raise InputError(
-                f"data.augment turns {dtype} images into {image.dtype}, {channels} channels into {len(image)}. Remove "
-                "ToDtype, Normalize, Grayscale and the like: scaling and normalising happen on the device"
+                f"data.augment turns {dtype} images into {changed.dtype}, {len(image)} channels into {len(changed)}. "
+                "Remove ToDtype, Normalize, Grayscale and the like: scaling and normalising happen on the device"
             )
-        return {**outputs, "image": image}
+        return {**outputs, "image": changed}
 
 
 def _nested(parent: Any) -> Iterator[v2.Transform]:
@@ -259,13 +250,17 @@ class IntensityJitter(v2.Transform):
         some = image[..., ::4, ::4].float()
         mean = some.mean()
         std = some.std(correction=0)
-        c = 1 + self.contrast * (2 * torch.rand(()) - 1)
-        b = self.brightness * (2 * torch.rand(()) - 1)
-        b = b + self.bands * (2 * torch.rand(len(image), 1, 1) - 1)
+        c = 1 + self.contrast * _symmetric(())
+        b = self.brightness * _symmetric(()) + self.bands * _symmetric((len(image), 1, 1))
         x = image * c + (mean * (1 - c) + std * b)
         if not image.is_floating_point():
             x = x.round().clamp(0, 255 if image.dtype == torch.uint8 else 65535)  # 16 bits are int32 here
         return {**sample, "image": tv_tensors.Image(x.to(image.dtype))}
+
+
+def _symmetric(shape: tuple[int, ...]) -> Tensor:
+    """Random numbers from -1 to 1."""
+    return 2 * torch.rand(shape) - 1
 
 
 class BorderWeight(v2.Transform):
@@ -304,11 +299,9 @@ class BorderWeight(v2.Transform):
             left = max(0, columns.start - reach)
             box = np.s_[top : rows.stop + reach, left : columns.stop + reach]
             distance = distance_transform_edt(ids[box] != number)
-            three = [*distances[:, *box], distance]
-            distances[:, *box] = np.sort(three, axis=0)[:2]
+            distances[:, *box] = np.sort([*distances[:, *box], distance], axis=0)[:2]
         both = distances.sum(axis=0)
         border = self.w0 * np.exp(-(both**2) / (2 * self.sigma**2))
         weight = 1 + border * (ids == 0)
-        own = sample.get("weight", 1.0)
-        weight = own * torch.from_numpy(weight.astype(np.float32))
+        weight = torch.from_numpy(weight.astype(np.float32)) * sample.get("weight", 1.0)
         return {**sample, "weight": tv_tensors.Mask(weight)}

@@ -60,8 +60,7 @@ def write_json(path: Path, metrics: dict[str, Any]) -> None:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """A table with a header; a value that a row lacks is empty."""
-    columns = dict.fromkeys(chain.from_iterable(rows))
     with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer = csv.DictWriter(file, dict.fromkeys(chain.from_iterable(rows)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

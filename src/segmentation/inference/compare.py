@@ -102,8 +102,7 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
             lineterm="",
         )
         print("\n".join(changed))
-    figure = comparison_figure(ious)
-    save_png(figure, options.output)
+    save_png(comparison_figure(ious), options.output)
     print(f"plot       {options.output}")
     return {"iou": ious, "difference": differences}
 
@@ -150,9 +149,8 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     table = np.array(rows)
     classes = table[table[:, 0] == table[0, 0], 1].tolist()  # of the first image
     table = table.reshape(-1, len(classes), 5)
-    images = table[:, 0, 0].tolist()
     counts = table[..., 2:].astype(np.int64)
-    return images, classes, counts.transpose(0, 2, 1)
+    return table[:, 0, 0].tolist(), classes, counts.transpose(0, 2, 1)
 
 
 def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
@@ -161,8 +159,7 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
     Args:
         ious: of each run, by its name: of each class, by its name, and last of `mIoU`.
     """
-    first = next(iter(ious.values()))
-    rows = list(first)
+    rows = list(next(iter(ious.values())))
     row_height = 0.25 + 0.13 * len(ious)
     figure, axes = plot(7.5, 1 + row_height * len(rows))
     shifts = np.linspace(-0.2, 0.2, len(ious))  # of the runs' points within a row
@@ -201,7 +198,6 @@ def print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:
         cells = []
         for column in columns.values():
             value = column[row]
-            text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
-            cells.append(text)
+            cells.append(f"{value:.4g}" if isinstance(value, float) else f"{value}")
         shown.add_row(row, *cells)
     Console(markup=False).print(shown, end="\n\n")

@@ -67,11 +67,10 @@ class Results:
             )  # a PNG may not hold the classes
         taken: set[Path] = set()
         for name in images.values():
-            paths = self.paths(name)
-            for path in paths:
-                if path in taken:
-                    raise InputError(f"{path} would be the result of two images: use several OUTPUTs")
-            taken.update(paths)
+            paths = set(self.paths(name))
+            if paths & taken:
+                raise InputError(f"{min(paths & taken)} would be the result of two images: use several OUTPUTs")
+            taken |= paths
 
     def path(self, name: str, kind: str) -> Path:
         """The file of a result of an image."""
@@ -189,13 +188,7 @@ def describe_classes(labels: Labels) -> list[dict[str, Any]]:
     """Name, mask value and colour of each class, in the order of their indices."""
     described = []
     for name, values, color in zip(labels.names, labels.values, labels.colors, strict=True):
-        described.append(
-            {
-                "name": name,
-                "value": values[0],
-                "color": color,
-            }
-        )
+        described.append({"name": name, "value": values[0], "color": color})
     return described
 
 

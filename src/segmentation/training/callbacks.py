@@ -87,11 +87,10 @@ class RunSummary(Callback):
             f"training  {trainer.max_epochs} epochs, {trainer.estimated_stepping_batches:,} steps of {step} images",
         )
 
-        groups = trainer.optimizers[0].param_groups
-        rates = ", ".join(f"{group.get('initial_lr', group['lr']):g}" for group in groups)
+        rates = [f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups]
         origin = "as LearningRateFinder found it" if pl_module.lr else "as given"
         print(
-            f"          on {pl_module.device.type} in {trainer.precision}, learning rate {rates}, {origin}",
+            f"          on {pl_module.device.type} in {trainer.precision}, learning rate {', '.join(rates)}, {origin}",
             flush=True,
         )
 
@@ -238,8 +237,7 @@ class StopAtNonFinite(Callback):
         self.check(trainer)
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        numbers = torch.stack([norm, *self.losses])
-        finite = numbers.isfinite()
+        finite = torch.stack([norm, *self.losses]).isfinite()
         finite = finite.to("cpu", non_blocking=norm.is_cuda)
         arrived = None
         if norm.is_cuda:
@@ -277,8 +275,7 @@ class StopAtNonFinite(Callback):
             torch.distributed.all_gather_object(everywhere, found)
             found = [*chain(*everywhere)]
         # A gradient scaler skips such a step by itself. Asked after the gathering: losses differ between processes.
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if scaled and not found:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None and not found:
             return
         what = "loss" if found else "gradient"
         where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step - 1}"

@@ -46,14 +46,7 @@ class Pictures(Callback):
         # Not every epoch is validated: the first one that is, of so many.
         due = epoch % max(1, self.options.every_n_epochs) < (trainer.check_val_every_n_epoch or 1)
         if not trainer.sanity_checking and (due or epoch + 1 == trainer.max_epochs):
-            title = f"val images after epoch {epoch + 1}"
-            self.show(
-                trainer,
-                pl_module,
-                "val",
-                f"epoch-{epoch:04d}",
-                title,
-            )
+            self.show(trainer, pl_module, "val", f"epoch-{epoch:04d}", f"val images after epoch {epoch + 1}")
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         split = trainer.datamodule.test_split
@@ -71,11 +64,11 @@ class Pictures(Callback):
             return
         indices = evenly(len(trainer.datamodule.dataset.names(split)), self.options.images)
         samples = predict_samples(trainer, module, split, indices)
-        grid = sample_grid(samples, module.labels, title)
-        save_png(grid, self.run.pictures / f"{name}.png")
+        file = self.run.pictures / f"{name}.png"
+        save_png(sample_grid(samples, module.labels, title), file)
         key = "test/images" if trainer.testing else "val/images"
         log_images(trainer, key, samples, module.labels.names)
-        log_picture(trainer, key, self.run.pictures / f"{name}.png")
+        log_picture(trainer, key, file)
 
 
 def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -> list[Shown]:
@@ -110,8 +103,6 @@ def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -
 def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -> None:
     """Give images to loggers that take them, with truth and prediction as masks that can be switched on and off."""
     labels = {**dict(enumerate(names)), 255: "ignored"}
-    images = [to_rgb(sample["image"]) for sample in samples]
-    captions = [sample["name"] for sample in samples]
     masks = []
     for sample in samples:
         truth = np.where(sample["mask"] == IGNORE_INDEX, 255, sample["mask"])
@@ -125,9 +116,9 @@ def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -
         if hasattr(logger, "log_image"):  # W&B's
             logger.log_image(
                 key,
-                images,
+                [to_rgb(sample["image"]) for sample in samples],
                 trainer.global_step,
-                caption=captions,
+                caption=[sample["name"] for sample in samples],
                 masks=masks,
             )
 
@@ -136,8 +127,7 @@ def log_picture(trainer: Any, key: str, file: Path) -> None:
     """Give a picture to loggers that take one."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            with Image.open(file) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
+            pixels = np.asarray(Image.open(file).convert("RGB"))
             logger.experiment.add_image(key, pixels, trainer.global_step, dataformats="HWC")
             logger.experiment.flush()  # after the test nothing else would
         elif isinstance(logger, MLFlowLogger):
@@ -169,8 +159,7 @@ def report(
     if trainer.limit_test_batches:
         name = str(tested)
         matrix, counts = module.test_counts
-        images = data.dataset.names(data.test_split)
-        write_csv(run.per_image, table_rows(counts, images, labels.names))
+        write_csv(run.per_image, table_rows(counts, data.dataset.names(data.test_split), labels.names))
         save_png(confusion_figure(matrix, labels), run.confusion)
         log_picture(trainer, "test/confusion", run.confusion)
     write_json(run.summary, summary)

@@ -109,8 +109,9 @@ class Wandb(WandbLogger):
         try:
             self.log_hyperparams(config)
         except wandb.Error as error:  # no such entity, say
-            reason = one_line(error)
-            raise InputError(f"W&B refuses the run: {reason}. To go on without: --wandb.mode offline") from error
+            raise InputError(
+                f"W&B refuses the run: {one_line(error)}. To go on without: --wandb.mode offline"
+            ) from error
         self.experiment.define_metric("val/miou", summary="max")
         upload = f"offline; upload by: slurm/sync.sh {self.run.path}"
         print(f"W&B       {self.experiment.url or upload}", flush=True)
