@@ -486,3 +486,12 @@ def test_help_reads_well(job: Callable, capsys: pytest.CaptureFixture[str]) -> N
     assert lines[0].startswith(f"usage: python src/{job.__name__.replace('evaluate', 'eval')}.py ")
     assert max(map(len, lines)) <= 130
     assert len(lines) < 60
+
+
+def test_masks_beside_images_are_no_images(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("x", "x_mask", "one_mask"):
+        write_image(Path(f"photos/{name}.png"), np.zeros((16, 16, 3), np.uint8))
+    assert predict([str(trained), "photos", "out", *CPU]) == 2
+    assert {path.name for path in Path("out").glob("*.png")} == {"x.png", "one_mask.png"}
+    assert "1 mask by name" in capsys.readouterr().out
+    assert predict([str(trained), "photos/x_mask.png", "named", *CPU]) == 1

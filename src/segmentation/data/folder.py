@@ -20,11 +20,11 @@ from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.drawing import draw
 from segmentation.data.io import check_format, hide_nodata, is_turned, read_image, read_mask
 from segmentation.data.labels import IGNORE_INDEX, Labels, UndeclaredValues, count_values
-from segmentation.data.layout import Samples, complete, find_samples, folder_of
+from segmentation.data.layout import Samples, complete, find_samples, folder_of, no_such_folder
 from segmentation.data.lists import choose_samples, read_classes
 from segmentation.data.mask_values import Counts, MaskValues, Value, add, code_of, describe, shorten
 from segmentation.data.splits import divide
-from segmentation.errors import InputError, Problem
+from segmentation.errors import InputError, Problem, plural
 
 
 class FolderData(SegmentationData):
@@ -95,7 +95,7 @@ class FolderData(SegmentationData):
     ) -> None:
         self.root = expand(root)
         if not self.root.is_dir():
-            raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
+            raise no_such_folder(self.root, "Set data.dataset.root to the data set's folder")
         try:
             self.group_pattern = re.compile(group or "(?s).*")
         except re.error as error:
@@ -290,8 +290,8 @@ class FolderData(SegmentationData):
         if not turned:
             return []
         text = (
-            f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's pictures: if "
-            "masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
+            f"EXIF turns {plural(len(turned), 'image')} and not their masks, e.g. {turned[0]}. Look at the doctor's "
+            "pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
         )
         return [Problem(text)]
 

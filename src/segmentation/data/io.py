@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image
 
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 
 #: Suffixes that count as images in a data folder. A new one also needs a branch in `_decode`.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
@@ -123,7 +123,7 @@ def _fit_channels(
     found = len(pixels)
     if channels not in (None, found):
         raise WrongChannels(
-            f"{source}: has {found} channels, but channels says {channels}. "
+            f"{source}: has {plural(found, 'channel')}, but channels says {channels}. "
             f"Fix: channels: {found}, or, where gray and colour are mixed, as_rgb: true",
             found,
         )
@@ -175,7 +175,9 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise InputError(f"{path}: this mask holds NaN. Save masks as PNG with one integer a class, and ignore one")
     if path.suffix.lower() == ".npy" and len(pixels) == 2:  # no gray with alpha
-        raise InputError(f"{path}: holds {len(pixels)} channels. Save one integer a pixel, e.g. mask.argmax(axis=-1)")
+        raise InputError(
+            f"{path}: holds {plural(len(pixels), 'channel')}. Save one integer per pixel, e.g. mask.argmax(axis=-1)"
+        )
     pixels = _to_rgb(pixels)
     is_gray = (pixels == pixels[0]).all()
     if is_gray and not by_color:

@@ -23,7 +23,7 @@ CLASSES = {
     "disk": {"value": 1, "color": "#56B4E9"},
     "ring": {"value": 2, "color": "#E69F00"},
     "triangle": {"value": 3, "color": "#009E73"},
-    "star": {"value": 4, "color": "#CC79A7"},
+    "star": {"value": 4, "color": "#F0E442"},
 }
 
 #: Class -> tips, and class -> radius of the notches between them, where the tips lie at 1; of a triangle, its sides'.

@@ -1,8 +1,14 @@
 """The parser of the command line: an error is one line, with the option or class that was most likely meant."""
 
 import difflib
-from typing import Any, NoReturn
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
+import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -14,6 +20,7 @@ from segmentation.data import SegmentationData
 from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
+from segmentation.schedulers import PLATEAU, PLATEAU_FIX
 
 #: Options take classes of these kinds.
 KINDS = (
@@ -46,6 +53,16 @@ ELSEWHERE = {
     "workers": "data.num_workers",
 }
 
+#: Types, as YAML has their values.
+WORDS = {
+    NoneType: "null",
+    bool: "true or false",
+    dict: "a mapping",
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+}
+
 #: Stands around the error of a class's options within jsonargparse's, which lists all that it has tried.
 MARK = "\0"
 
@@ -56,14 +73,18 @@ class Parser(LightningArgumentParser):
     jsonargparse makes another one for each class that the user names; its error becomes part of its parent's.
     """
 
-    class_name = ""  # whose options these are
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.classes: dict[str, type] = {}  # whose options these are; before a dot, or "" where all are of one class
+        super().__init__(*args, **options)
 
-    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
-        self.class_name = theclass.__name__
-        return super().add_class_arguments(theclass, *args, **options)
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **options: Any) -> Any:
+        self.classes[nested_key or ""] = theclass
+        return super().add_class_arguments(theclass, nested_key, *args, **options)
 
     def parse_args(self, args: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        for word in args or ():
+        for option, word in itertools.pairwise(["", *(args or ())]):
+            if option == "--config" or word.startswith("--config="):
+                check_yaml(word.removeprefix("--config="))
             if word.startswith("#"):
                 quoted = f"'[\"{word}\"]'"
                 raise InputError(f"{word}: to YAML this is a comment. Fix: a list with quotes, {quoted}")
@@ -71,10 +92,7 @@ class Parser(LightningArgumentParser):
                 raise InputError(
                     f"{word}: follows from the data (data.dataset.channels, data.dataset.classes). Take it away"
                 )
-        try:
-            return super().parse_args(args, **options)
-        except UnicodeDecodeError as error:
-            raise InputError(f"a file of --config is no UTF-8 text ({error}): save it as UTF-8") from error
+        return super().parse_args(args, **options)
 
     def instantiate_classes(self, *args: Any, **options: Any) -> Any:
         try:
@@ -87,19 +105,48 @@ class Parser(LightningArgumentParser):
             raise InputError(f"an option cannot be used: {reason}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(str(message).split())
-        if MARK in line:
-            key = line.partition(": ")[0]
-            line = f"{key}: {line.split(MARK)[1]}"
-        elif ex is None or isinstance(ex, KeyError):
+        lines = str(message).splitlines()
+        key = lines[0].split('"')[1] if lines[0].startswith("Parser key") else ""
+        if MARK in message:
+            line = key + message.split(MARK)[1]
+        elif key:
+            line = self.wrong_value(key, lines[-1])
+        else:
             options = self.option_names()
             choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
+            line = " ".join(message.split()).rstrip(".")
             line += renamed(line) or hint(line, options) or choices
-        else:
-            line += hint(line, class_names())
         if not self.exit_on_error:  # these are the options of a class
-            super().error(f"{MARK}{self.class_name}: {line}{MARK}", ex)
+            start = "." if key else f": {self.classes[''].__name__}: "
+            super().error(f"{MARK}{start}{line}{MARK}", ex)
         raise InputError(f"{line}. All options: python src/train.py --help")
+
+    def wrong_value(self, key: str, reason: str) -> str:
+        """What an option takes, where it was given something else.
+
+        Args:
+            key: the option.
+            reason: the last line of jsonargparse's error, which ends with ": " and the value.
+        """
+        if PLATEAU in reason:
+            return f"{key}: two classes are called {PLATEAU}{PLATEAU_FIX}"
+        reason = reason.strip(" -").removeprefix(f'Parser key "{key}": ')
+        given = reason.partition(": ")[2]
+        group, _, name = key.rpartition(".")
+        parameter = inspect.signature(self.classes.get(group, object)).parameters.get(name)
+        if parameter is None or not given:
+            return f"{key}: {reason}"
+        choices = in_words(parameter.annotation)
+        words = " or ".join(choices)
+        line = f"{key} cannot be {given}: it takes {words}"
+        default = self.get_defaults(skip_validation=True).get(key)
+        if "..." in words and "," in given and "[" not in given:
+            line += f", e.g. [{given}]"
+        elif isinstance(default, int | float) and not isinstance(default, bool):
+            line += f", e.g. {default}"
+        if any(kind.__name__ in words for kind in KINDS):
+            choices = class_names()
+        return line + hint(given, choices)
 
     def option_names(self) -> list[str]:
         """Names of all options, in full and their last parts: YAML has these."""
@@ -110,6 +157,42 @@ class Parser(LightningArgumentParser):
             if last not in NOT_FOR_USERS:
                 names |= {name: None, last: None}
         return list(names)
+
+
+def check_yaml(name: str) -> None:
+    """Raise InputError, which names the file, where a file of --config is no YAML of options."""
+    path = Path(name)
+    if not path.is_file():
+        return  # the parser says so
+    try:
+        with path.open(encoding="utf-8") as file:
+            options = yaml.safe_load(file)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 text ({error}). Save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        tab = ". Indent by spaces, not by tabs" if r"'\t'" in str(error) else ""
+        raise InputError(f"{path}: is no YAML: {one_line(error)}{tab}") from error
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: holds no options. Write e.g. trainer: {{max_epochs: 50}}, or take --config away")
+
+
+def in_words(kind: Any) -> list[str]:
+    """What a type hint takes, as YAML has it: one of these."""
+    parts = get_args(kind)
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return [str(part) for part in parts]
+    if origin in (Union, UnionType):
+        choices: dict[str, None] = {}
+        for part in parts:
+            choices |= dict.fromkeys(in_words(part))
+        return list(choices)
+    if origin is Callable:  # a class, whose first argument comes from elsewhere
+        return in_words(parts[-1])
+    if origin in (list, tuple, Sequence, Iterable):
+        each = [*in_words(parts[0]), ""] if parts else [""]
+        return [f"[{', '.join(each)}...]"]
+    return [WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"]
 
 
 def class_names() -> list[str]:
@@ -135,6 +218,8 @@ def hint(line: str, names: list[str]) -> str:
     for word in reversed(line.split()):  # what the user typed stands last
         word = word.strip("-'\"[]{},:;").partition("=")[0]
         close = difflib.get_close_matches(word, names, n=1, cutoff=0.8)
+        if not close and len(word) > 3:
+            close = [name for name in names if word.lower() in name.lower()]  # Flip: RandomHorizontalFlip
         if close and word not in names:
             return f" (did you mean {close[0]}?)"
     return ""
