@@ -225,12 +225,8 @@ def test_letters_without_a_font_are_said_once_in_one_line(tmp_path: Path) -> Non
         "labels = Labels.parse({'道路': 0, '하늘': 1})\n"
         "for name in 'ab': save_png(confusion_figure(np.eye(2), labels), Path(name))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("fonts-noto-cjk") == 1
     assert "Glyph" not in done.stderr
