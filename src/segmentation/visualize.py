@@ -37,10 +37,9 @@ KEPT = 2 * PANEL  # likewise of a sample that waits to be shown
 NAME = 40  # letters of a name in a legend at most
 TALL = 4  # rows of a grid that has its legend below too
 CJK_FONTS = (  # of Linux, macOS and Windows, for letters that Matplotlib's own font does not have
-    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC"),
-    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "IPAexGothic", "NanumGothic"),
-    *("PingFang HK", "Hiragino Sans GB", "Apple SD Gothic Neo", "Arial Unicode MS"),
-    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic"),
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("Hiragino Sans GB", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
 )
 NO_FONT = (
     "pictures: no font here has all letters of the class or file names. Install one, e.g. apt install fonts-noto-cjk, "

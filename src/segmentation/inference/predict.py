@@ -146,11 +146,11 @@ def without_masks(files: list[Path]) -> list[Path]:
     images = []
     for file in files:
         start, _, end = file.stem.rpartition("_")
-        if end.lower() not in MASK_ENDINGS or file.with_name(start) not in stems:
+        if end not in MASK_ENDINGS or file.with_name(start) not in stems:
             images.append(file)
     if len(images) < len(files):
         count = plural(len(files) - len(images), "mask")
-        print(f"left out   {count} by name, beside images. To predict such files, name them, or give a glob")
+        print(f"left out   {count} by name, beside images. To predict such files, name them")
     return images
 
 

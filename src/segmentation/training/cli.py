@@ -171,10 +171,7 @@ class SegmentationCLI(LightningCLI):
             InputError: another option differs, or the run would be shorter.
         """
         path = str(self.run_folder.config)
-        try:
-            own = self.parser.parse_args(["--config", path])
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        own = self.parser.parse_args(["--config", path])
         now = self.parser.parse_args(["--config", path, *args])
         for key in ("name", "resume"):
             own.pop(key)

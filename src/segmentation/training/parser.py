@@ -2,13 +2,11 @@
 
 import difflib
 import inspect
-import itertools
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from itertools import chain
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -60,6 +58,7 @@ WORDS = {
     dict: "a mapping",
     float: "a number",
     int: "a whole number",
+    list: "[...]",
     str: "a text",
 }
 
@@ -73,6 +72,8 @@ class Parser(LightningArgumentParser):
     jsonargparse makes another one for each class that the user names; its error becomes part of its parent's.
     """
 
+    file = ""  # of --config, that is being read
+
     def __init__(self, *args: Any, **options: Any) -> None:
         self.classes: dict[str, type] = {}  # whose options these are; before a dot, or "" where all are of one class
         super().__init__(*args, **options)
@@ -82,9 +83,7 @@ class Parser(LightningArgumentParser):
         return super().add_class_arguments(theclass, nested_key, *args, **options)
 
     def parse_args(self, args: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        for option, word in itertools.pairwise(["", *(args or ())]):
-            if option == "--config" or word.startswith("--config="):
-                check_yaml(word.removeprefix("--config="))
+        for word in args or ():
             if word.startswith("#"):
                 quoted = f"'[\"{word}\"]'"
                 raise InputError(f"{word}: to YAML this is a comment. Fix: a list with quotes, {quoted}")
@@ -93,6 +92,15 @@ class Parser(LightningArgumentParser):
                     f"{word}: follows from the data (data.dataset.channels, data.dataset.classes). Take it away"
                 )
         return super().parse_args(args, **options)
+
+    def parse_path(self, cfg_path: Any, *args: Any, **options: Any) -> Any:
+        self.file = f"{cfg_path}: "
+        try:
+            return super().parse_path(cfg_path, *args, **options)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.file}is no UTF-8 text ({error}): save it as UTF-8") from error
+        finally:
+            self.file = ""
 
     def instantiate_classes(self, *args: Any, **options: Any) -> Any:
         try:
@@ -109,17 +117,22 @@ class Parser(LightningArgumentParser):
         key = lines[0].split('"')[1] if lines[0].startswith("Parser key") else ""
         if MARK in message:
             line = key + message.split(MARK)[1]
+        elif message.startswith("Unexpected config"):
+            line = "holds no options. Write e.g. trainer: {max_epochs: 50}, or leave it out"
         elif key:
             line = self.wrong_value(key, lines[-1])
         else:
-            options = self.option_names()
-            choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
             line = " ".join(message.split()).rstrip(".")
-            line += renamed(line) or hint(line, options) or choices
+            if ex is None or isinstance(ex, KeyError):
+                options = self.option_names()
+                choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
+                line += renamed(line) or hint(line, options) or choices
+            else:
+                line += ". YAML is indented by spaces, never by tabs"
         if not self.exit_on_error:  # these are the options of a class
             start = "." if key else f": {self.classes[''].__name__}: "
             super().error(f"{MARK}{start}{line}{MARK}", ex)
-        raise InputError(f"{line}. All options: python src/train.py --help")
+        raise InputError(f"{self.file}{line}. All options: python src/train.py --help")
 
     def wrong_value(self, key: str, reason: str) -> str:
         """What an option takes, where it was given something else.
@@ -137,16 +150,13 @@ class Parser(LightningArgumentParser):
         if parameter is None or not given:
             return f"{key}: {reason}"
         choices = in_words(parameter.annotation)
-        words = " or ".join(choices)
-        line = f"{key} cannot be {given}: it takes {words}"
+        line = f"{key} cannot be {given}: it takes {' or '.join(choices)}"
         default = self.get_defaults(skip_validation=True).get(key)
-        if "..." in words and "," in given and "[" not in given:
+        if "," in given and "..." in line:
             line += f", e.g. [{given}]"
-        elif isinstance(default, int | float) and not isinstance(default, bool):
+        elif type(default) in (int, float):
             line += f", e.g. {default}"
-        if any(kind.__name__ in words for kind in KINDS):
-            choices = class_names()
-        return line + hint(given, choices)
+        return line + hint(given, [*choices, *class_names()])
 
     def option_names(self) -> list[str]:
         """Names of all options, in full and their last parts: YAML has these."""
@@ -159,23 +169,6 @@ class Parser(LightningArgumentParser):
         return list(names)
 
 
-def check_yaml(name: str) -> None:
-    """Raise InputError, which names the file, where a file of --config is no YAML of options."""
-    path = Path(name)
-    if not path.is_file():
-        return  # the parser says so
-    try:
-        with path.open(encoding="utf-8") as file:
-            options = yaml.safe_load(file)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no UTF-8 text ({error}). Save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        tab = ". Indent by spaces, not by tabs" if r"'\t'" in str(error) else ""
-        raise InputError(f"{path}: is no YAML: {one_line(error)}{tab}") from error
-    if not isinstance(options, dict):
-        raise InputError(f"{path}: holds no options. Write e.g. trainer: {{max_epochs: 50}}, or take --config away")
-
-
 def in_words(kind: Any) -> list[str]:
     """What a type hint takes, as YAML has it: one of these."""
     parts = get_args(kind)
@@ -183,15 +176,13 @@ def in_words(kind: Any) -> list[str]:
     if origin is Literal:
         return [str(part) for part in parts]
     if origin in (Union, UnionType):
-        choices: dict[str, None] = {}
-        for part in parts:
-            choices |= dict.fromkeys(in_words(part))
-        return list(choices)
+        choices = chain.from_iterable(map(in_words, parts))
+        return list(dict.fromkeys(choices))
     if origin is Callable:  # a class, whose first argument comes from elsewhere
         return in_words(parts[-1])
-    if origin in (list, tuple, Sequence, Iterable):
-        each = [*in_words(parts[0]), ""] if parts else [""]
-        return [f"[{', '.join(each)}...]"]
+    if parts and origin in (list, Sequence, Iterable):
+        each = ", ".join(in_words(parts[0]))
+        return [f"[{each}, ...]"]
     return [WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"]
 
 
@@ -203,10 +194,14 @@ def class_names() -> list[str]:
     return [cls.__name__ for cls in found]
 
 
+def typed(line: str) -> list[str]:
+    """The words of an error that may be names, the last first: what the user typed stands last."""
+    return [word.strip("-'\"[]{},:;").partition("=")[0] for word in reversed(line.split())]
+
+
 def renamed(line: str) -> str:
     """The option here that a word of an error means in other projects."""
-    for word in line.split():
-        word = word.strip("-'\"[]{},:;").partition("=")[0]
+    for word in typed(line):
         last = word.rpartition(".")[2].replace("-", "_")
         if last in ELSEWHERE and word != ELSEWHERE[last]:
             return f" (did you mean {ELSEWHERE[last]}?)"
@@ -215,11 +210,8 @@ def renamed(line: str) -> str:
 
 def hint(line: str, names: list[str]) -> str:
     """The name that a word of an error was most likely meant to be."""
-    for word in reversed(line.split()):  # what the user typed stands last
-        word = word.strip("-'\"[]{},:;").partition("=")[0]
+    for word in typed(line):
         close = difflib.get_close_matches(word, names, n=1, cutoff=0.8)
-        if not close and len(word) > 3:
-            close = [name for name in names if word.lower() in name.lower()]  # Flip: RandomHorizontalFlip
         if close and word not in names:
             return f" (did you mean {close[0]}?)"
     return ""
