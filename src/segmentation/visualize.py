@@ -192,7 +192,9 @@ def sample_grid(
     legend = _legend(samples, labels)
     longest = max(cell_len(patch.get_label()) for patch in legend)
     entries = max(1, int(3.1 * columns / (0.7 + 0.09 * longest)))  # of the legend, a line
-    places = ["upper", "lower"] if len(rows) >= TALL else ["upper"]
+    places: list[Any] = ["outside upper left"]
+    if len(rows) >= TALL:
+        places.append("outside lower left")
     legend_height = len(places) * 0.22 * math.ceil(len(legend) / entries)
     total = sum(heights) + 0.25 * len(rows) + legend_height + 0.8
     figure = Figure((3.1 * columns, total), dpi=110, layout="constrained")
@@ -213,10 +215,10 @@ def sample_grid(
     for place in places:
         figure.legend(
             handles=legend,
-            loc=f"outside {place} left",
+            loc=place,
             ncols=entries,
             frameon=False,
-            title=title if place == "upper" else None,
+            title=title if place == places[0] else None,
             title_fontproperties={"weight": "bold", "size": "large"},
             alignment="left",
         )
