@@ -4,8 +4,8 @@ python docs/pictures.py predictions docs/predictions.png runs/first:0,2
 python docs/pictures.py predictions docs/predictions_real.png "runs/one:3,7:384x288:A title" runs/two:0:384x288
 python docs/pictures.py logged docs/logged.png runs/first
 
-The first two predict the images of these numbers of the tested split, shown whole, or cut from their middle, width by
-height; mIoU is that of what is shown.
+All predict images of the tested split, the first two those of these numbers, shown whole, or cut from their middle,
+width by height; mIoU is that of what is shown. The plot of docs/levels.png is prune.py's.
 """
 
 import argparse

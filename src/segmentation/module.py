@@ -148,7 +148,7 @@ class SegmentationModule(LightningModule):
         """Set mean and standard deviation of each channel."""
         channels = self.labels.channels
         if len(mean) != channels or len(std) != channels:
-            raise InputError(f"model.mean and model.std need one number a channel: {channels}, not {len(mean)}")
+            raise InputError(f"model.mean and model.std need one number per channel: {channels}, not {len(mean)}")
         self.mean.copy_(torch.tensor(mean))
         self.std.copy_(torch.tensor(std))
 

@@ -45,11 +45,11 @@ class FolderData(SegmentationData):
             class in `classes` wins, and the first is where there is no other.
             Or what describes masks: "instances_{split}.json" is COCO's, "train.csv" has run lengths, "{name}.json" is
             labelme's, "labels/{name}.txt" YOLO's.
-        instances: folder or pattern of masks that hold one id an instance (0 for none), or null; or the same as masks,
+        instances: folder or pattern of masks that hold one id per instance (0 for none), or null; or the same as masks,
             where that describes instances.
         valid: folder or pattern of masks that are 0 where pixels are ignored (outside the field of view), or null.
         splits: what `{split}` stands for where folders or lists have other names, e.g. {val: validation}.
-        lists: list files, .txt, .csv, .yaml or .json: "{split}.txt", one image name a line; or one of all, with a
+        lists: list files, .txt, .csv, .yaml or .json: "{split}.txt", one image name per line; or one of all, with a
             column of names and a column of splits.
         val_fraction: share to validate on, of the pool, or of train where there is no val; null: 0.2 of a pool.
         test_fraction: share of the pool to test on.
@@ -249,7 +249,7 @@ class FolderData(SegmentationData):
         )
         if ids:
             if ids[0].ndim != 2:
-                raise InputError(f"{files['instance'][0]}: is a colour image. Save one id an instance, 0 for none")
+                raise InputError(f"{files['instance'][0]}: is a colour image. Save one id per instance, 0 for none")
             sample["instance"] = torch.from_numpy(ids[0])
         return sample
 

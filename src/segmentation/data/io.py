@@ -27,8 +27,8 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | {".mat", ".npz", ".json", ".txt"}
 
 #: Ending of what is not read -> what converts it.
 CONVERTERS = {
-    ".nii": "nibabel and numpy.save, a file a slice",
-    ".nii.gz": "nibabel and numpy.save, a file a slice",
+    ".nii": "nibabel and numpy.save, one file per slice",
+    ".nii.gz": "nibabel and numpy.save, one file per slice",
     ".dcm": "pydicom and numpy.save, or dcmj2pnm",
     ".jp2": "gdal_translate a.jp2 a.tif, or opj_decompress",
 }
@@ -173,7 +173,7 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
         white=255 if by_color else 1,
     )
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise InputError(f"{path}: this mask holds NaN. Save masks as PNG with one integer a class, and ignore one")
+        raise InputError(f"{path}: this mask holds NaN. Save masks as PNG with one integer per class, and ignore one")
     if path.suffix.lower() == ".npy" and len(pixels) == 2:  # no gray with alpha
         raise InputError(
             f"{path}: holds {plural(len(pixels), 'channel')}. Save one integer per pixel, e.g. mask.argmax(axis=-1)"

@@ -51,7 +51,7 @@ def codes_of(mask: np.ndarray, source: str) -> np.ndarray:
         return rgb @ (1 << 16, 1 << 8, 1)
     if mask.dtype.kind == "f":
         if not np.array_equal(mask, np.rint(mask)):
-            raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
+            raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer per class")
         return mask.astype(np.int64)
     return mask
 

@@ -157,7 +157,7 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
 
 @style()
 def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
-    """Plot IoU of each class and mIoU: a row a class, in it a point and an interval for each run.
+    """Plot IoU of each class and mIoU: one row per class, in it a point and an interval for each run.
 
     Args:
         ious: of each run, by its name: of each class, by its name, and last of `mIoU`.

@@ -123,7 +123,7 @@ def parse(args: list[str] | None) -> Namespace:
     parser.add_argument(
         "--instances",
         action="store_true",
-        help="also OUTPUT/instances: 16-bit PNG, 0 for none and one id an instance",
+        help="also OUTPUT/instances: 16-bit PNG, 0 for none and one id per instance",
     )
     add_options(parser)
     parser.add_argument(
