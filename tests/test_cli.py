@@ -226,6 +226,7 @@ def test_refused_in_one_line(args: list[str], parts: list[str]) -> None:
     ],
 )
 def test_refused_in_yaml(text: str, words: str) -> None:
+    make_folder(Path(), {"train": 1, "val": 1})
     Path("wrong.yaml").write_text(text)
     with pytest.raises(InputError) as caught:
         train(*TINY, "--config", "wrong.yaml")

@@ -313,7 +313,7 @@ def test_bad_images_are_listed_and_the_others_done(
     tifffile.imwrite(photos / "deep16.tif", np.zeros((20, 20, 3), np.uint16), photometric="rgb")
     (photos / "empty.jpg").touch()
     (photos / "link.png").symlink_to("nowhere.png")
-    with pytest.raises(InputError, match=r"5 of 8 images were left out, listed in out/unreadable.txt"):
+    with pytest.raises(InputError, match=r"5 of 8 images left out, listed in out/unreadable.txt"):
         predict([str(trained), "photos", "out", *CPU])
     listed = Path("out/unreadable.txt").read_text()
     for text in ("cut.png", "empty.jpg", "has 1 channels, but the net was trained on 3", "is uint16, but the net"):
