@@ -48,7 +48,7 @@ def main() -> None:
     )
     torch.set_num_threads(1)  # as in a worker
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{cores} cores, torch {torch.__version__}; batches of {args.batch}, medians of {args.repeats} rounds")
+    print(f"cores: {cores}, torch {torch.__version__}; batches of {args.batch}, medians of {args.repeats} rounds")
     for overlays in sets:
         words = [word for overlay in overlays for word in ("--config", overlay)]
         module = build_data(DoctorCLI(words).config)
@@ -62,7 +62,7 @@ def stages(module: SegmentationDataModule, args: argparse.Namespace) -> None:
     data = module.dataset
     indices = range(min(args.images, len(data.names("train"))))
     device = "cuda" if torch.cuda.is_available() else None
-    print("| stage | images/s | ms an image |\n|---|---|---|")
+    print("| stage | images/s | ms per image |\n|---|---|---|")
 
     def read() -> Iterable[None]:
         for name in list(data.files["train"])[: len(indices)]:

@@ -48,7 +48,7 @@ def main() -> None:
     whole = timed("epoch", trainer.validate)
     whole(module, data, verbose=False)
     total = seconds.pop("epoch")
-    print(f"{len(data.dataset.names('val'))} images in {total:.1f} s on {torch.get_num_threads()} threads")
+    print(f"{len(data.dataset.names('val'))} images in {total:.1f} s, threads: {torch.get_num_threads()}")
     for name, value in {**seconds, "the rest": total - sum(seconds.values())}.items():
         print(f"{name:<9}{value / total:6.1%}")
 

@@ -157,9 +157,9 @@ def print_tables(trainer: Trainer, stopwatch: Stopwatch, batch_size: int) -> dic
     size = "x".join(map(str, stopwatch.batch["image"].shape))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     loader = trainer.train_dataloader
-    print(f"\n{machine(trainer.strategy.root_device.type)}, {cores} cores, {loader.num_workers} workers; ", end="")
+    print(f"\n{machine(trainer.strategy.root_device.type)}, cores: {cores}, workers: {loader.num_workers}; ", end="")
     print(f"{type(trainer.lightning_module.net).__name__} in {trainer.precision}, batches of {size}, ", end="")
-    print(f"{steps} steps an epoch, {len(epochs)} epochs\n")
+    print(f"{steps} steps per epoch, epochs: {len(epochs)}\n")
     rate, alone = steps * batch_size / statistics.median(epochs), batch_size / statistics.median(stopwatch.alone)
     print("| whole epoch | step alone | ratio |\n|---|---|---|")
     print(f"| {rate:,.1f} images/s | {alone:,.1f} images/s | {rate / alone:.1%} |\n")
@@ -170,7 +170,7 @@ def print_tables(trainer: Trainer, stopwatch: Stopwatch, batch_size: int) -> dic
             found[part] += total
     found["step"] -= sum(found[part] for part in WITHIN_STEP)
     found["rest"] = sum(epochs) - sum(found.values())
-    print("| part of an epoch | ms a step | share |\n|---|---|---|")
+    print("| part of an epoch | ms per step | share |\n|---|---|---|")
     for part, total in found.items():
         print(f"| {part} | {total / len(epochs) / steps * 1e3:,.2f} | {total / sum(epochs):.1%} |")
     shares = {part: total / sum(epochs) for part, total in found.items()}

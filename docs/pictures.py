@@ -4,8 +4,8 @@ python docs/pictures.py predictions docs/predictions.png runs/first:0,2
 python docs/pictures.py predictions docs/predictions_real.png "runs/one:3,7:384x288:A title" runs/two:0:384x288
 python docs/pictures.py logged docs/logged.png runs/first
 
-The first two predict the images of these numbers of the tested split, shown whole, or cut from their middle, width by
-height; mIoU is that of what is shown.
+All predict images of the tested split, the first two those of these numbers, shown whole, or cut from their middle,
+width by height; mIoU is that of what is shown. The plot of docs/levels.png is prune.py's.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
@@ -82,12 +83,16 @@ def stacked(grids: list[Image.Image]) -> Image.Image:
 
 
 def logged(run: Path) -> plt.Figure:
-    """What a run logs: its curves, its grid of validation images, its confusion matrix."""
+    """What a run logs: its curves, a grid of tested images, its confusion matrix."""
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     labels = SegmentationModule.load_from_checkpoint(run / "checkpoints/best.ckpt").labels
-    figure = plt.figure(figsize=(12, 6.4), layout="constrained")
-    curves, pictures = figure.subfigures(2, 1, height_ratios=[1, 1.35])
+    images = np.asarray(grid(str(run), "0,25", title="test/images"))
+    matrix = plt.imread(run / "pictures/confusion.png")
+    ratios = [picture.shape[1] / picture.shape[0] for picture in (images, matrix)]
+    width = 13
+    figure = plt.figure(figsize=(width, 2.7 + width / sum(ratios)), layout="constrained")
+    curves, pictures = figure.subfigures(2, 1, height_ratios=[2.7, width / sum(ratios)])
     loss, miou, classes, rate = curves.subplots(1, 4)
     draw(loss, "train/loss, val/loss", rows, {"train/loss": "train", "val/loss": "val"}, TRAIN_VAL)
     draw(miou, "train/miou, val/miou", rows, {"train/miou": "train", "val/miou": "val"}, TRAIN_VAL)
@@ -96,10 +101,9 @@ def logged(run: Path) -> plt.Figure:
     draw(classes, "val/iou/<class>", rows, {f"val/iou/{name}": name for name in shown}, colors)
     key = next(key for key in rows[0] if key.startswith("lr-"))
     draw(rate, key, rows, {key: ""}, TRAIN_VAL)
-    left, right = pictures.subplots(1, 2, width_ratios=[1.75, 1])
-    picture = Image.open(sorted((run / "pictures").glob("epoch-*.png"))[-1])
-    left.imshow(picture.crop((0, 0, picture.width, int(picture.width * 0.285))))
-    right.imshow(Image.open(run / "pictures/confusion.png"))
+    left, right = pictures.subplots(1, 2, width_ratios=ratios)
+    left.imshow(images)
+    right.imshow(matrix)
     for axes in (left, right):
         axes.axis("off")
     return figure

@@ -130,13 +130,13 @@ def test_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("training", "--epochs", "2", "--steps", "2", "--batch-size", "4", "--workers", "0", *small)
     assert done.returncode == 0, done.stderr
     assert "SEG_DATA is not set" in done.stdout
-    assert "cores, 0 workers; UNet in " in done.stdout
-    assert "batches of 4x3x48x48, 3 steps an epoch, 2 epochs" in done.stdout
+    assert "workers: 0; UNet in " in done.stdout
+    assert "batches of 4x3x48x48, 3 steps per epoch, epochs: 2" in done.stdout
     (whole,) = table(done.stdout, "whole epoch")
     rates = [float(whole[key].split()[0].replace(",", "")) for key in ("whole epoch", "step alone")]
     assert float(whole["ratio"].rstrip("%")) == pytest.approx(100 * rates[0] / rates[1], rel=0.05)
     rows = table(done.stdout, "part of an epoch")
-    parts = {row["part of an epoch"]: float(row["ms a step"].replace(",", "")) for row in rows}
+    parts = {row["part of an epoch"]: float(row["ms per step"].replace(",", "")) for row in rows}
     names = "data wait, transfer, step, counting, finite check, logging, callbacks, last.ckpt, rest"
     assert list(parts) == names.split(", ")
     assert min(parts.values()) > 0

@@ -177,7 +177,30 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
         ),
         (["--model.loss", "Dice", "--model.loss.gamma", "3"], ["model.loss", "Dice", "gamma", "class_weights"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
-        (["--data.batch_size", "many"], ["data.batch_size", "int", "many"]),
+        (["--data.batch_size", "many"], ["data.batch_size cannot be many", "a whole number, e.g. 8"]),
+        (["--trainer.precision", "fp16"], ["trainer.precision cannot be fp16", "16-mixed or bf16-true or bf16-mixed"]),
+        (["--trainer.max_epochs", "ten"], ["trainer.max_epochs cannot be ten", "a whole number or null, e.g. 15"]),
+        (["--trainer.deterministic", "yess"], ["trainer.deterministic cannot be yess", "true or false or warn"]),
+        (["--trainer.devices", "two"], ["devices", "int > 0"]),
+        (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches is 0", "1 or more"]),
+        (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches is 0", "1 or more"]),
+        (["--trainer.logger", "tensorboard"], ["trainer.logger cannot be tensorboard", "a Logger"]),
+        (["--data.augment", "Flip"], ["data.augment cannot be Flip", "[a Transform, ...] or null"]),
+        (["--data.crop", "a"], ["data.crop cannot be a", "a whole number or [a whole number, ...] or null"]),
+        (["--data.cache", "maybe"], ["data.cache cannot be maybe", "true or false"]),
+        (["--model.net.widths", "16,32"], ["model.net.widths cannot be 16,32", "e.g. [16,32]"]),
+        (["--model.net.widths", "16"], ["model.net.widths cannot be 16", "[a whole number, ...]"]),
+        (["--model.net.norm", "layer"], ["model.net.norm cannot be layer", "batch or group"]),
+        (["--model.optimizer.lr", "fast"], ["model.optimizer.lr cannot be fast", "a number"]),
+        (["--model.loss.class_weights", "autoo"], ["model.loss.class_weights", "did you mean auto?"]),
+        (["--model.schedule.decay", "linear"], ["model.schedule.decay cannot be linear", "poly or cosine or constant"]),
+        (["--model.schedule", "ReduceLROnPlateau"], ["lightning.pytorch.cli.ReduceLROnPlateau", "monitor val/loss"]),
+        (["--wandb.tags", "a,b"], ["wandb.tags cannot be a,b", "e.g. [a,b]"]),
+        (["--seed_everything", "x"], ["seed_everything", "x"]),
+        (
+            ["--model.loss", "WeightedSum", "--model.loss.losses", "[{class_path: Dice, init_args: {max_weight: x}}]"],
+            ["model.loss.losses.max_weight cannot be x", "a number"],
+        ),
         (["--data.batch_size", "0"], ["data.batch_size 0", "1 or more"]),
         (["--model.threshold", "2"], ["threshold", "between 0 and 1"]),
         (["--model.net.class_path", "nowhere.Net"], ["model.net", "nowhere"]),
@@ -203,12 +226,38 @@ def test_refused_in_one_line(args: list[str], parts: list[str]) -> None:
         ("model: {net: {init_args: {wdths: [4]}}}", "did you mean widths?"),
         ("model: {net: {class_path: UNet, init_args: {skip_channels: 4}}}", "widths"),
         ("trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitr: x}}]}", "did you mean monitor?"),
-        ("data: [1, 2", "line 2"),
+        ("data: [1, 2\n", "wrong.yaml: Problems parsing config"),
+        ("data: [1, 2\n", "line 2"),
+        ("trainer:\n\tmax_epochs: 3\n", "wrong.yaml: Problems parsing config"),
+        ("trainer:\n\tmax_epochs: 3\n", "by spaces, never by tabs"),
+        ("trainer:\n\tmax_epochs: 3\n", "line 2"),
+        ("model: {net: {init_args: {widths: 16,32}}}", "wrong.yaml: "),
+        ("", "wrong.yaml: holds no options"),
+        ("- data\n- model\n", "wrong.yaml: holds no options"),
+        ("trainer: {max_epochs: ten}", "wrong.yaml: trainer.max_epochs cannot be ten"),
+        ("data: {dataset: {class_path: FolderData, init_args: {root: ., classes: [a, b]}}}", "classes: {a: 0, b: 1}"),
+        (
+            "model: {schedule: {class_path: torch.optim.lr_scheduler.ReduceLROnPlateau}}",
+            "--model.schedule.monitor val/loss",
+        ),
     ],
 )
 def test_refused_in_yaml(text: str, words: str) -> None:
+    make_folder(Path(), {"train": 1, "val": 1})
     Path("wrong.yaml").write_text(text)
-    assert words in refused("--config", "wrong.yaml")
+    with pytest.raises(InputError) as caught:
+        train(*TINY, "--config", "wrong.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert words in message
+
+
+def test_a_missing_folder_names_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("Images", "labels"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    options = ["--data.dataset", "FolderData", "--data.dataset.classes", "{a: 0, b: 255}", "--data.dataset.root"]
+    assert "Images, labels" in refused(*options, "data")
+    assert f"{Path('.')} holds data" in refused(*options, "dat")
 
 
 def test_a_run_that_failed_may_begin_anew() -> None:

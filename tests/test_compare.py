@@ -117,6 +117,8 @@ def test_damaged_files_and_names_alike_are_said_in_a_line() -> None:
 def test_nothing_is_overwritten_unless_told() -> None:
     make_run("one", 0.4)
     compare(["one"])
+    compare(["one"])  # comparison.png is its own
+    compare(["one", "--output", "mine.png"])
     with pytest.raises(InputError, match="--overwrite"):
-        compare(["one"])
-    compare(["one", "--overwrite"])
+        compare(["one", "--output", "mine.png"])
+    compare(["one", "--output", "mine.png", "--overwrite"])

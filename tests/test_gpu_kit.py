@@ -99,7 +99,7 @@ def test_nets_goes_on_unit_by_unit() -> None:
 def test_feed(camvid: None) -> None:
     done = kit("feed", "unet", *TINY, "--epochs", "2", "--steps", "1")
     assert done.returncode == 0, done.stdout
-    assert "2 steps an epoch, 2 epochs" in done.stdout
+    assert "2 steps per epoch, epochs: 2" in done.stdout
     (row,) = table(done.stdout, "net")
     rates = [float(row[key].split()[0].replace(",", "")) for key in ("whole epoch", "step alone")]
     assert float(row["kept (goal: 90 %)"].rstrip("%")) == pytest.approx(100 * rates[0] / rates[1], rel=0.05)

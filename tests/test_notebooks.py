@@ -53,7 +53,7 @@ SHOWN = {
         assert levels[0].gflops < levels[1].gflops < levels[2].gflops < levels[3].gflops
     """,
     "4_compare_runs": """
-        assert summaries["dice"]["test/miou"] > 0.2, summaries["dice"]["test/miou"]  # background everywhere: 0.15
+        assert summaries["dice"]["test/miou"] > 0.45, summaries["dice"]["test/miou"]  # background everywhere: 0.15
         for name, run in read.items():
             assert abs(np.nanmean(iou(run.counts.sum(axis=0))[:-1]) - summaries[name]["test/miou"]) < 1e-9
         one = found["difference"]["dice"]["mIoU"]

@@ -1,15 +1,20 @@
 """Grids, tables and plots: known pixels, known numbers, and every size, channel count and class count of a user."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from skimage.color import deltaE_ciede2000, rgb2lab
 
+from conftest import ROOT
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.visualize import (
     IGNORED,
@@ -158,19 +163,22 @@ def test_grid_of_uneven_images() -> None:
     areas = side**2 * np.array([1, 1 / 3, 3 / 4])
     for color in (90, 90, 90), tuple(BINARY.palette[0]), tuple(BINARY.palette[1]), WRONG:
         assert count_color(grid, color) == pytest.approx(areas.sum(), rel=0.06)  # and a square of the legend
-    assert 0 < count_color(grid, MISSED) < 500  # the legend's alone
+    assert 0 < count_color(grid, MISSED) < 900  # the legends' alone
 
 
 @pytest.mark.slow
 def test_rows_have_one_width_and_height() -> None:
-    one, two, nine = (sample_grid(made([(8, 8)] * number), THREE) for number in (1, 2, 9))
+    """A tall grid has its legend twice."""
+    one, two, six, nine = (sample_grid(made([(8, 8)] * number), THREE) for number in (1, 2, 6, 9))
     assert one.width == two.width == nine.width
-    assert nine.height - one.height == pytest.approx(8 * (two.height - one.height), abs=8)
+    assert nine.height - six.height == pytest.approx(3 * (two.height - one.height), abs=8)
+    keys = [count_color(np.asarray(grid), WRONG) - rows * 330**2 for grid, rows in ((two, 2), (six, 6))]
+    assert keys[1] == pytest.approx(2 * keys[0], rel=0.1)
 
 
-def test_a_layout_of_the_users_style_changes_no_grid() -> None:
+def test_the_users_style_changes_no_grid() -> None:
     samples = made([(40, 40)] * 2)
-    with matplotlib.rc_context({"figure.constrained_layout.use": True}):  # notebooks/notebook.mplstyle has it
+    with matplotlib.style.context(ROOT / "notebooks/notebook.mplstyle"):
         styled = np.asarray(sample_grid(samples, THREE, "a title"))
     assert (styled == np.asarray(sample_grid(samples, THREE, "a title"))).all()
 
@@ -186,6 +194,81 @@ def test_the_legend_lists_the_classes_shown() -> None:
     assert count_color(np.asarray(short), (*MANY.palette[140],)) == 0
     assert count_color(np.asarray(long), (*MANY.palette[140],)) > 100
     assert long.height > short.height + 200
+
+
+def test_long_names_stay_apart_in_the_legend() -> None:
+    """They are cut in the middle, and a grid is no wider for them."""
+    short, long = (
+        sample_grid(
+            [{"image": gray_image(1, 19), "mask": np.arange(19)[None], "name": "x", "prediction": np.arange(19)[None]}],
+            Labels.parse({f"{start} {index}": index for index in range(19)}),
+        )
+        for start in ("name", "name " * 12)
+    )
+    assert long.width == short.width
+    assert long.height > short.height
+    labels = Labels.parse({f"{'name ' * 12}{index:02d}": index for index in range(19)})
+    ticks = [text.get_text() for text in confusion_figure(np.eye(19), labels).axes[0].get_yticklabels()]
+    assert len(set(ticks)) == 19
+    assert {len(text) for text in ticks} == {41}
+    assert all("…" in text for text in ticks)
+
+
+def test_letters_without_a_font_are_said_once_in_one_line(tmp_path: Path) -> None:
+    """Where no font is but Matplotlib's own."""
+    code = (
+        "import numpy as np, matplotlib.font_manager as fonts\n"
+        "fonts.get_font_names = lambda: []\n"
+        "from segmentation.data.labels import Labels\n"
+        "from segmentation.visualize import confusion_figure, save_png\n"
+        "from pathlib import Path\n"
+        "labels = Labels.parse({'道路': 0, '하늘': 1})\n"
+        "for name in 'ab': save_png(confusion_figure(np.eye(2), labels), Path(name))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("fonts-noto-cjk") == 1
+    assert "Glyph" not in done.stderr
+
+
+# the palette
+
+RED = np.array(WRONG) / 255
+
+#: Simulation of colour blindness, in linear RGB (Machado et al. 2009, severity 1).
+BLINDNESS = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+
+
+def distances(colors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """CIEDE2000 between all pairs of colours in 0..1; 1 is just visible."""
+    found = deltaE_ciede2000(rgb2lab(colors)[:, None], rgb2lab(others)[None])
+    found[found == 0] = np.inf
+    return found
+
+
+def seen(colors: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4) @ np.transpose(matrix)
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("classes", [2, 8, 20, 40])
+def test_own_classes_have_colours_apart(classes: int) -> None:
+    colors = MANY.palette[:classes] / 255
+    assert distances(colors, RED[None]).min() > 30
+    assert distances(colors, colors).min() > 13
+    assert len({tuple(color) for color in MANY.palette}) == 150
+    assert distances(MANY.palette / 255, RED[None]).min() > 15
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colour_blind_readers_tell_the_first_eight_apart(kind: str) -> None:
+    colors = seen(MANY.palette[:8] / 255, BLINDNESS[kind])
+    assert distances(colors, colors).min() > 11
 
 
 # confusion_figure
@@ -235,24 +318,31 @@ def rendered(table) -> dict[str, list[str]]:
 
 
 def test_table_of_a_binary_task() -> None:
-    metrics = {"test/iou/cell": 0.5, "test/dice/cell": 2 / 3, "test/miou": 0.7, "test/pixel_accuracy": 0.9}
-    rows = rendered(iou_table(metrics, BINARY, "test", torch.eye(2)))
-    assert rows["background"][:2] == ["-", "-"]
-    assert rows["cell"] == ["0.5000", "0.6667", "-", "-", "50.00%", "█" * 5]
-    assert rows["mIoU"][0] == "0.7000"
-    assert "mIoU per image" not in rows
-    assert rows["pixel accuracy"][0] == "0.9000"
+    """Both classes, of which mIoU is the mean."""
+    metrics = {"test/miou": 0.6, "test/pixel_accuracy": 0.8, "test/miou_per_image": float("nan")}
+    rows = rendered(iou_table(metrics, BINARY, "test", torch.tensor([[60, 0], [20, 20]])))
+    assert rows["background"] == ["0.7500", "0.8571", "0.7500", "1.0000", "60.00%", "█" * 7 + "▌"]
+    assert rows["cell"] == ["0.5000", "0.6667", "1.0000", "0.5000", "40.00%", "█" * 5]
+    assert rows["mIoU"][0] == "0.6000"
+    assert rows["mIoU per image"][0] == "-"
+    assert rows["pixel accuracy"][0] == "0.8000"
 
 
 def test_table_of_absent_classes() -> None:
     labels = Labels.parse({"[red]sky": 0, "road": 1, "car": 2})  # a name is never read as markup
-    nan = float("nan")
-    metrics = {"iou/[red]sky": 1.0, "precision/[red]sky": 0.5, "recall/[red]sky": nan, "iou/road": nan}
-    metrics = {f"test/{key}": value for key, value in metrics.items()}
-    rows = rendered(iou_table(metrics, labels, "val", torch.tensor([75, 0, 25]).diag()))
-    assert rows["[red]sky"] == ["1.0000", "-", "0.5000", "-", "75.00%", "█" * 10]
+    rows = rendered(iou_table({}, labels, "val", torch.tensor([[75, 0, 0], [0, 0, 0], [25, 0, 0]])))
+    assert rows["[red]sky"] == ["0.7500", "0.8571", "0.7500", "1.0000", "75.00%", "█" * 7 + "▌"]
     assert rows["road"] == ["-", "-", "-", "-", "0.00%", ""]
-    assert rows["car"] == ["-", "-", "-", "-", "25.00%", ""]
+    assert rows["car"] == ["0.0000", "0.0000", "-", "0.0000", "25.00%", ""]
+    assert rows.keys() == {*labels.names}
+
+
+def test_long_names_do_not_split_numbers() -> None:
+    labels = Labels.parse({f"a class whose name is longer than others' are {index}": index for index in range(19)})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(iou_table({}, labels, "val", torch.eye(19)))
+    assert console.file.getvalue().count("1.0000 │ 1.0000 │ 1.0000 │ 1.0000 │") == 19
+    assert max(map(len, console.file.getvalue().splitlines())) <= 80
 
 
 # save_png

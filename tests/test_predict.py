@@ -313,7 +313,7 @@ def test_bad_images_are_listed_and_the_others_done(
     tifffile.imwrite(photos / "deep16.tif", np.zeros((20, 20, 3), np.uint16), photometric="rgb")
     (photos / "empty.jpg").touch()
     (photos / "link.png").symlink_to("nowhere.png")
-    with pytest.raises(InputError, match=r"5 of 8 images were left out, listed in out/unreadable.txt"):
+    with pytest.raises(InputError, match=r"5 of 8 images left out, listed in out/unreadable.txt"):
         predict([str(trained), "photos", "out", *CPU])
     listed = Path("out/unreadable.txt").read_text()
     for text in ("cut.png", "empty.jpg", "has 1 channels, but the net was trained on 3", "is uint16, but the net"):
@@ -486,3 +486,12 @@ def test_help_reads_well(job: Callable, capsys: pytest.CaptureFixture[str]) -> N
     assert lines[0].startswith(f"usage: python src/{job.__name__.replace('evaluate', 'eval')}.py ")
     assert max(map(len, lines)) <= 130
     assert len(lines) < 60
+
+
+def test_masks_beside_images_are_no_images(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("x", "x_mask", "one_mask"):
+        write_image(Path(f"photos/{name}.png"), np.zeros((16, 16, 3), np.uint8))
+    assert predict([str(trained), "photos", "out", *CPU]) == 2
+    assert {path.name for path in Path("out").glob("*.png")} == {"x.png", "one_mask.png"}
+    assert "1 mask by name" in capsys.readouterr().out
+    assert predict([str(trained), "photos/x_mask.png", "named", *CPU]) == 1

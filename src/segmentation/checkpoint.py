@@ -15,6 +15,7 @@ from enum import EnumType
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
+from shlex import quote
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from zipfile import is_zipfile
@@ -295,5 +296,5 @@ def net_options(checkpoint: Values) -> str:
         default = parameters[option].default if option in parameters else None
         follows_from_data = option in ("in_channels", "num_classes")
         if not follows_from_data and json.dumps(value) != json.dumps(default):
-            words.append(f"--model.net.{option} {json.dumps(value)}")
+            words.append(f"--model.net.{option} {quote(json.dumps(value))}")
     return " ".join(words)

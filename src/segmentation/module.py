@@ -19,13 +19,13 @@ from segmentation.data import SegmentationDataModule
 from segmentation.data.labels import Labels
 from segmentation.data.sampler import derive_seed
 from segmentation.data.statistics import scale_of
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 from segmentation.losses import CrossEntropy, SegmentationLoss
 from segmentation.losses.classification import presence_loss
 from segmentation.metrics import SegmentationMetrics
 from segmentation.nets import Heads, SegmentationNet
 from segmentation.nets.tiles import Tiles
-from segmentation.schedulers import WarmupDecay, elapsed_share
+from segmentation.schedulers import PLATEAU, PLATEAU_FIX, WarmupDecay, elapsed_share
 
 #: Of N images: "image", "mask", and what `segmentation.data.loading.unpack` lists.
 Batch = dict[str, Any]
@@ -98,7 +98,9 @@ class SegmentationModule(LightningModule):
             head_weights = [0.5**k for k in reversed(range(net.num_heads))]
         self.head_weights = head_weights or [1.0] * net.num_heads
         if len(self.head_weights) != net.num_heads:
-            raise InputError(f"model.head_weights has {len(self.head_weights)} numbers for {net.num_heads} heads")
+            raise InputError(
+                f"model.head_weights has {plural(len(self.head_weights), 'number')} for {plural(net.num_heads, 'head')}"
+            )
         # Lambdas, because deepcopy (in a weight-averaging callback) shares functions; it would copy what the command
         # line gives, and with it the trainer.
         self.optimizer = lambda groups: optimizer(groups)
@@ -146,7 +148,7 @@ class SegmentationModule(LightningModule):
         """Set mean and standard deviation of each channel."""
         channels = self.labels.channels
         if len(mean) != channels or len(std) != channels:
-            raise InputError(f"model.mean and model.std need one number a channel: {channels}, not {len(mean)}")
+            raise InputError(f"model.mean and model.std need one number per channel: {channels}, not {len(mean)}")
         self.mean.copy_(torch.tensor(mean))
         self.std.copy_(torch.tensor(std))
 
@@ -514,6 +516,8 @@ class SegmentationModule(LightningModule):
             "scheduler": scheduler,
             "interval": self.schedule_interval,
         }
+        if type(scheduler) is torch.optim.lr_scheduler.ReduceLROnPlateau:
+            raise InputError(f"model.schedule {PLATEAU} needs a metric to watch{PLATEAU_FIX}")
         if isinstance(scheduler, ReduceLROnPlateau):
             if not scheduler.monitor.startswith(("train/", "val/")):
                 raise InputError(f"model.schedule.monitor {scheduler.monitor} is not logged; val/loss and val/miou are")

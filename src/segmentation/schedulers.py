@@ -10,6 +10,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from segmentation.errors import InputError
 
+#: Two classes have this name, and torch's does not say what to watch.
+PLATEAU = "ReduceLROnPlateau"
+PLATEAU_FIX = ". Fix: --model.schedule lightning.pytorch.cli.ReduceLROnPlateau --model.schedule.monitor val/loss"
+
 
 class WarmupDecay(LRScheduler):
     """Linear warm-up to the optimizer's learning rate, then polynomial or cosine decay to zero, step by step.

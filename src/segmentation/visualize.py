@@ -1,7 +1,10 @@
 """Figures and tables of a run. Callers save or log what these functions return."""
 
+import functools
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.bar import Bar
+from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 from skimage.segmentation import find_boundaries
@@ -17,7 +21,7 @@ from torch import Tensor
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.writing import atomic_write
 from segmentation.errors import readable
-from segmentation.metrics import mean_iou
+from segmentation.metrics import mean_iou, tp_fp_fn
 
 if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it imports it itself
     from matplotlib.axes import Axes
@@ -30,6 +34,17 @@ MISSED = (64, 184, 255)  # false negatives of a binary task
 IGNORED = (226, 226, 226)
 PANEL = 600  # pixels of a panel's longest side at most
 KEPT = 2 * PANEL  # likewise of a sample that waits to be shown
+NAME = 40  # letters of a name in a legend at most
+TALL = 4  # rows of a grid that has its legend below too
+CJK_FONTS = (  # of Linux, macOS and Windows, for letters that Matplotlib's own font does not have
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("Hiragino Sans GB", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+)
+NO_FONT = (
+    "pictures: no font here has all letters of the class or file names. Install one, e.g. apt install fonts-noto-cjk, "
+    "and remove ~/.cache/matplotlib"
+)
 OVERALL = {  # metrics that are not of one class, and their names on the terminal
     "miou": "mIoU",
     "miou_per_image": "mIoU per image",
@@ -119,6 +134,31 @@ def mask_overlay(image: np.ndarray | Tensor, mask: Mask, labels: Labels) -> np.n
     return (photo + tint).astype(np.uint8)
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in Matplotlib's own style, whatever the user's is, with fonts for all letters that the machine has."""
+    import matplotlib.style
+    from matplotlib.font_manager import get_font_names
+
+    installed = get_font_names()
+    fonts = [name for name in CJK_FONTS if name in installed]
+    options = {
+        "font.family": ["DejaVu Sans", *fonts],
+        "text.parse_math": False,  # a name may hold a dollar
+    }
+    with warnings.catch_warnings(record=True) as caught, matplotlib.style.context(["default", options]):
+        yield
+    for warning in caught:
+        text = str(warning.message)
+        _warn_once(NO_FONT if "missing from font" in text else text)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+@style()
 def sample_grid(
     samples: Sequence[Shown],
     labels: Labels,
@@ -132,7 +172,6 @@ def sample_grid(
         labels: names and colours of the classes.
         title: shown above all.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -149,40 +188,50 @@ def sample_grid(
         )
         height, width = sample["mask"].shape
         heights.append(3 * np.clip(height / width, 0.1, 1))
-    legend = _legend(samples, labels)
     columns = len(rows[0])
-    entries = 2 * columns - 2  # of the legend, a line
-    total = sum(heights) + 0.25 * len(rows) + 0.22 * len(legend) / entries + 0.8
-    with matplotlib.rc_context({"text.parse_math": False}):  # a name may hold a dollar
-        figure = Figure((3.1 * columns, total), dpi=110, layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", weight="bold")
-        grid = figure.subplots(
-            len(rows),
-            columns,
-            squeeze=False,
-            height_ratios=heights,
-        )
-        for axes, row, sample in zip(grid, rows, samples, strict=True):
-            for cell, (heading, panel) in zip(axes, row.items(), strict=True):
-                cell.imshow(panel, interpolation="nearest")  # masks must never blend two classes
-                cell.axis("off")
-                cell.set_title(heading, loc="left", size=9)
-            axes[0].set_title(
-                readable(sample["name"])[-40:],
-                loc="left",
-                size=9,
-            )  # names differ at their ends
-            if not math.isnan(sample.get("miou", math.nan)):
-                axes[-1].set_title(f"mIoU {sample['miou']:.2f}", loc="right", size=9)
+    legend = _legend(samples, labels)
+    longest = max(cell_len(patch.get_label()) for patch in legend)
+    entries = max(1, int(3.1 * columns / (0.7 + 0.09 * longest)))  # of the legend, a line
+    places: list[Any] = ["outside upper left"]
+    if len(rows) >= TALL:
+        places.append("outside lower left")
+    legend_height = len(places) * 0.22 * math.ceil(len(legend) / entries)
+    total = sum(heights) + 0.25 * len(rows) + legend_height + 0.8
+    figure = Figure((3.1 * columns, total), dpi=110, layout="constrained")
+    grid = figure.subplots(
+        len(rows),
+        columns,
+        squeeze=False,
+        height_ratios=heights,
+    )
+    for axes, row, sample in zip(grid, rows, samples, strict=True):
+        for cell, (heading, panel) in zip(axes, row.items(), strict=True):
+            cell.imshow(panel, interpolation="nearest")  # masks must never blend two classes
+            cell.axis("off")
+            cell.set_title(heading, loc="left", size=9)
+        axes[0].set_title(shorten(readable(sample["name"])), loc="left", size=9)
+        if not math.isnan(sample.get("miou", math.nan)):
+            axes[-1].set_title(f"mIoU {sample['miou']:.2f}", loc="right", size=9)
+    for place in places:
         figure.legend(
             handles=legend,
-            loc="outside lower left",
+            loc=place,
             ncols=entries,
             frameon=False,
+            title=title if place == places[0] else None,
+            title_fontproperties={"weight": "bold", "size": "large"},
+            alignment="left",
         )
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def shorten(name: str) -> str:
+    """A long name without its middle: names differ at their beginnings or ends."""
+    if len(name) <= NAME:
+        return name
+    return f"{name[: NAME // 2]}…{name[-NAME // 2 :]}"
 
 
 def _legend(samples: Sequence[Shown], labels: Labels) -> list[Any]:
@@ -205,11 +254,11 @@ def _legend(samples: Sequence[Shown], labels: Labels) -> list[Any]:
             colors[f"missed {labels.names[1]}"] = MISSED
         else:
             colors["wrong class"] = WRONG
-    return [Patch(color=np.divide(color, 255), label=name[:24]) for name, color in colors.items()]
+    return [Patch(color=np.divide(color, 255), label=shorten(name)) for name, color in colors.items()]
 
 
 def plot(width: float, height: float) -> tuple["Figure", "Axes"]:
-    """Make an empty plot, in inches, in the style of all plots."""
+    """Make an empty plot, in inches, in the look of all plots. Call it, and draw, within `style`."""
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), dpi=144)
@@ -221,6 +270,7 @@ def plot(width: float, height: float) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
+@style()
 def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
     """Plot which share of each true class (rows) was predicted as which class (columns). An absent class is gray.
 
@@ -244,13 +294,9 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
         interpolation="nearest",
     )
     axes.grid(visible=False)
-    axes.set_xticks(
-        range(size),
-        labels.names,
-        rotation=90,
-        parse_math=False,
-    )
-    axes.set_yticks(range(size), labels.names, parse_math=False)
+    names = [shorten(name) for name in labels.names]
+    axes.set_xticks(range(size), names, rotation=90)
+    axes.set_yticks(range(size), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"mIoU {mean_iou(counts):.3f}  ·  % of the true class", loc="left")
@@ -272,7 +318,7 @@ def table(title: str, first: str, *others: str) -> Table:
     """Make an empty table for the terminal, its numbers aligned to the right."""
     columns = [Column(heading, justify="right", overflow="fold") for heading in others]
     return Table(
-        Column(first, no_wrap=True),
+        Column(first, overflow="fold"),
         *columns,
         title=Text(title),
         title_justify="left",
@@ -288,14 +334,11 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Ten
     """Make the table of a test's metrics, class by class, for the terminal.
 
     Args:
-        metrics: by their logged keys. One that is undefined is shown as "-".
+        metrics: those of no class, by their logged keys. One that is undefined is shown as "-".
         labels: the classes.
         split: for the title; that of validation may be tested.
-        matrix: the confusion matrix, for the share of each class in the truth.
+        matrix: the confusion matrix, for the metrics of each class.
     """
-
-    def number(key: str) -> str:
-        return f"{metrics.get(f'test/{key}', math.nan):.4f}".replace("nan", "-")
 
     shown = table(
         f"{split}: IoU by class",
@@ -306,19 +349,20 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Ten
         "recall",
         "pixels",
     )
-    shares = matrix.sum(dim=1) / matrix.sum().clamp(min=1)
+    tp, fp, fn = tp_fp_fn(matrix.double())
+    support = tp + fn
+    iou = tp / (support + fp)
+    dice = 2 * tp / (2 * tp + fp + fn)
+    columns = torch.stack([iou, dice, tp / (tp + fp), tp / support], dim=1)
     for index, name in enumerate(labels.names):
         shown.add_row(
             Text.assemble(("■ ", labels.colors[index]), name),
-            number(f"iou/{name}"),
-            number(f"dice/{name}"),
-            number(f"precision/{name}"),
-            number(f"recall/{name}"),
-            f"{shares[index]:.2%}",
+            *map(_number, columns[index].tolist()),
+            f"{support[index] / support.sum().clamp(min=1):.2%}",
             Bar(
                 1,
                 0,
-                np.nan_to_num(metrics.get(f"test/iou/{name}", 0)),
+                iou[index].nan_to_num().item(),
                 width=10,
                 color="cyan",
             ),
@@ -326,10 +370,15 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Ten
     shown.add_section()
     for key, name in OVERALL.items():
         if f"test/{key}" in metrics:
-            shown.add_row(Text(name, "bold"), number(key))
+            shown.add_row(Text(name, "bold"), _number(metrics[f"test/{key}"]))
     return shown
 
 
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+@style()
 def save_png(picture: "Image.Image | Figure", path: Path) -> None:
     """Save a picture, replacing what is there."""
     with atomic_write(path) as aside:

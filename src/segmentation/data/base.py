@@ -17,7 +17,7 @@ class Sample(TypedDict):
 
     image: Tensor  # (C, H, W), uint8, uint16 or float32, as the file has it; scaling happens on the device
     mask: Tensor  # (H, W) int64, class indices, IGNORE_INDEX where nothing counts
-    instance: NotRequired[Tensor]  # (H, W) int64, 0 for none, one id an individual
+    instance: NotRequired[Tensor]  # (H, W) int64, 0 for none, one id per individual
     weight: NotRequired[Tensor]  # (H, W) float32, a factor on each pixel's loss
 
 

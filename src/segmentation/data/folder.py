@@ -20,11 +20,11 @@ from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.drawing import draw
 from segmentation.data.io import check_format, hide_nodata, is_turned, read_image, read_mask
 from segmentation.data.labels import IGNORE_INDEX, Labels, UndeclaredValues, count_values
-from segmentation.data.layout import Samples, complete, find_samples, folder_of
+from segmentation.data.layout import Samples, complete, find_samples, folder_of, no_such_folder
 from segmentation.data.lists import choose_samples, read_classes
 from segmentation.data.mask_values import Counts, MaskValues, Value, add, code_of, describe, shorten
 from segmentation.data.splits import divide
-from segmentation.errors import InputError, Problem
+from segmentation.errors import InputError, Problem, plural
 
 
 class FolderData(SegmentationData):
@@ -45,11 +45,11 @@ class FolderData(SegmentationData):
             class in `classes` wins, and the first is where there is no other.
             Or what describes masks: "instances_{split}.json" is COCO's, "train.csv" has run lengths, "{name}.json" is
             labelme's, "labels/{name}.txt" YOLO's.
-        instances: folder or pattern of masks that hold one id an instance (0 for none), or null; or the same as masks,
+        instances: folder or pattern of masks that hold one id per instance (0 for none), or null; or the same as masks,
             where that describes instances.
         valid: folder or pattern of masks that are 0 where pixels are ignored (outside the field of view), or null.
         splits: what `{split}` stands for where folders or lists have other names, e.g. {val: validation}.
-        lists: list files, .txt, .csv, .yaml or .json: "{split}.txt", one image name a line; or one of all, with a
+        lists: list files, .txt, .csv, .yaml or .json: "{split}.txt", one image name per line; or one of all, with a
             column of names and a column of splits.
         val_fraction: share to validate on, of the pool, or of train where there is no val; null: 0.2 of a pool.
         test_fraction: share of the pool to test on.
@@ -95,7 +95,7 @@ class FolderData(SegmentationData):
     ) -> None:
         self.root = expand(root)
         if not self.root.is_dir():
-            raise InputError(f"{self.root}: no such folder. Set data.dataset.root to the data set's folder")
+            raise no_such_folder(self.root, "Set data.dataset.root to the data set's folder")
         try:
             self.group_pattern = re.compile(group or "(?s).*")
         except re.error as error:
@@ -222,7 +222,7 @@ class FolderData(SegmentationData):
             file = files["instance"][0]
             ids = read(file).astype(np.int64)
             if ids.ndim != 2:
-                raise InputError(f"{file}: is a colour image. Save one id an instance, 0 for none")
+                raise InputError(f"{file}: is a colour image. Save one id per instance, 0 for none")
         for file in files.get("validity mask", []):
             index_mask[_flatten(read(file)) == 0] = IGNORE_INDEX
         index_mask[hidden] = IGNORE_INDEX
@@ -265,12 +265,11 @@ class FolderData(SegmentationData):
                     turned.append(image)
         if not turned:
             return []
-        return [
-            Problem(
-                f"EXIF turns {len(turned)} images and not their masks, e.g. {turned[0]}. Look at the doctor's "
-                "pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
-            )
-        ]
+        text = (
+            f"EXIF turns {plural(len(turned), 'image')} and not their masks, e.g. {turned[0]}. Look at the doctor's "
+            "pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
+        )
+        return [Problem(text)]
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name)

@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image
 
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 
 #: Suffixes that count as images in a data folder. A new one also needs a branch in `_decode`.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".npy"})
@@ -27,8 +27,8 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | {".mat", ".npz", ".json", ".txt"}
 
 #: Ending of what is not read -> what converts it.
 CONVERTERS = {
-    ".nii": "nibabel and numpy.save, a file a slice",
-    ".nii.gz": "nibabel and numpy.save, a file a slice",
+    ".nii": "nibabel and numpy.save, one file per slice",
+    ".nii.gz": "nibabel and numpy.save, one file per slice",
     ".dcm": "pydicom and numpy.save, or dcmj2pnm",
     ".jp2": "gdal_translate a.jp2 a.tif, or opj_decompress",
 }
@@ -123,7 +123,7 @@ def _fit_channels(
     found = len(pixels)
     if channels not in (None, found):
         raise WrongChannels(
-            f"{source}: has {found} channels, but channels says {channels}. "
+            f"{source}: has {plural(found, 'channel')}, but channels says {channels}. "
             f"Fix: channels: {found}, or, where gray and colour are mixed, as_rgb: true",
             found,
         )
@@ -173,9 +173,11 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
         white=255 if by_color else 1,
     )
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise InputError(f"{path}: this mask holds NaN. Save masks as PNG with one integer a class, and ignore one")
+        raise InputError(f"{path}: this mask holds NaN. Save masks as PNG with one integer per class, and ignore one")
     if path.suffix.lower() == ".npy" and len(pixels) == 2:  # no gray with alpha
-        raise InputError(f"{path}: holds {len(pixels)} channels. Save one integer a pixel, e.g. mask.argmax(axis=-1)")
+        raise InputError(
+            f"{path}: holds {plural(len(pixels), 'channel')}. Save one integer per pixel, e.g. mask.argmax(axis=-1)"
+        )
     pixels = _to_rgb(pixels)
     is_gray = (pixels == pixels[0]).all()
     if is_gray and not by_color:

@@ -23,6 +23,15 @@ IGNORE_INDEX = -100
 #: Index of a mask value that nobody declared; it never leaves `Labels.encode`.
 UNDECLARED = -1
 
+#: Display colours: dark gray, five of Okabe and Ito's, and from there on the colour that is farthest from those before
+#: it (CIEDE2000). Colour-blind readers tell the first eight apart, and none is near the red that stands for errors.
+PALETTE = (
+    "30343C E69F00 56B4E9 009E73 F0E442 0072B2 A5F0E1 006900 F078F0 A51E87 "
+    "785A1E 87961E 2DF04B 006969 C3C3FF 4B3CE1 8778A5 FFD2A5 7887FF B4D296 "
+    "FFD2E1 692D3C 69785A 692D0F A59678 78A5A5 5A4B78 3C4B2D A55AF0 00A50F "
+    "003C87 00E1FF 00E1A5 4B3C2D 690096 A57800 B4E1FF 87C300 C3B45A 1E4B5A"
+)
+
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -42,7 +51,7 @@ def codes_of(mask: np.ndarray, source: str) -> np.ndarray:
         return rgb @ (1 << 16, 1 << 8, 1)
     if mask.dtype.kind == "f":
         if not np.array_equal(mask, np.rint(mask)):
-            raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer a class")
+            raise InputError(f"{source}: this mask holds fractions. Save masks as PNG with one integer per class")
         return mask.astype(np.int64)
     return mask
 
@@ -374,13 +383,14 @@ def _rgb(colors: Iterable[Any]) -> np.ndarray:
 
 
 def _distinct_color(index: int) -> str:
-    """Display colours for classes that declare none: dark gray first, then hues a golden angle apart."""
-    if index == 0:
-        return "#30343C"
-    hue = 0.08 + (index - 1) * 0.61803
+    """Display colours for classes that declare none; after those of PALETTE hues a golden angle apart, none red."""
+    colors = PALETTE.split()
+    if index < len(colors):
+        return f"#{colors[index]}"
+    hue = 0.1 + 0.75 * (index * 0.61803 % 1)
     saturation = 0.62 if index % 2 else 0.8
     color = colorsys.hsv_to_rgb(
-        hue % 1,
+        hue,
         saturation,
         0.95,
     )

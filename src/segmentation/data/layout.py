@@ -18,6 +18,7 @@ one folder's or file's name. `*` stands for anything there, `**/` for any folder
 import os
 import re
 from collections.abc import Container, Iterator
+from difflib import get_close_matches
 from pathlib import Path, PurePath
 
 from segmentation.data.annotations import names_in
@@ -176,7 +177,7 @@ def _match_files(
     """
     folder = folder_of(pattern)
     if not folder.exists():
-        raise InputError(f"{folder}: no such folder. Set data.dataset.root, or the folder names images and masks")
+        raise no_such_folder(folder, "Set data.dataset.root, or the folder names images and masks")
     stands_for = {"name": ".+"}
     if classes:
         stands_for["class"] = "|".join(map(re.escape, classes))
@@ -221,6 +222,18 @@ def walk(
 def _is_left_out(folder: Path) -> bool:
     """Whether a folder is hidden, or a link to one that it lies in."""
     return folder.name.startswith(".") or folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def no_such_folder(folder: Path, fix: str) -> InputError:
+    """The error of a missing folder, with the folders that lie where it should, those of the likest names first."""
+    place = folder.parent
+    while not place.is_dir():
+        place = place.parent
+    name = folder.relative_to(place).parts[0]
+    names = [entry.name for entry in place.iterdir() if entry.is_dir()]
+    there = ", ".join(get_close_matches(name, names, n=6, cutoff=0))
+    holds = f", but {place} holds {there}" if there else ""
+    return InputError(f"{folder}: no such folder{holds}. {fix}")
 
 
 def _refuse_folder(error: OSError) -> None:

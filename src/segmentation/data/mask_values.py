@@ -29,7 +29,7 @@ IDS = 5  # instances in the fullest mask at least
 VOID = (255, 65535)
 
 NO_LABELS = (
-    "This is no label mask (a photo, or a JPEG?). Fix: save masks as PNG with one value a class, without smoothing; "
+    "This is no label mask (a photo, or a JPEG?). Fix: save masks as PNG with one value per class, without smoothing; "
     "or, if the values number instances, mask_threshold: 1, instances: the same as masks"
 )
 

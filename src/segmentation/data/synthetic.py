@@ -17,13 +17,13 @@ from segmentation.data.base import SPLITS, Sample, SegmentationData
 from segmentation.data.labels import Labels
 from segmentation.errors import InputError
 
-#: Okabe and Ito's colours, which colour-blind readers tell apart; the ground is dark, so that shapes stand out.
+#: Colour-blind readers tell these apart, and the ground is dark, so that shapes stand out.
 CLASSES = {
     "background": {"value": 0, "color": "#262B33"},
     "disk": {"value": 1, "color": "#56B4E9"},
     "ring": {"value": 2, "color": "#E69F00"},
     "triangle": {"value": 3, "color": "#009E73"},
-    "star": {"value": 4, "color": "#CC79A7"},
+    "star": {"value": 4, "color": "#4B3CE1"},
 }
 
 #: Class -> tips, and class -> radius of the notches between them, where the tips lie at 1; of a triangle, its sides'.

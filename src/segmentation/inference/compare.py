@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 from segmentation.inference.bootstrap import Estimate, bootstrap, intervals, iou
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.training.run_folder import RUNS
-from segmentation.visualize import plot, save_png, table
+from segmentation.visualize import plot, save_png, style, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,12 +60,12 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
         "--output",
         metavar="FILE.png",
         type=file_name,
-        default=Path("comparison.png"),
-        help="the plot (default: comparison.png)",
+        help="the plot (default: comparison.png, which the next call replaces)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace it")
     options = parser.parse_args(args)
-    refuse_existing([options.output], options.overwrite)
+    refuse_existing([options.output] if options.output else [], options.overwrite)
+    output = options.output or Path("comparison.png")
 
     runs = {str(Path(text)): read_run(text) for text in options.runs}
     first, *others = runs
@@ -89,7 +89,7 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
                 resampled - drawn[0],
             )
 
-    print_table(f"IoU and its 95 % interval, {len(runs[first].images):,} images", ious)
+    print_table(f"IoU and its 95 % interval, {plural(len(runs[first].images), 'image')}", ious)
     if differences:
         print_table(f"difference to {first}", differences)
     print_table("cost", {name: run.costs for name, run in runs.items()})
@@ -102,8 +102,9 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
             lineterm="",
         )
         print("\n".join(changed))
-    save_png(comparison_figure(ious), options.output)
-    print(f"plot       {options.output}")
+    figure = comparison_figure(ious)
+    save_png(figure, output)
+    print(f"plot       {output}")
     return {"iou": ious, "difference": differences}
 
 
@@ -153,8 +154,9 @@ def read_counts(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     return table[:, 0, 0].tolist(), classes, counts.transpose(0, 2, 1)
 
 
+@style()
 def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
-    """Plot IoU of each class and mIoU: a row a class, in it a point and an interval for each run.
+    """Plot IoU of each class and mIoU: one row per class, in it a point and an interval for each run.
 
     Args:
         ious: of each run, by its name: of each class, by its name, and last of `mIoU`.
@@ -173,7 +175,7 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
             markersize=5,
             label=name,
         )
-    axes.set_yticks(range(len(rows)), rows, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.set_xlabel("IoU, 95 % interval of a bootstrap over images")
     axes.grid(axis="y", visible=False)

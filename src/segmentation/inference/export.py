@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segmentation.data.writing import atomic_write
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 from segmentation.inference.results import describe_classes
 from segmentation.inference.source import open_trained
 from segmentation.module import SegmentationModule
@@ -92,7 +92,7 @@ def export(args: list[str] | None = None) -> Path:
         found = f"probabilities differ by {differences.max():.1e} at most, {shares.min():.3%} of pixels are equal"
         if not (differences.max() <= MAX_DIFFERENCE and shares.min() >= MIN_EQUAL):
             raise InputError(f"the exported file does not predict what the net does: {found}. Try another --format")
-    print(f"checked    on {len(images)} images, in float32: {found}")
+    print(f"checked    on {plural(len(images), 'image')}, in float32: {found}")
     print(f"exported   {path}: {path.stat().st_size / 2**20:.1f} MiB")
     return path
 

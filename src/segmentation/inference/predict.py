@@ -15,11 +15,14 @@ from rich.progress import Progress
 
 from segmentation.data.io import IMAGE_SUFFIXES, LARGE, check_file
 from segmentation.data.layout import walk
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 from segmentation.inference.predictor import Predictor, add_options
 from segmentation.inference.results import Results
 from segmentation.nets.base import probabilities
 from segmentation.training.entry import JobParser, start_job
+
+#: What follows the image's name and _ in the name of its mask.
+MASK_ENDINGS = ("mask", "masks", "label", "labels", "gt", "seg")
 
 #: Bytes of a file that counts as large where Pillow cannot read its header.
 LARGE_FILE = 16 * 2**20
@@ -78,12 +81,14 @@ def predict(args: list[str] | None = None) -> int:
     finally:
         pool.shutdown(cancel_futures=True)
     done = len(todo) - len(bad)
-    print(f"predicted  {done:,} of {len(todo):,} images to {output}, on {predictor.device}")
+    print(f"predicted  {done:,} of {plural(len(todo), 'image')} to {output}, on {predictor.device}")
     if len(images) > len(todo):
-        print(f"left out   {len(images) - len(todo):,} images that have their mask already")
+        print(f"left out   {plural(len(images) - len(todo), 'image')} with a mask already")
     results.end(bad)
     if bad:
-        raise InputError(f"{bad[0]} ({len(bad)} of {len(images)} images were left out, listed in {results.unreadable})")
+        raise InputError(
+            f"{bad[0]} ({len(bad)} of {plural(len(images), 'image')} left out, listed in {results.unreadable})"
+        )
     return done
 
 
@@ -118,7 +123,7 @@ def parse(args: list[str] | None) -> Namespace:
     parser.add_argument(
         "--instances",
         action="store_true",
-        help="also OUTPUT/instances: 16-bit PNG, 0 for none and one id an instance",
+        help="also OUTPUT/instances: 16-bit PNG, 0 for none and one id per instance",
     )
     add_options(parser)
     parser.add_argument(
@@ -135,6 +140,20 @@ def parse(args: list[str] | None) -> Namespace:
     return parser.parse_args(args)
 
 
+def without_masks(files: list[Path]) -> list[Path]:
+    """Of the files of a folder those that are no masks by their names: x_mask.png beside x.png."""
+    stems = {file.with_suffix("") for file in files}
+    images = []
+    for file in files:
+        start, _, end = file.stem.rpartition("_")
+        if end not in MASK_ENDINGS or file.with_name(start) not in stems:
+            images.append(file)
+    if len(images) < len(files):
+        count = plural(len(files) - len(images), "mask")
+        print(f"left out   {count} by name, beside images. To predict such files, name them")
+    return images
+
+
 def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
     """The images of the command line and their names: the path below the folder given, without the ending.
 
@@ -145,7 +164,7 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
     for text in inputs:
         folder = Path(text)
         if folder.is_dir():
-            files = list(walk(folder))
+            files = without_masks(list(walk(folder)))
         elif os.path.lexists(folder):
             files = [folder]
             folder = folder.parent

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
 from segmentation.data.io import WrongChannels, allow_large, hide_nodata, open_image, take_image
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 from segmentation.module import SegmentationModule
 from segmentation.nets import Heads, SegmentationNet
 from segmentation.nets.base import probabilities
@@ -170,8 +170,8 @@ class Predictor:
                 image = take_image(source, channels, self.as_rgb)
         except WrongChannels as error:
             raise InputError(
-                f"{name}: has {error.found} channels, but the net was trained on {channels}. Convert it, or train with "
-                "as_rgb: true, which takes gray and RGBA images for RGB"
+                f"{name}: has {plural(error.found, 'channel')}, but the net was trained on {channels}. Convert "
+                "it, or train with as_rgb: true, which takes gray and RGBA images for RGB"
             ) from error
         if dtype and image.dtype != dtype:
             raise InputError(

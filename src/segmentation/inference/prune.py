@@ -19,7 +19,7 @@ from segmentation.nets import UNetPlusPlus
 from segmentation.training.callbacks import count_flops
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.training.trainer import AtomicCheckpointIO
-from segmentation.visualize import plot, save_png, table
+from segmentation.visualize import plot, save_png, style, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,6 +160,7 @@ def write_level(options: Namespace, base: Path, level: int) -> None:
     print(f"level {level}    {path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
+@style()
 def levels_figure(levels: list[Level]) -> "Figure":
     """mIoU against time, a point for each level."""
     figure, axes = plot(7, 4.4)
@@ -175,7 +176,7 @@ def levels_figure(levels: list[Level]) -> "Figure":
             va="top",
         )
     axes.margins(0.2)
-    axes.set_xlabel("milliseconds an image")
+    axes.set_xlabel("milliseconds per image")
     axes.set_ylabel("validation mIoU")
     return figure
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segmentation.data.statistics import SplitStatistics
 from segmentation.errors import InputError
 
-#: A list of one number a class, or a rule that makes them from the statistics of the training split.
+#: A list of one number per class, or a rule that makes them from the statistics of the training split.
 Weights = list[float] | Literal["auto", "sqrt_inverse", "median", "effective"] | None
 
 #: Cui et al.'s beta: what a class has in pixels beyond some 1 / (1 - beta) adds little to its effective number.
@@ -22,7 +22,7 @@ class SegmentationLoss(nn.Module, ABC):
     """Base class of the losses: float32 under any autocast; a subclass writes `compute`.
 
     Args:
-        class_weights: one factor a class: numbers, or a rule of `class_weights`; null for none.
+        class_weights: one factor per class: numbers, or a rule of `class_weights`; null for none.
         max_weight: what a rule's weights of more than two classes are capped at.
 
     Attributes:

@@ -18,7 +18,7 @@ class WeightedSum(SegmentationLoss):
 
     Args:
         losses: any losses, by class name.
-        weights: one factor a loss; null for 1 each.
+        weights: one factor per loss; null for 1 each.
 
     Raises:
         InputError: not as many weights as losses, or no loss.

@@ -72,7 +72,7 @@ class CrossEntropy(PixelLoss):
     the sum of w[y] over valid pixels; as `torch.nn.functional.cross_entropy`.
 
     Args:
-        class_weights: one factor a class, or `auto` (inverse), `sqrt_inverse`, `median` or `effective`, made from the
+        class_weights: one factor per class, or `auto` (inverse), `sqrt_inverse`, `median` or `effective`, made from the
             training split's pixels as `class_weights` in losses/base.py says; null for none.
         pos_weight: of two classes: the weight of the second, the first has 1; or `auto`: num_neg / num_pos of the
             training split.
@@ -123,7 +123,7 @@ class Focal(PixelLoss):
     def __init__(self, alpha: float | Weights = None, gamma: float = 2.0, max_weight: float = 10.0) -> None:
         if isinstance(alpha, int | float):
             if not 0 < alpha < 1:
-                raise InputError(f"Focal: alpha {alpha} must be between 0 and 1, or a list of one number a class")
+                raise InputError(f"Focal: alpha {alpha} must be between 0 and 1, or a list of one number per class")
             alpha = [1 - alpha, alpha]
         super().__init__(alpha, max_weight)
         self.gamma = gamma

@@ -1,4 +1,4 @@
-"""What a run shows on its way: a summary before the first step, a line an epoch, throughput, a loss that is NaN.
+"""What a run shows on its way: a summary before the first step, one line per epoch, throughput, a loss that is NaN.
 
 Hooks take Any: Lightning's classes do not declare the datamodule and the attributes of our module.
 """
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation.data.base import SPLITS
-from segmentation.errors import InputError
+from segmentation.errors import InputError, plural
 from segmentation.nets import SegmentationNet
 from segmentation.training.run_folder import RunFolder
 
@@ -28,7 +28,7 @@ PATIENCE = 5.0
 
 
 class EpochPrinter(Checkpoint):
-    """Prints a line an epoch. It is a Checkpoint, as Lightning calls these after the module has logged the epoch."""
+    """Prints one line per epoch. It is a Checkpoint, as Lightning calls these after the module has logged the epoch."""
 
     validated = False
 
@@ -49,6 +49,15 @@ class EpochPrinter(Checkpoint):
         line += f"  {metrics['train/images_per_second']:.1f} images/s"
         print(line, flush=True)
         self.validated = False
+
+
+class CountFromOne(RichProgressBar):
+    """Lightning's progress bar, with the epochs numbered as EpochPrinter does, from 1."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.update(self.train_progress_bar_id, description=f"epoch {trainer.current_epoch + 1}")
 
 
 class RunSummary(Callback):
@@ -82,9 +91,12 @@ class RunSummary(Callback):
             f"net       {type(net).__name__}: {millions:.2f} M parameters, {gflops} GFLOPs for {shape}",
         )
 
-        step = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        step_size = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        epochs = plural(trainer.max_epochs, "epoch")
+        steps = plural(trainer.estimated_stepping_batches, "step")
+        images = plural(step_size, "image")
         print(
-            f"training  {trainer.max_epochs} epochs, {trainer.estimated_stepping_batches:,} steps of {step} images",
+            f"training  {epochs}, {steps} of {images}",
         )
 
         rates = [f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups]
@@ -186,7 +198,7 @@ class Throughput(Callback):
             self.warned = True
             rank_zero_warn(
                 f"{wait:.0%} of the training time went into waiting for data. Remedies: "
-                f"data.num_workers (the machine has {os.cpu_count()} cores), "
+                f"data.num_workers (the machine has {plural(os.cpu_count() or 1, 'core')}), "
                 "data.cache: true for data that fits into memory, fewer transforms"
             )
         self.start_epoch()

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,7 +19,7 @@ from segmentation.errors import InputError, plural
 from segmentation.losses import SegmentationLoss
 from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet
-from segmentation.training.callbacks import EpochPrinter, RunSummary, StopAtNonFinite, Throughput
+from segmentation.training.callbacks import CountFromOne, EpochPrinter, RunSummary, StopAtNonFinite, Throughput
 from segmentation.training.entry import outcome, start_job
 from segmentation.training.parser import Parser
 from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place, check_processes
@@ -47,7 +47,9 @@ from segmentation.training.trainer import (
 )
 from segmentation.training.wandb_run import WandbOptions, close_wandb, make_wandb
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+PACKAGE = Path(__file__).resolve().parents[1]
+CLONE = PACKAGE.parents[1]
+CONFIGS = (CLONE if (CLONE / "configs/default.yaml").is_file() else PACKAGE) / "configs"  # in it after pip install
 
 #: Options of the Trainer that the run folder and the datamodule set.
 OURS = {
@@ -62,6 +64,9 @@ OURS = {
     "enable_autolog_hparams",
     "model_registry",
 }
+
+#: Options of the Trainer of which 0 leaves nothing to train, or is divided by.
+NOT_ZERO = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "check_val_every_n_epoch")
 
 #: Options, or prefixes of options, that `--resume` may change, as they do not affect the result.
 CHANGEABLE = (
@@ -169,10 +174,7 @@ class SegmentationCLI(LightningCLI):
             InputError: another option differs, or the run would be shorter.
         """
         path = str(self.run_folder.config)
-        try:
-            own = self.parser.parse_args(["--config", path])
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        own = self.parser.parse_args(["--config", path])
         now = self.parser.parse_args(["--config", path, *args])
         for key in ("name", "resume", "runs"):
             own.pop(key)
@@ -215,11 +217,12 @@ class SegmentationCLI(LightningCLI):
             if "Unable to serialize" in line:  # by jsonargparse, in place of the value
                 fix = "write it as words, numbers or a list, e.g. [-180, 180]"
                 raise InputError(f"an option cannot be written to config.yaml ({line.strip()}): {fix}")
-        if 0 in (options["max_epochs"], options["max_steps"]):
-            raise InputError(
-                "trainer.max_epochs or max_steps is 0: nothing to train. To test a checkpoint: "
-                "python src/eval.py CHECKPOINT"
-            )
+        for name in NOT_ZERO:
+            if options[name] == 0:
+                raise InputError(
+                    f"trainer.{name} is 0: give 1 or more. To test a checkpoint: python src/eval.py CHECKPOINT. "
+                    "To validate nothing: --trainer.limit_val_batches 0"
+                )
         if run.last:
             callbacks = without_finders(callbacks)
         options["plugins"] = [AtomicCheckpointIO(), *as_list(options["plugins"])]
@@ -241,6 +244,9 @@ class SegmentationCLI(LightningCLI):
             self.last_checkpoint,
             *callbacks,
         ]
+        has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
+        if options["enable_progress_bar"] is not False and not has_bar:
+            options["callbacks"].append(CountFromOne())
         options["logger"] = [MetricsFile(run, self.step), *as_list(options["logger"])]
         self.wandb = make_wandb(run, config.wandb)
         if self.wandb:

@@ -188,6 +188,7 @@ def start_job() -> None:
             stream.reconfigure(errors="replace")  # a log in latin-1 has no box characters
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     for message in SMALL_TALK:
         warnings.filterwarnings("ignore", message)
 

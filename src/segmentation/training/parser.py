@@ -1,7 +1,11 @@
 """The parser of the command line: an error is one line, with the option or class that was most likely meant."""
 
 import difflib
-from typing import Any, NoReturn
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
@@ -14,6 +18,7 @@ from segmentation.data import SegmentationData
 from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
+from segmentation.schedulers import PLATEAU, PLATEAU_FIX
 
 #: Options take classes of these kinds.
 KINDS = (
@@ -46,6 +51,17 @@ ELSEWHERE = {
     "workers": "data.num_workers",
 }
 
+#: Types, as YAML has their values.
+WORDS = {
+    NoneType: "null",
+    bool: "true or false",
+    dict: "a mapping",
+    float: "a number",
+    int: "a whole number",
+    list: "[...]",
+    str: "a text",
+}
+
 #: Stands around the error of a class's options within jsonargparse's, which lists all that it has tried.
 MARK = "\0"
 
@@ -56,11 +72,15 @@ class Parser(LightningArgumentParser):
     jsonargparse makes another one for each class that the user names; its error becomes part of its parent's.
     """
 
-    class_name = ""  # whose options these are
+    file = ""  # of --config, that is being read
 
-    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
-        self.class_name = theclass.__name__
-        return super().add_class_arguments(theclass, *args, **options)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.classes: dict[str, type] = {}  # whose options these are; before a dot, or "" where all are of one class
+        super().__init__(*args, **options)
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **options: Any) -> Any:
+        self.classes[nested_key or ""] = theclass
+        return super().add_class_arguments(theclass, nested_key, *args, **options)
 
     def parse_args(self, args: Any = None, **options: Any) -> Any:  # type: ignore[override]
         for word in args or ():
@@ -71,10 +91,16 @@ class Parser(LightningArgumentParser):
                 raise InputError(
                     f"{word}: follows from the data (data.dataset.channels, data.dataset.classes). Take it away"
                 )
+        return super().parse_args(args, **options)
+
+    def parse_path(self, cfg_path: Any, *args: Any, **options: Any) -> Any:
+        self.file = f"{cfg_path}: "
         try:
-            return super().parse_args(args, **options)
+            return super().parse_path(cfg_path, *args, **options)
         except UnicodeDecodeError as error:
-            raise InputError(f"a file of --config is no UTF-8 text ({error}): save it as UTF-8") from error
+            raise InputError(f"{self.file}is no UTF-8 text ({error}): save it as UTF-8") from error
+        finally:
+            self.file = ""
 
     def instantiate_classes(self, *args: Any, **options: Any) -> Any:
         try:
@@ -87,19 +113,50 @@ class Parser(LightningArgumentParser):
             raise InputError(f"an option cannot be used: {reason}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(str(message).split())
-        if MARK in line:
-            key = line.partition(": ")[0]
-            line = f"{key}: {line.split(MARK)[1]}"
-        elif ex is None or isinstance(ex, KeyError):
-            options = self.option_names()
-            choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
-            line += renamed(line) or hint(line, options) or choices
+        lines = str(message).splitlines()
+        key = lines[0].split('"')[1] if lines[0].startswith("Parser key") else ""
+        if MARK in message:
+            line = key + message.split(MARK)[1]
+        elif message.startswith("Unexpected config"):
+            line = "holds no options. Write e.g. trainer: {max_epochs: 50}, or leave it out"
+        elif key:
+            line = self.wrong_value(key, lines[-1])
         else:
-            line += hint(line, class_names())
+            line = " ".join(message.split()).rstrip(".")
+            if ex is None or isinstance(ex, KeyError):
+                options = self.option_names()
+                choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
+                line += renamed(line) or hint(line, options) or choices
+            else:
+                line += ". YAML is indented by spaces, never by tabs"
         if not self.exit_on_error:  # these are the options of a class
-            super().error(f"{MARK}{self.class_name}: {line}{MARK}", ex)
-        raise InputError(f"{line}. All options: python src/train.py --help")
+            start = "." if key else f": {self.classes[''].__name__}: "
+            super().error(f"{MARK}{start}{line}{MARK}", ex)
+        raise InputError(f"{self.file}{line}. All options: python src/train.py --help")
+
+    def wrong_value(self, key: str, reason: str) -> str:
+        """What an option takes, where it was given something else.
+
+        Args:
+            key: the option.
+            reason: the last line of jsonargparse's error, which ends with ": " and the value.
+        """
+        if PLATEAU in reason:
+            return f"{key}: two classes are called {PLATEAU}{PLATEAU_FIX}"
+        reason = reason.strip(" -").removeprefix(f'Parser key "{key}": ')
+        given = reason.partition(": ")[2]
+        group, _, name = key.rpartition(".")
+        parameter = inspect.signature(self.classes.get(group, object)).parameters.get(name)
+        if parameter is None or not given:
+            return f"{key}: {reason}"
+        choices = in_words(parameter.annotation)
+        line = f"{key} cannot be {given}: it takes {' or '.join(choices)}"
+        default = self.get_defaults(skip_validation=True).get(key)
+        if "," in given and "..." in line:
+            line += f", e.g. [{given}]"
+        elif type(default) in (int, float):
+            line += f", e.g. {default}"
+        return line + hint(given, [*choices, *class_names()])
 
     def option_names(self) -> list[str]:
         """Names of all options, in full and their last parts: YAML has these."""
@@ -112,6 +169,23 @@ class Parser(LightningArgumentParser):
         return list(names)
 
 
+def in_words(kind: Any) -> list[str]:
+    """What a type hint takes, as YAML has it: one of these."""
+    parts = get_args(kind)
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return [str(part) for part in parts]
+    if origin in (Union, UnionType):
+        choices = chain.from_iterable(map(in_words, parts))
+        return list(dict.fromkeys(choices))
+    if origin is Callable:  # a class, whose first argument comes from elsewhere
+        return in_words(parts[-1])
+    if parts and origin in (list, Sequence, Iterable):
+        each = ", ".join(in_words(parts[0]))
+        return [f"[{each}, ...]"]
+    return [WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"]
+
+
 def class_names() -> list[str]:
     """Names of all classes that an option takes."""
     found: list[type] = [*KINDS]
@@ -120,10 +194,14 @@ def class_names() -> list[str]:
     return [cls.__name__ for cls in found]
 
 
+def typed(line: str) -> list[str]:
+    """The words of an error that may be names, the last first: what the user typed stands last."""
+    return [word.strip("-'\"[]{},:;").partition("=")[0] for word in reversed(line.split())]
+
+
 def renamed(line: str) -> str:
     """The option here that a word of an error means in other projects."""
-    for word in line.split():
-        word = word.strip("-'\"[]{},:;").partition("=")[0]
+    for word in typed(line):
         last = word.rpartition(".")[2].replace("-", "_")
         if last in ELSEWHERE and word != ELSEWHERE[last]:
             return f" (did you mean {ELSEWHERE[last]}?)"
@@ -132,8 +210,7 @@ def renamed(line: str) -> str:
 
 def hint(line: str, names: list[str]) -> str:
     """The name that a word of an error was most likely meant to be."""
-    for word in reversed(line.split()):  # what the user typed stands last
-        word = word.strip("-'\"[]{},:;").partition("=")[0]
+    for word in typed(line):
         close = difflib.get_close_matches(word, names, n=1, cutoff=0.8)
         if close and word not in names:
             return f" (did you mean {close[0]}?)"

@@ -25,7 +25,7 @@ def make_trainer(**options: Any) -> Trainer:
     watch_processes()
     try:
         trainer = Trainer(**options)
-    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
         raise refused(error) from error
     if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed", "64-true"):
         raise InputError(
