@@ -16,7 +16,7 @@ from segmentation.inference.compare import compare
 def test_two_trials_of_two_seeds() -> None:
     optuna = pytest.importorskip("optuna")
     command = [sys.executable, str(ROOT / "examples/sweep.py"), "--trials", "2", "--seeds", "2", *TINY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
 
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("sweep.log"))
@@ -34,7 +34,6 @@ def test_two_trials_of_two_seeds() -> None:
         assert found[0] != found[1]
         assert trial.values == [np.mean(found)]
     winner = trials[study.user_attrs["winner"]]
-    best = study.best_trial
-    assert winner.values == best.values or winner.user_attrs["parameters"] <= best.user_attrs["parameters"]
-    assert f"winner     trial {winner.number}: " in done.stdout
+    assert winner.user_attrs["parameters"] <= study.best_trial.user_attrs["parameters"]
+    assert f"winner  sweep-{winner.number}-0, sweep-{winner.number}-1\n" in done.stdout
     assert set(compare(["sweep-0-0", "sweep-1-0"])["difference"]) == {"sweep-1-0"}

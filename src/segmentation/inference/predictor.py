@@ -100,7 +100,7 @@ class MeanOverNets(SegmentationNet):
     def __init__(self, modules: Sequence[SegmentationModule]) -> None:
         first = modules[0].net
         super().__init__(first.in_channels, first.num_classes)
-        self.nets = nn.ModuleList(module.net for module in modules)
+        self.nets: Any = nn.ModuleList(module.net for module in modules)
         self.register_buffer("means", torch.stack([module.mean for module in modules]))
         self.register_buffer("stds", torch.stack([module.std for module in modules]))
 
