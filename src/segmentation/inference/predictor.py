@@ -40,6 +40,7 @@ def add_options(parser: JobParser) -> None:
     """The options of every job that predicts."""
     parser.add_argument(
         "--ensemble",
+        action="extend",
         nargs="+",
         default=[],
         metavar="CHECKPOINT",
