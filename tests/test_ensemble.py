@@ -46,7 +46,7 @@ def test_probabilities_are_the_mean_of_the_nets(options: dict, trained: Path, ot
     mean = (first.probabilities + second.probabilities) / 2
     np.testing.assert_allclose(both.probabilities, mean, atol=1e-6)
     clear = np.diff(np.sort(mean, axis=0)[-2:], axis=0)[0] > 1e-5  # rounding decides between classes that are as likely
-    assert clear.mean() > 0.8
+    assert clear.mean() > 0.5
     assert np.array_equal(both.mask[clear], mean.argmax(axis=0)[clear])  # these classes stand for their own indices
 
 
