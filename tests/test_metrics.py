@@ -8,12 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
+from scipy.spatial.distance import cdist
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, precision_recall_fscore_support
 from torch import Tensor
 from torchmetrics.classification import MulticlassCohenKappa, MulticlassConfusionMatrix
 
 from segmentation.data import IGNORE_INDEX, Labels
-from segmentation.metrics import BoundaryIoU, SegmentationMetrics, confusion_counts, mean_iou, table_rows
+from segmentation.metrics import (
+    BoundaryIoU,
+    SegmentationMetrics,
+    SurfaceDistances,
+    confusion_counts,
+    mean_iou,
+    surface_distances,
+    table_rows,
+)
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MATRIX = np.array(
@@ -162,7 +171,7 @@ def test_any_grouping_gives_the_same_digits() -> None:
     index = torch.arange(7)
 
     def fed(order: list[int], batch: int) -> SegmentationMetrics:
-        metrics = SegmentationMetrics(labels(4), heads=2, images=7, boundary=0.1)
+        metrics = SegmentationMetrics(labels(4), heads=2, images=7, boundary=0.1, surface=True)
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             heads = [prediction[chosen], 3 - prediction[chosen]]
@@ -172,7 +181,7 @@ def test_any_grouping_gives_the_same_digits() -> None:
     reference = fed([0, 1, 2, 3, 4, 5, 6], 7)
     others = [fed([6, 5, 4, 3, 2, 1, 0], 1), fed([0, 2, 4, 6, 1, 3, 5], 3)]
     shares = [fed([0, 3, 6], 2), fed([1, 4], 2), fed([2, 5], 1)]
-    summed = SegmentationMetrics(labels(4), heads=2, images=7, boundary=0.1)
+    summed = SegmentationMetrics(labels(4), heads=2, images=7, boundary=0.1, surface=True)
     for share in shares:
         summed.load(share.state())
     for metrics in [*others, summed]:
@@ -287,6 +296,64 @@ def test_boundary_iou_has_no_edge_at_ignored_pixels() -> None:
     assert counts["intersection"][0] == counts["union"][0] == 10 * 20 - 14 * 7  # three sides, 3 pixels wide
     assert compute(metrics)["mean_boundary_iou"] == 1
     assert "boundary_iou/class0" not in compute(metrics)
+
+
+def surface_points(mask: np.ndarray) -> np.ndarray:
+    """Pixels inside with a neighbour outside the mask or the image, one by one."""
+    inside = set(map(tuple, np.argwhere(mask)))
+    return np.array([(y, x) for y, x in inside if {(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)} - inside])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([1, 4]))
+def test_surface_distances_against_all_pairs_of_points(seed: int, ignore: bool, side: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask, prediction = rng.integers(0, 3, (2, 2, 5, 6)).repeat(side, axis=2).repeat(side, axis=3)
+    if ignore:
+        mask[rng.random(mask.shape) < 0.2] = IGNORE_INDEX
+    metric = SurfaceDistances(labels(3))
+    metric.update(torch.from_numpy(prediction), torch.from_numpy(mask))
+    found = metric.compute()
+
+    for index in range(3):
+        hd95, assd = [], []
+        for predicted, true in zip(prediction, mask, strict=True):
+            one, other = predicted == index, true == index
+            one &= true != IGNORE_INDEX
+            if one.any() and other.any():
+                pairs = cdist(surface_points(one), surface_points(other))
+                there, back = pairs.min(axis=1), pairs.min(axis=0)
+                hd95.append(max(np.percentile(there, 95), np.percentile(back, 95)))
+                assd.append((there.sum() + back.sum()) / (len(there) + len(back)))
+            elif one.any() or other.any():
+                hd95.append(np.hypot(5 * side, 6 * side))
+                assd.append(np.hypot(5 * side, 6 * side))
+        expected = [np.mean(hd95), np.mean(assd)] if hd95 else [np.nan, np.nan]
+        assert [found[f"hd95/class{index}"], found[f"assd/class{index}"]] == pytest.approx(
+            expected, abs=1e-4, nan_ok=True
+        )
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3, 8])
+def test_surface_distances_of_what_is_moved(shift: int) -> None:
+    """All of a line is `shift` away. Of a square of side 20 the outer edge is, and the sum of all distances is
+    20 k (outer edge) + k (k - 1) (above and below) + 19 k - k^2 (inner edge) = 38 k, over 76 pixels."""
+    line, square = np.zeros((2, 30, 40), bool)
+    line[:, 5] = True
+    square[5:25, 5:25] = True
+    assert surface_distances(line, np.roll(line, shift, axis=1)) == (shift, shift)
+    assert surface_distances(square, np.roll(square, shift, axis=1)) == (shift, pytest.approx(shift / 2))
+
+
+def test_a_class_that_is_missed_is_as_far_as_can_be() -> None:
+    mask, prediction = torch.zeros(2, 3, 30, 40, dtype=torch.int64)
+    mask[:2, 5:9, 5:9] = 1  # found in the first, missed in the second; neither has it in the third
+    prediction[0] = mask[0]
+    metrics = SegmentationMetrics(labels(2), surface=True)
+    update(metrics, prediction, mask)
+    found = compute(metrics)
+    assert found["hd95/class1"] == found["assd/class1"] == found["mean_hd95"] == found["mean_assd"] == 50 / 2
+    assert "hd95/class0" not in found
 
 
 def test_a_collapse_to_one_class_is_noticed() -> None:

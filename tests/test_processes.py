@@ -48,7 +48,8 @@ def test_split_smaller_than_the_number_of_processes() -> None:
 def test_other_numbers_of_processes() -> None:
     train(*TINY, "--name", "run", "--data.dataset.test", "2")
     checkpoint = "runs/run/checkpoints/best.ckpt"
-    exactly_equal(figures(checkpoint, 3, 4), figures(checkpoint, 1, 4))
+    more = ["--surface-distances", "--ensemble", checkpoint]
+    exactly_equal(figures(checkpoint, 3, 4, *more), figures(checkpoint, 1, 4, *more))
     # an odd number of images on an even number of processes
     exactly_equal(figures(checkpoint, 2, 4, "--split", "val"), figures(checkpoint, 1, 1, "--split", "val"))
 

@@ -45,7 +45,7 @@ CONTAINERS = (list, tuple, dict, Sequence, Mapping, Union, UnionType)
 DOWNLOADS = {"encoder_weights": None, "download": False}
 
 #: Options of the module that a trained net needs. The others are for training.
-KEPT = ("head_weights", "threshold", "boundary_iou", "channels_last")
+KEPT = ("head_weights", "threshold", "boundary_iou", "surface_distances", "channels_last")
 
 PRECISIONS = (
     "32-true",

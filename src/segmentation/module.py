@@ -58,6 +58,7 @@ class SegmentationModule(LightningModule):
         threshold: binary tasks: probability from which a pixel is foreground.
         boundary_iou: report boundary IoU too, of pixels within this share of the diagonal (the paper's: 0.02) of a
             class's boundary; null: no.
+        surface_distances: report HD95 and the average symmetric surface distance too, in pixels.
         channels_last: keep images and weights channels last, which convolutions like better.
         compile: compile the net with torch.compile.
         init_from: checkpoint whose weights to start from, where they fit.
@@ -80,6 +81,7 @@ class SegmentationModule(LightningModule):
         std: list[float] | None = None,
         threshold: float = 0.5,
         boundary_iou: float | None = None,
+        surface_distances: bool = False,
         channels_last: bool = True,
         compile: bool = False,
         init_from: str | None = None,
@@ -114,6 +116,7 @@ class SegmentationModule(LightningModule):
             raise InputError(f"model.boundary_iou {boundary_iou} is a share of the image's diagonal: below 1, or null")
         self.logit_threshold = math.log(threshold / (1 - threshold))
         self.boundary_iou = boundary_iou
+        self.surface_distances = surface_distances
         self.init_from = init_from
         self.channels_last = channels_last
         self.compile_net = compile
@@ -175,11 +178,13 @@ class SegmentationModule(LightningModule):
             self.labels,
             heads=self.net.num_heads if self.net.num_heads > 1 else 0,
             boundary=self.boundary_iou,
+            surface=self.surface_distances,
         )
         self.test_metrics = SegmentationMetrics(
             self.labels,
             images=len(self.data.dataset.names(self.data.test_split)),
             boundary=self.boundary_iou,
+            surface=self.surface_distances,
         )
 
     def normalize(self, image: Tensor) -> Tensor:

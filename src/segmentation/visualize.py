@@ -50,6 +50,8 @@ OVERALL = {  # metrics that are not of one class, and their names on the termina
     "miou_per_image": "mIoU per image",
     "fwiou": "mIoU by frequency",
     "mean_boundary_iou": "boundary IoU",
+    "mean_hd95": "HD95, pixels",
+    "mean_assd": "ASSD, pixels",
     "pixel_accuracy": "pixel accuracy",
 }
 

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from rich.console import Console
@@ -36,7 +36,14 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         ]
         rank_zero_only(refuse_existing)(files, options.overwrite)
     module, data, config = open_trained("eval", options, rest, options.split)
-    adapt(module, options.tile, options.tta)
+    adapt(module, options.tile, options.tta, options.ensemble)
+    if options.ensemble and data.test_split != "test" and data.hparams["folds"]:
+        rank_zero_warn(
+            f"the nets of other folds were trained on these {data.test_split} images: the figures are too good. For an "
+            "honest test: --data OVERLAY of other images"
+        )
+    if options.surface_distances:
+        module.surface_distances = True
     scores = InstanceScores(module.labels, options.instances) if options.instances else None
     trainer = make_trainer(**config, callbacks=scores)
     if not trainer.limit_test_batches:
@@ -98,6 +105,11 @@ def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
         const="watershed",
         choices=("watershed", "components"),
         help="also average precision and panoptic quality of instances; components: connected pixels are one",
+    )
+    parser.add_argument(
+        "--surface-distances",
+        action="store_true",
+        help="also HD95 and the average symmetric surface distance of each class, in pixels",
     )
     parser.add_argument(
         "--output",

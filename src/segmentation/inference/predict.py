@@ -40,7 +40,7 @@ def predict(args: list[str] | None = None) -> int:
     output = Path(options.output)
     images = find_images(options.input, output)
     predictor = Predictor(
-        options.checkpoint,
+        [options.checkpoint, *options.ensemble],
         options.accelerator,
         tile=options.tile,
         tta=options.tta,

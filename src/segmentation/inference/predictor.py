@@ -1,7 +1,8 @@
-"""A trained net, ready to predict images of any size; flips and rotations are averaged."""
+"""Trained nets, ready to predict images of any size; those of an ensemble, flips and rotations are averaged."""
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
 from segmentation.data.io import WrongChannels, allow_large, hide_nodata, open_image, take_image
@@ -31,8 +32,20 @@ SYMMETRIES = {
 }
 
 
+#: What the nets of an ensemble must share, by the names in `Labels`.
+SHARED = ("task", "names", "values", "channels", "dtype", "scale")
+
+
 def add_options(parser: JobParser) -> None:
     """The options of every job that predicts."""
+    parser.add_argument(
+        "--ensemble",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="CHECKPOINT",
+        help="more checkpoints: all nets' probabilities are averaged, the rest is as CHECKPOINT has it; type it last",
+    )
     parser.add_argument(
         "--tta",
         nargs="?",
@@ -73,18 +86,68 @@ class MeanOverSymmetries(SegmentationNet):
         return Heads((to_logits(total / len(self.symmetries)),))
 
 
-def adapt(module: SegmentationModule, tile: int | None, tta: Symmetries) -> None:
-    """Let a module predict by tiles of a side, and by test-time augmentation.
+class MeanOverNets(SegmentationNet):
+    """An ensemble: the mean of several trained nets' probabilities. Its one head holds their logarithm, as above.
+
+    It takes images that are scaled to 0..1. Each net normalises them as in its own training, and pads them itself.
+
+    Args:
+        modules: the nets with their normalisation.
+    """
+
+    means: Tensor
+    stds: Tensor
+
+    def __init__(self, modules: Sequence[SegmentationModule]) -> None:
+        first = modules[0].net
+        super().__init__(first.in_channels, first.num_classes)
+        self.nets: Any = nn.ModuleList(module.net for module in modules)
+        self.register_buffer("means", torch.stack([module.mean for module in modules]))
+        self.register_buffer("stds", torch.stack([module.std for module in modules]))
+
+    def compute(self, image: Tensor, level: int | None = None) -> Heads:
+        total = torch.zeros(())
+        for net, mean, std in zip(self.nets, self.means, self.stds, strict=True):
+            normalized = (image - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+            logits = net.predict(normalized)
+            total = total + probabilities(logits.float())
+        return Heads((to_logits(total / len(self.nets)),))
+
+
+def adapt(
+    module: SegmentationModule,
+    tile: int | None,
+    tta: Symmetries,
+    ensemble: Sequence[str | Path] = (),
+) -> None:
+    """Let a module predict by tiles of a side, by test-time augmentation, and together with other nets.
 
     Args:
         module: a trained module.
         tile: side of the tiles; None: as in training's own test.
         tta: symmetries to average over; losses and metrics are then those of the mean probabilities.
+        ensemble: checkpoints of the other nets; losses and metrics, likewise.
 
     Raises:
-        InputError: the tile is too small for the net.
+        InputError: the tile is too small for the nets; or another net has other classes, channels or types of image.
     """
-    module.tiles = Tiles(module.net.stride, tile)
+    modules = [module]
+    for path in ensemble:
+        other = load_module(SegmentationModule, read_checkpoint(path), str(path), with_loss=False)
+        differ = [name for name in SHARED if getattr(other.labels, name) != getattr(module.labels, name)]
+        if differ:
+            raise InputError(
+                f"{path}: was trained with other {' and '.join(differ)} than the first checkpoint. An ensemble takes "
+                "checkpoints of one data set"
+            )
+        modules.append(other)
+    strides = [each.net.stride for each in modules]
+    module.tiles = Tiles(math.lcm(*strides), tile)
+    if ensemble:
+        module.net = MeanOverNets(modules)
+        module.mean.zero_()  # the nets normalise
+        module.std.fill_(1)
+        module.head_weights = [1.0]
     if tta != "none":
         module.net = MeanOverSymmetries(module.net, tta)
         module.head_weights = [1.0]
@@ -105,12 +168,12 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """The module of a checkpoint, in eval mode, with its normalisation, on a device.
+    """The module of a checkpoint, or the ensemble of several, in eval mode, with its normalisation, on a device.
 
     `Predictor("runs/NAME/checkpoints/best.ckpt")("photo.jpg").mask` is what predict.py writes.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint; or a list of them, whose probabilities are averaged, the rest being as the first has it.
         accelerator: as Lightning names it: auto, cpu, gpu, mps.
         precision: likewise; None: that of training. Where the device cannot, 32-true.
         tile: side of tiles; None: images of more than 2 megapixels are cut into tiles of 512.
@@ -119,22 +182,23 @@ class Predictor:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         accelerator: str = "auto",
         precision: str | None = None,
         tile: int | None = None,
         tta: Symmetries = "none",
     ) -> None:
         allow_large()
-        checkpoint = read_checkpoint(path)
-        module = load_module(SegmentationModule, checkpoint, str(path), with_loss=False)
+        first, *others = [path] if isinstance(path, str | Path) else path
+        checkpoint = read_checkpoint(first)
+        module = load_module(SegmentationModule, checkpoint, str(first), with_loss=False)
         dataset = checkpoint["datamodule_hyper_parameters"]["dataset"]
         self.as_rgb = arguments_of(dataset).get("as_rgb", False)
         self.nodata = arguments_of(dataset).get("nodata")
         self.labels = module.labels
         self.fabric = make_fabric(accelerator, precision or checkpoint["precision"])
         self.device = self.fabric.device
-        adapt(module, tile, tta)
+        adapt(module, tile, tta, others)
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)

@@ -173,10 +173,12 @@ class Results:
             ) from error
 
     def _made_by(self) -> dict[str, Any]:
-        with open(self.options.checkpoint, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digests = []
+        for path in (self.options.checkpoint, *self.options.ensemble):
+            with open(path, "rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         return {
-            "checkpoint": digest,
+            "checkpoint": " ".join(digests),
             "--format": self.options.format,
             "--tta": self.options.tta,
             "--tile": self.options.tile,
