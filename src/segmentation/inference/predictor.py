@@ -126,7 +126,7 @@ def adapt(
         module: a trained module.
         tile: side of the tiles; None: as in training's own test.
         tta: symmetries to average over; losses and metrics are then those of the mean probabilities.
-        ensemble: checkpoints of the other nets; losses and metrics, likewise.
+        ensemble: checkpoints of the other nets; losses and metrics likewise, and tiles lie on a grid that fits all.
 
     Raises:
         InputError: the tile is too small for the nets; or another net has other classes, channels or types of image.
