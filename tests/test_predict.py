@@ -316,7 +316,7 @@ def test_bad_images_are_listed_and_the_others_done(
     with pytest.raises(InputError, match=r"5 of 8 images left out, listed in out/unreadable.txt"):
         predict([str(trained), "photos", "out", *CPU])
     listed = Path("out/unreadable.txt").read_text()
-    for text in ("cut.png", "empty.jpg", "has 1 channels, but the net was trained on 3", "is uint16, but the net"):
+    for text in ("cut.png", "empty.jpg", "has 1 channel, but the net was trained on 3", "is uint16, but the net"):
         assert text in listed
     assert len(list(Path("out").rglob("*.png"))) == 3
     assert "predicted  3 of 8 images" in capsys.readouterr().out
