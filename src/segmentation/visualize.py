@@ -152,12 +152,12 @@ def style() -> Iterator[None]:
         yield
     for warning in caught:
         text = str(warning.message)
-        _warn_once(NO_FONT if "missing from font" in text else text)
+        _warn_once(NO_FONT if "missing from font" in text else text, warning.category)
 
 
 @functools.cache
-def _warn_once(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
+def _warn_once(text: str, category: type[Warning]) -> None:
+    warnings.warn(text, category, stacklevel=2)
 
 
 @style()
