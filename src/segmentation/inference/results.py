@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segmentation.checkpoint import weights_of
 from segmentation.data.labels import Labels
 from segmentation.data.writing import atomic_write, remove_stale, write_json, write_text
 from segmentation.errors import InputError
@@ -174,7 +175,7 @@ class Results:
             ) from error
 
     def _made_by(self) -> dict[str, Any]:
-        with open(self.options.checkpoint, "rb") as file:
+        with open(weights_of(self.options.checkpoint), "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {
             "checkpoint": digest,
