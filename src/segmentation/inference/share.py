@@ -59,7 +59,7 @@ says whether its figures are these, to the last digit (config.json has them all)
 
 ## Training
 {% if training %}
-{{ "%.1f" | format(training.minutes) }} minutes on {{ training.hardware or "hardware" }}, code of commit {{ training.commit or "unknown" }}.
+{{ "%.1f" | format(training.minutes) }} minutes on {{ training.hardware }}, code of commit {{ training.commit }}.
 {%- else %}
 Unknown: its run has not left a summary.json.
 {%- endif %}
@@ -94,9 +94,7 @@ def share(args: list[str] | None = None) -> None:
         weights.write_bytes(save(tensors, metadata={"format": "pt"}))
         about.write_text(json.dumps(config, indent=2), encoding="utf-8")
         card.save(readme)
-    print(
-        f"shared     {options.folder}. Before you give it away, read README.md and config.json: your paths are in them"
-    )
+    print(f"shared     {options.folder}: read README.md and config.json, in which are paths of yours")
     if options.push:
         push(options.folder, options.push)
 
