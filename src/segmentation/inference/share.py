@@ -64,6 +64,7 @@ says whether its figures are these, to the last digit (config.json has them all)
 Unknown: its run has not left a summary.json.
 {%- endif %}
 The options are in config.json. Licence of the weights: {{ license }}. Licence of the data: {{ data_license }}.
+
 """
 
 
