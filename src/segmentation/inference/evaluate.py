@@ -95,11 +95,17 @@ def compare_with_card(found: dict[str, Any], card: dict[str, Any]) -> str:
         card: the one that the card was made of.
     """
     metrics = found["metrics"]
-    differ = [key for key, value in card["metrics"].items() if value not in (None, metrics.get(key))]  # None: NaN
+    differ = []
+    for key, value in card["metrics"].items():
+        if value not in (None, metrics.get(key)):  # None: NaN
+            differ.append(f"{key} (card: {value}, here: {metrics.get(key)})")
     if not differ:
         return "card       every figure is the card's, to the last digit"
     causes = [f"{key} (card: {card[key]}, here: {found[key]})" for key in CAUSES if found[key] != card[key]]
-    return f"card       other figures: {', '.join(differ)}. What differs: {', '.join(causes) or 'an option'}"
+    return (
+        f"card       {len(differ)} of {len(card['metrics'])} figures are others: {', '.join(differ[:4])}. What else "
+        f"differs: {', '.join(causes) or 'an option'}"
+    )
 
 
 def worst_and_best(trainer: Any, module: SegmentationModule, split: str) -> Image.Image:

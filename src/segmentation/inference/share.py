@@ -76,10 +76,10 @@ def share(args: list[str] | None = None) -> None:
     """
     start_job()
     options, rest = parse(args)
-    files = [Path(options.folder) / name for name in SHARED]
-    refuse_existing(files, options.overwrite)
     if options.push and not get_token():
         raise InputError(f"--push {options.push}: there is no token of the Hugging Face hub here. Type: hf auth login")
+    files = [Path(options.folder) / name for name in SHARED]
+    refuse_existing(files, options.overwrite)
     checkpoint = read_checkpoint(options.checkpoint)
     with TemporaryDirectory() as aside:
         output = Path(aside) / "eval.json"
