@@ -78,7 +78,7 @@ def run_onnx(exported: str, image: Path) -> str:
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a user stands: a clone, and SEG_DATA with small data in the real formats."""
-    for folder in ("src", "configs", "slurm"):
+    for folder in ("src", "configs", "slurm", "weights"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.setenv("SEG_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nothing is fetched
@@ -118,7 +118,7 @@ def test_every_command(clone: Path) -> None:
             args += [] if "--resume" in args else ["--data.batch_size", "2"]
             if "camvid" in command:
                 args += ["--model.net.widths", "[4,8,16]"]
-        if job == "eval":
+        if job in ("eval", "share"):
             args += ["--trainer.limit_test_batches", "2", "--data.num_workers", "0"]
         args += {
             "predict": ["--accelerator", "cpu"],

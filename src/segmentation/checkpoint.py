@@ -1,6 +1,6 @@
-"""Load a trained model from one file, for every job but train.
+"""Load a trained model from one file, or from a folder of share.py, for every job.
 
-Nothing in the file can run code: it holds weights and plain values, and a class that it names is built only if it is
+Nothing in them can run code: they hold weights and plain values, and a class that they name is built only if it is
 one of this project, of a notebook, or of the user's own file.
 """
 
@@ -30,7 +30,7 @@ from segmentation.data import Labels
 from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
 from segmentation.nets import SegmentationNet
-from segmentation.nets.weights import read_weights
+from segmentation.nets.weights import SHARED, read_shared, read_weights
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -63,25 +63,69 @@ MAX_VALUES = 300_000
 MAX_LENGTH = 10_000_000
 
 
+#: How the name of a model on the Hugging Face hub begins.
+HUB = "hf://"
+
+
+def weights_of(path: str | Path) -> Path:
+    """The file that holds a checkpoint's weights.
+
+    Args:
+        path: a .ckpt file; a folder of share.py; or `hf://user/name`, perhaps with `@revision`, of the Hugging Face
+            hub, from which it is fetched unless it is in the library's cache.
+
+    Raises:
+        InputError: the hub does not have it, or cannot be reached.
+    """
+    if str(path).startswith(HUB):
+        from huggingface_hub import snapshot_download
+
+        name, _, revision = str(path).removeprefix(HUB).partition("@")
+        try:
+            path = snapshot_download(name, revision=revision or None, allow_patterns=list(SHARED))
+        except Exception as error:  # each library on the way has its own errors for "no network"
+            reason = f"{type(error).__name__} {one_line(error)}"
+            raise InputError(
+                f"{path}: was not fetched ({reason}). Is the name right? For a private one: hf auth login"
+            ) from error
+    path = Path(path)
+    return path / SHARED[0] if path.is_dir() else path
+
+
+def results_of(path: str) -> Path:
+    """Where results go unless told: beside the checkpoint, under its name; of one on the hub, in this folder."""
+    if path.startswith(HUB):
+        path = path.rpartition("/")[2].partition("@")[0]
+    return Path(path).with_suffix("")
+
+
 def read_checkpoint(path: str | Path) -> Values:
-    """Read a checkpoint of train.py to the CPU.
+    """Read a checkpoint of train.py, or what share.py made of one, to the CPU.
+
+    Args:
+        path: as `weights_of` takes it.
 
     Raises:
         InputError: it is missing, cut off, of another project, or holds more than weights and plain values.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint. Give a file, e.g. runs/NAME/checkpoints/best.ckpt")
-    if not is_zipfile(path):
+    file = weights_of(path)
+    if not file.is_file():
+        raise InputError(
+            f"{path}: no such checkpoint. Give a file, e.g. runs/NAME/checkpoints/best.ckpt, or a folder of share.py"
+        )
+    if file.name == SHARED[0]:
+        checkpoint = read_shared(file.parent)
+    elif is_zipfile(file):
+        checkpoint = read_weights(path)
+    else:
         raise InputError(f"{path}: is cut off, or no checkpoint")
-    checkpoint = read_weights(path)
     try:
         hparams = checkpoint["hyper_parameters"]
         data = checkpoint["datamodule_hyper_parameters"]
         precision = checkpoint["precision"]
         _check_plain([hparams, data, precision])
         arguments_of(data["dataset"])
-        size = Path(path).stat().st_size
-        _check_weights(checkpoint["state_dict"], size)
+        _check_weights(checkpoint["state_dict"], file.stat().st_size)
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a checkpoint of this project's train.py") from error
     if precision not in PRECISIONS:

@@ -115,6 +115,15 @@ class SplitStatistics:
         variance = squares - np.square(self.mean)
         return np.sqrt(variance.clip(min=0)).tolist()
 
+    def digest(self, names: list[str]) -> str:
+        """A number for what the samples hold, wherever their files are.
+
+        Args:
+            names: of the samples.
+        """
+        held = [astuple(record) for record in self.records]
+        return hashlib.sha256(json.dumps([names, self.names, held]).encode()).hexdigest()
+
     def _average(self, sums: list[list[float]]) -> np.ndarray:
         pixels = np.prod(self.sizes, axis=1).sum()
         return np.sum(sums, axis=0) / pixels

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from rich.console import Console
 
+from segmentation.checkpoint import blame, read_checkpoint
 from segmentation.data.writing import atomic_write_all, write_csv, write_json
 from segmentation.errors import InputError
 from segmentation.inference.instances import InstanceScores
@@ -17,9 +18,12 @@ from segmentation.inference.source import open_trained
 from segmentation.metrics import table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
-from segmentation.training.report import predict_samples
+from segmentation.training.report import predict_samples, provenance
 from segmentation.training.trainer import make_trainer, refused
 from segmentation.visualize import iou_table, sample_grid, save_png, table
+
+#: What may be the reason for other figures.
+CAUSES = ("split", "data", "precision", "commit", "hardware")
 
 
 def evaluate(args: list[str] | None = None) -> dict[str, float]:
@@ -59,6 +63,18 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     if trainer.is_global_zero:
         matrix, counts = module.test_counts
         Console().print(iou_table(logged, module.labels, data.test_split, matrix))
+        names = data.dataset.names(data.test_split)
+        evaluation = {
+            "split": data.test_split,
+            "metrics": metrics,
+            "data": data.statistics(data.test_split).digest(names),
+            "precision": trainer.precision,
+            **provenance(module.device.type),
+        }
+        card = read_checkpoint(options.checkpoint).get("evaluation")
+        if card:
+            with blame(options.checkpoint):
+                print(compare_with_card(evaluation, card))
         if scores:
             shown = table(
                 "instances",
@@ -70,13 +86,33 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
                     shown.add_row(key, str(round(value, 4)))
             Console().print(shown)
         if files:
-            names = data.dataset.names(data.test_split)
             with atomic_write_all(*files) as (per_image, grid, output):
                 write_csv(per_image, table_rows(counts, names, module.labels.names))
                 save_png(worst_and_best(trainer, module, data.test_split), grid)
-                write_json(output, {"split": data.test_split, "metrics": metrics})
+                write_json(output, evaluation)
             print(f"metrics    {files[2]}; counts of each image: {files[0]}\nimages     {files[1]}")
     return metrics
+
+
+def compare_with_card(found: dict[str, Any], card: dict[str, Any]) -> str:
+    """Whether figures are those of a model card, to the last digit; if not, what else differs. In one line.
+
+    Args:
+        found: the evaluation's.
+        card: the one that the card was made of.
+    """
+    metrics = found["metrics"]
+    differ = []
+    for key, value in card["metrics"].items():
+        if value not in (None, metrics.get(key)):  # None: NaN
+            differ.append(f"{key} (card: {value}, here: {metrics.get(key)})")
+    if not differ:
+        return "card       every figure is the card's, to the last digit"
+    causes = [f"{key} (card: {card[key]}, here: {found[key]})" for key in CAUSES if found[key] != card[key]]
+    return (
+        f"card       {len(differ)} of {len(card['metrics'])} figures are others: {', '.join(differ[:4])}. What else "
+        f"differs: {', '.join(causes) or 'an option'}"
+    )
 
 
 def worst_and_best(trainer: Any, module: SegmentationModule, split: str) -> Image.Image:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segmentation.checkpoint import results_of
 from segmentation.data.writing import atomic_write
 from segmentation.errors import InputError, plural
 from segmentation.inference.results import describe_classes
@@ -65,7 +66,7 @@ def export(args: list[str] | None = None) -> Path:
     )
     options, rest = parser.parse_known_args(args)
     suffix, write = FORMATS[options.format]
-    path = options.output or Path(options.checkpoint).with_suffix(suffix)
+    path = options.output or results_of(options.checkpoint).with_suffix(suffix)
     refuse_existing([path], options.overwrite)
 
     warnings.filterwarnings(

@@ -103,7 +103,9 @@ def is_large(file: Path) -> bool:
 
 def parse(args: list[str] | None) -> Namespace:
     parser = JobParser("predict")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a .ckpt file, a folder of share.py, or hf://user/name"
+    )
     parser.add_argument(
         "input",
         metavar="INPUT",

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
 
-from segmentation.checkpoint import load_module, read_checkpoint
+from segmentation.checkpoint import load_module, read_checkpoint, results_of
 from segmentation.errors import InputError
 from segmentation.inference.source import Trained, open_trained
 from segmentation.module import SegmentationModule
@@ -51,7 +51,7 @@ def prune(args: list[str] | None = None) -> list[Level]:
     """Measure the levels and write the checkpoint of the one that the options choose; `--level` measures nothing."""
     start_job()
     options, rest = _parser().parse_known_args(args)
-    base = options.output or Path(options.checkpoint).with_suffix("")
+    base = options.output or results_of(options.checkpoint)
     if options.level is not None:
         write_level(options, base, options.level)
         return []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segmentation.checkpoint import weights_of
 from segmentation.data.labels import Labels
 from segmentation.data.writing import atomic_write, remove_stale, write_json, write_text
 from segmentation.errors import InputError
@@ -175,7 +176,7 @@ class Results:
     def _made_by(self) -> dict[str, Any]:
         digests = []
         for path in (self.options.checkpoint, *self.options.ensemble):
-            with open(path, "rb") as file:
+            with open(weights_of(path), "rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         return {
             "checkpoint": " ".join(digests),

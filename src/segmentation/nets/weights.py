@@ -1,13 +1,36 @@
-"""Read files of torch.save that hold weights and plain values alone: nothing in them can run code."""
+"""Read files that hold weights and plain values alone, of torch.save or safetensors: nothing in them can run code."""
 
+import json
 import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from segmentation.errors import InputError, one_line
+
+#: The files of a model that is shared, in the names of the Hugging Face hub: weights, options, model card.
+SHARED = ("model.safetensors", "config.json", "README.md")
+MAX_CONFIG = 10_000_000  # bytes of config.json
+
+
+def read_shared(folder: Path) -> dict[str, Any]:
+    """The contents of a folder of share.py, in the structure of a checkpoint.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    weights, config, _ = (folder / name for name in SHARED)
+    try:
+        if config.stat().st_size > MAX_CONFIG:
+            raise ValueError("it is too large")
+        options = json.loads(config.read_text(encoding="utf-8"))
+        return {**options, "state_dict": load_file(weights)}
+    except (OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
+        raise InputError(f"{config}, or the weights beside it, cannot be loaded: {one_line(error)}") from error
 
 
 def read_weights(path: str | Path) -> Any:

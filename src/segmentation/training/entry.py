@@ -228,7 +228,11 @@ class JobParser(argparse.ArgumentParser):
 
     def add_checkpoint(self) -> None:
         """Add the options of every job that opens a checkpoint with its data."""
-        self.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of train.py, with the data's config")
+        self.add_argument(
+            "checkpoint",
+            metavar="CHECKPOINT",
+            help="a .ckpt file of train.py, with the data's config; a folder of share.py; or hf://user/name",
+        )
         self.add_argument("--data", metavar="OVERLAY", help="YAML whose data section replaces the checkpoint's")
         self.add_argument("--overwrite", action="store_true", help="replace results that are there")
 
@@ -252,4 +256,4 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
             raise InputError(f"{path} is a folder: give the name of a file")
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
-        raise InputError(f"{', '.join(there)}: there already; give another --output, or add --overwrite")
+        raise InputError(f"{', '.join(there)}: there already; give another place, or add --overwrite")

@@ -1,7 +1,10 @@
 """What a run shows of its results: grids of images, and at its end the table and the files in the run folder."""
 
+import platform
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from rich.console import Console
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.writing import write_csv, write_json
+from segmentation.errors import plural
 from segmentation.metrics import confusion_counts, mean_iou, table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
@@ -153,6 +157,7 @@ def report(
         "split": data.test_split,
         "epoch": checkpoint["epoch"],
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
+        **provenance(module.device.type),
         **throughput.metrics(),
     }
     name = "none, as trainer.limit_test_batches is 0"
@@ -166,6 +171,26 @@ def report(
     if trainer.limit_test_batches:  # after all files: a terminal may fail
         Console().print(iou_table(metrics, labels, data.test_split, matrix))
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
+
+
+def provenance(device: str) -> dict[str, str]:
+    """What a figure depends on beside weights and data: the code's commit, the hardware and torch's version.
+
+    Args:
+        device: its type, as torch names it.
+    """
+    root = Path(__file__).parents[3]
+    commit = "unknown"  # of a package that is installed, perhaps inside another's repository
+    if (root / ".git").exists() and which("git"):
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        commit = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    return {
+        "commit": commit,
+        "hardware": f"{name}, {plural(torch.get_num_threads(), 'thread')}, torch {torch.__version__}",
+    }
 
 
 def _logged_metrics(rows: list[dict[str, Any]], epoch: int, step: int) -> dict[str, float]:
