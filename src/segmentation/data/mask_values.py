@@ -112,6 +112,12 @@ class MaskValues:
             self.options["instances"] = "the same as masks"
             self.reasons.append("Each mask numbers its instances")
             return [[0], [1]]
+        levels = self.find_levels()
+        if len(levels) and not objects:
+            distance = abs(np.arange(256)[:, None] - levels).min(axis=1)
+            self.options["mask_tolerance"] = int(distance.max())  # files that were not looked at may hold any value
+            self.reasons.append(f"These are {len(levels)} values with smeared edges, as JPEG and resizing leave them")
+            return [[value] for value in levels.tolist()]
         strays = self.are_strays()
         if two_integers and self.is_smeared(~strays):
             low = int(self.codes[0])
@@ -203,6 +209,26 @@ class MaskValues:
         if rare_classes or number > MANY // 2:
             return np.zeros_like(strays)
         return strays
+
+    def find_levels(self) -> np.ndarray:
+        """The values that nearly all pixels lie at or near, three or more, with others between; none: it is not so."""
+        none = self.codes[:0]
+        if len(self.codes) <= FEW or self.codes[0] < 0 or self.codes[-1] > 255:  # no JPEG has these
+            return none
+        pixels = self.pixels.sum(axis=0)
+        levels = none
+        for place in np.argsort(-pixels):
+            is_apart = abs(self.codes[place] - levels) > MANY // 2
+            if is_apart.all() and 100 * pixels[place] >= pixels.sum():
+                levels = np.append(levels, self.codes[place])
+        distance = abs(self.codes[:, None] - levels).min(axis=1, initial=256)
+        smallest = pixels[distance == 0].min(initial=pixels.sum())
+        others = pixels[distance > 4]
+        far = pixels[distance > MANY // 4]
+        is_common = smallest >= 2 * others.max(initial=0) and 10 * far.sum() <= pixels.sum()
+        if len(levels) < 3 or len(self.codes) < 4 * len(levels) or not is_common:
+            return none
+        return np.sort(levels)
 
     def is_smeared(self, which: np.ndarray) -> bool:
         """Whether most pixels lie near two ends, and the others between: two values whose edges were smeared.
