@@ -176,13 +176,10 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
         raise InputError(f"{path}: this mask holds NaN. Save masks as PNG with one integer a class, and ignore one")
     if path.suffix.lower() == ".npy" and len(pixels) == 2:  # no gray with alpha
         raise InputError(f"{path}: holds {len(pixels)} channels. Save one integer a pixel, e.g. mask.argmax(axis=-1)")
-    if len(pixels) == 1 and not by_color:
-        return pixels[0]
-    pixels = _to_rgb(pixels)
-    is_gray = (pixels == pixels[0]).all()
+    is_gray = len(pixels) == 1 or (_to_rgb(pixels) == pixels[0]).all()
     if is_gray and not by_color:
         return pixels[0]
-    return np.moveaxis(pixels, 0, -1)
+    return np.moveaxis(_to_rgb(pixels), 0, -1)
 
 
 def check_file(path: Path) -> None:

@@ -75,7 +75,7 @@ def describe_list(source: Path) -> str:
     return f"has the columns {', '.join(rows[0])}" if rows else "has no rows"
 
 
-def _read_lists(source: Path) -> dict[str, Any]:
+def _read_lists(source: Path) -> dict[Any, Any]:
     """What a YAML or JSON file lists of each split."""
     try:
         return dict(yaml.safe_load(source.read_bytes()))

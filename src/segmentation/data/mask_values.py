@@ -64,12 +64,9 @@ class MaskValues:
         self.codes = np.array(sorted(codes))
         shape = (len(masks), len(codes))
         self.pixels = np.zeros(shape, np.int64)
-        for row, mask in zip(
-            self.pixels,
-            masks,
-            strict=True,
-        ):
-            row[:] = [mask[value] for value in self.values()]
+        values = self.values()
+        for row, mask in zip(self.pixels, masks, strict=True):
+            row[:] = [mask[value] for value in values]
         self.ignore = list(ignore)
         self.reasons: list[str] = []
         self.options: dict[str, Any] = {}
@@ -169,24 +166,17 @@ class MaskValues:
             which: of each value, whether to ignore it, (V,) bool.
             reason: why; the values and their pixels are added.
         """
-        left = np.count_nonzero(~which)
-        if not which.any() or left < 2:
+        if not which.any() or np.count_nonzero(~which) < 2:
             return
         total = self.pixels.sum(axis=0).tolist()
-        pixels = dict(
-            zip(
-                self.values(),
-                total,
-                strict=True,
-            )
-        )
+        left_out: Counts = Counter()
+        for value, pixels, leave in zip(self.values(), total, which, strict=True):
+            if leave:
+                left_out[value] = pixels
         self.codes = self.codes[~which]
         self.pixels = self.pixels[:, ~which]
-        for value in self.values():
-            del pixels[value]
-        found = describe(Counter(pixels))
-        self.ignore += pixels
-        self.reasons.append(f"{reason}: {found}")
+        self.ignore += left_out
+        self.reasons.append(f"{reason}: {describe(left_out)}")
 
     def are_strays(self) -> np.ndarray:
         """Of each value, whether few pixels of few masks hold it.
@@ -213,22 +203,18 @@ class MaskValues:
     def find_levels(self) -> np.ndarray:
         """The values that nearly all pixels lie at or near, three or more, with others between; none: it is not so."""
         none = self.codes[:0]
-        if len(self.codes) <= FEW or self.codes[0] < 0 or self.codes[-1] > 255:  # no JPEG has these
+        if self.by_color or len(self.codes) <= 2 * FEW or self.codes[0] < 0 or self.codes[-1] > 255:
             return none
         pixels = self.pixels.sum(axis=0)
-        levels = none
-        for place in np.argsort(-pixels):
-            is_apart = abs(self.codes[place] - levels) > MANY // 2
-            if is_apart.all() and 100 * pixels[place] >= pixels.sum():
-                levels = np.append(levels, self.codes[place])
-        distance = abs(self.codes[:, None] - levels).min(axis=1, initial=256)
-        smallest = pixels[distance == 0].min(initial=pixels.sum())
-        others = pixels[distance > 4]
-        far = pixels[distance > MANY // 4]
-        is_common = smallest >= 2 * others.max(initial=0) and 10 * far.sum() <= pixels.sum()
-        if len(levels) < 3 or len(self.codes) < 4 * len(levels) or not is_common:
+        apart = abs(self.codes[:, None] - self.codes)
+        highest = np.where(apart <= MANY // 2, pixels, 0).max(axis=1)
+        is_level = (pixels == highest) & (pixels >= pixels.sum() / 100)
+        distance = apart[:, is_level].min(axis=1)
+        far = pixels[distance > MANY // 4].sum()
+        commonest = pixels[distance > 4].max(initial=0)  # of the values between
+        if is_level.sum() < 3 or 10 * far > pixels.sum() or 2 * commonest > pixels[is_level].min():
             return none
-        return np.sort(levels)
+        return self.codes[is_level]
 
     def is_smeared(self, which: np.ndarray) -> bool:
         """Whether most pixels lie near two ends, and the others between: two values whose edges were smeared.
@@ -356,9 +342,8 @@ def as_yaml(option: str, value: Any) -> str:
         option: its name.
         value: what it is set to.
     """
-    one = {option: value}
     text = yaml.safe_dump(
-        one,
+        {option: value},
         default_flow_style=True,
         sort_keys=False,
         allow_unicode=True,

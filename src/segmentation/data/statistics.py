@@ -252,7 +252,7 @@ def outline_of(image: np.ndarray) -> str:
     """A difference hash: whether each of 16 x 16 cells of an image (C, H, W) is brighter than the one left of it."""
     step = max(1, min(image.shape[1:]) // 64)
     gray = image[:, ::step, ::step].mean(axis=0, dtype=np.float32)
-    cells = Image.fromarray(gray).resize((17, 16), Image.Resampling.BOX)
+    cells = np.asarray(Image.fromarray(gray).resize((17, 16), Image.Resampling.BOX))
     bits = np.diff(cells) > 0
     return np.packbits(bits).tobytes().hex()
 
