@@ -175,6 +175,9 @@ def _suggest_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: lis
         return
     given_options = cli.parser.dump(cli.config, skip_default=True)
     section = yaml.safe_load(given_options).get("data", {})
+    options = section.get("dataset", {}).get("init_args", {})
+    if options.get("ignore") == []:  # YAML's form of the default, an empty tuple
+        options.pop("ignore")
     overlay = yaml.safe_dump(
         {"data": section},
         sort_keys=False,
