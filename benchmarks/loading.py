@@ -4,8 +4,8 @@
 
 First each stage by itself, in one thread and in its CPU time: reading the files, decoding (reading included), examining
 (what is done once before training and by the doctor: decoding, checks, statistics), augmenting (crop and transforms),
-collating, and the transfer to a GPU where there is one. Then whole loaders with so many workers, side by side in one run:
-`decode alone` decodes in the workers and throws the result away, the limit that no loader beats;
+collating, and the transfer to a GPU where there is one. Then whole loaders with so many workers, side by side in one
+run: `decode alone` decodes in the workers and throws the result away, the limit that no loader beats;
 `loader` is what training gets: decoded, augmented, collated, handed over. Medians over rounds.
 """
 
