@@ -27,6 +27,7 @@ def test_nothing_is_wrong(place: Path, capsys: pytest.CaptureFixture) -> None:
     assert (place / "doctor/train.png").is_file()
     assert (place / "doctor/val.png").is_file()
     assert (place / "doctor/bad_files.txt").read_text() == ""
+    assert "ignore" not in (place / "doctor/overlay.yaml").read_text()
     assert not (place / "runs").exists()
 
 

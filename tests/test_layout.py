@@ -172,6 +172,23 @@ def test_lists_in_csv_and_with_paths(place: Path) -> None:
         FolderData(str(place), CLASSES, lists="bad.csv")
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "found"),
+    [
+        ("all.csv", "name,hospital\ns0,a\n", "the columns name, hospital;"),
+        ("all.yaml", "fold1: [s0]\nfold2: [s1]\n", "the lists fold1, fold2;"),
+        ("none.csv", "", "no rows;"),
+    ],
+)
+def test_a_list_without_splits_says_what_it_has(place: Path, file: str, text: str, found: str) -> None:
+    for index in range(2):
+        write(place, f"images/s{index}.jpg", f"masks/s{index}.png", index)
+    (place / file).write_text(text)
+    with pytest.raises(InputError, match=f"say train in a column .*it has .*{found}") as error:
+        FolderData(str(place), CLASSES, lists=file)
+    assert 'a list of its own: "{split}.' in str(error.value)
+
+
 def test_jpeg_masks_by_a_declared_threshold(place: Path) -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, (2, 4, 4), dtype=np.uint8).repeat(12, 1).repeat(12, 2) * 255  # no block of JPEG's
@@ -283,6 +300,9 @@ def test_a_mask_per_class(place: Path, masks: str) -> None:
     sample = data.load("train", 0)
     assert sample["mask"][:, 0].tolist() == [2, 2, 1, 0]  # of two that overlap the later class; birds are left out
     assert "instance" not in sample
+    (problem,) = data.find_problems()
+    assert "left out: bird, e.g." in problem.text
+    assert "classes: {..., bird: 3}" in problem.text
     with pytest.raises(InputError, match=r"this image has no mask. Fix: add .*ground\|dog"):
         SegmentationDataModule(FolderData(str(place), {"ground": 0, "dog": 1}, masks=masks)).check()
 

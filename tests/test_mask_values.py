@@ -1,6 +1,7 @@
 """What masks hold and what the doctor makes of it: its overlay trains, and the values come back from predict."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def smeared(index: int) -> np.ndarray:
     return np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
+def three_levels(index: int) -> np.ndarray:
+    """Discs of 128 and 255, as a JPEG gives them back."""
+    levels = np.where(np.roll(DISCS, index, 0), 255, np.where(np.roll(DISCS, 24, 1), 128, 0))
+    file = BytesIO()
+    Image.fromarray(np.uint8(levels)).save(file, "JPEG")
+    return np.asarray(Image.open(file))
+
+
 def ids(index: int) -> np.ndarray:
     return blocks(*range(3 + 2 * index))
 
@@ -52,6 +61,10 @@ def colors(*values: str) -> np.ndarray:
 Case = tuple[Callable[[int], np.ndarray], dict[str, Any]]
 TWO = {"background": 0, "foreground": 255}
 CASES: dict[str, Case] = {
+    "three levels, smeared by JPEG": (
+        three_levels,
+        {"classes": {"background": 0, "class_128": 128, "class_255": 255}, "mask_tolerance": 64},
+    ),
     "0 and 1": (lambda i: blocks(0, 1).astype(np.uint8), {"classes": {"background": 0, "foreground": 1}}),
     "0 and 255": (lambda i: np.uint8(DISCS * 255), {"classes": TWO}),
     "0 to 3": (

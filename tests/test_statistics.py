@@ -198,7 +198,10 @@ def test_what_is_bad_is_read_anew() -> None:
 def test_a_class_that_never_occurs_is_named(place: Path) -> None:
     root = make_folder(place / "data", {"train": 2, "val": 1}, values=(0, 3))
     classes = {"ground": 0, "unicorn": 1, "cell": 3}
-    with pytest.warns(UserWarning, match="train split has no pixel of unicorn"):
+    with pytest.warns(UserWarning, match="no split has a pixel of unicorn. Fix: take it out of data.dataset.classes"):
+        SegmentationDataModule(FolderData(str(root), classes)).check()
+    write_image(root / "val/masks/00.png", np.ones((48, 40), np.uint8))
+    with pytest.warns(UserWarning, match="train split has no pixel of unicorn.*divide the data anew"):
         SegmentationDataModule(FolderData(str(root), classes)).check()
 
 

@@ -161,9 +161,13 @@ def _write_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[
     if any(problem.stops for problem in others):
         print("no overlay: these options do not mend what stops a run\n")
         return
-    options = cli.parser.dump(cli.config, skip_default=True)
+    given_options = cli.parser.dump(cli.config, skip_default=True)
+    section = yaml.safe_load(given_options).get("data", {})
+    options = section.get("dataset", {}).get("init_args", {})
+    if options.get("ignore") == []:  # YAML's form of the default, an empty tuple
+        options.pop("ignore")
     overlay = yaml.safe_dump(
-        {"data": yaml.safe_load(options).get("data", {})},
+        {"data": section},
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=None,

@@ -156,7 +156,7 @@ def style() -> Iterator[None]:
 
 
 @functools.cache
-def _warn_once(text: str, category: type[Warning]) -> None:
+def _warn_once(text: str, category: Any) -> None:
     warnings.warn(text, category, stacklevel=2)
 
 

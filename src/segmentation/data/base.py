@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import NotRequired, TypedDict
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
@@ -23,11 +24,16 @@ class Sample(TypedDict):
 
 def count_pixels(mask: Tensor, num_classes: int) -> np.ndarray:
     """Pixels of each class in a mask, and then those that are ignored: (K + 1,) int64. Other values count nowhere."""
-    others = num_classes - IGNORE_INDEX
-    indices = (mask.numpy() - IGNORE_INDEX).view(np.uint64)  # in which what is below IGNORE_INDEX is huge
-    np.minimum(indices, others, out=indices)
-    counts = np.bincount(indices.view(np.int64).ravel(), minlength=others)
-    return np.append(counts[-IGNORE_INDEX:others], counts[0])
+    indices = mask.numpy()
+    last = IGNORE_INDEX % 256
+    if indices.min() >= IGNORE_INDEX and max(num_classes, indices.max() + 1) <= last:
+        small = indices.astype(np.uint8)  # of which Pillow makes a histogram much faster than NumPy
+        counts = np.array(Image.fromarray(small).histogram())
+        return np.append(counts[:num_classes], counts[last])
+    ignored = np.count_nonzero(indices == IGNORE_INDEX)
+    small = np.minimum(indices.view(np.uint64), num_classes)  # in which what is below 0 is huge
+    counts = np.bincount(small.view(np.int64).ravel(), minlength=num_classes)
+    return np.append(counts[:num_classes], ignored)
 
 
 class SegmentationData(ABC):

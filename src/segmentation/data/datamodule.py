@@ -186,11 +186,19 @@ class SegmentationDataModule(LightningDataModule):
                 raise InputError(f"the {split} split is empty: {self.description}")
         yield from self.dataset.find_problems()
         yield from find_leaks(self.dataset, self.counted)
+        nowhere = []
+        if len(self.counted) > 1:
+            pixels = np.sum([statistics.pixels for statistics in self.counted.values()], axis=0)
+            nowhere = [name for name, count in zip(self.labels.names, pixels, strict=True) if not count]
+        if nowhere:
+            fix = "take it out of data.dataset.classes, or give it the value that masks have"
+            yield Problem(f"no split has a pixel of {', '.join(nowhere)}. Fix: {fix}")
         for split, statistics in self.counted.items():
+            missing = [name for name in statistics.absent if name not in nowhere]
             if not statistics.records:
                 yield Problem(f"no sample of the {split} split can be used", stops=True)
-            elif statistics.absent:
-                absent = ", ".join(statistics.absent)
+            elif missing:
+                absent = ", ".join(missing)
                 fix = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
                 yield Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}")
         if "train" in splits and self.dataset.names("train"):

@@ -21,7 +21,7 @@ from segmentation.data.drawing import draw
 from segmentation.data.io import check_format, hide_nodata, is_turned, read_image, read_mask
 from segmentation.data.labels import IGNORE_INDEX, Labels, UndeclaredValues, count_values
 from segmentation.data.layout import Samples, complete, find_samples, folder_of, no_such_folder
-from segmentation.data.lists import choose_samples, read_classes
+from segmentation.data.lists import choose_samples, describe_list, read_classes
 from segmentation.data.mask_values import Counts, MaskValues, Value, add, code_of, describe, shorten
 from segmentation.data.splits import divide
 from segmentation.errors import InputError, Problem, plural
@@ -137,12 +137,15 @@ class FolderData(SegmentationData):
             test_fraction,
             split_seed,
         )
-        where = lists or " and ".join(patterns.values())
-        if lists and "{split}" not in lists:
-            where += " (rows that say {split}; or give each a list of its own)"
         for split in ("train", "val"):
             if not self.files[split]:
-                reason = self._explain_empty(split, where.replace("{split}", called[split]))
+                where = lists or " and ".join(patterns.values())
+                where = where.replace("{split}", called[split])
+                if lists and "{split}" not in lists:
+                    found = describe_list(self.root / lists)
+                    where += f" (rows that say {called[split]} in a column of its own, but it {found}; "
+                    where += 'or give each split a list of its own: "{split}.txt")'
+                reason = self._explain_empty(split, where)
                 raise InputError(problems[0] if problems else reason)
         first = self._first_image(channels)
         mask_files: list[Path] = []
@@ -256,20 +259,30 @@ class FolderData(SegmentationData):
         return f"{options} {stamps}"
 
     def find_problems(self) -> list[Problem]:
-        """Whether EXIF turns images, and not their masks."""
+        """Whether EXIF turns images, and not their masks; whether masks are of classes that nobody declared."""
         turned = []
+        left_out = self.class_of.copy()
         for split in self.files.values():
             for files in split.values():
                 image = files["image"][0]
                 if is_turned(image, unseen=True) and not is_turned(files["mask"][0]):
                     turned.append(image)
-        if not turned:
-            return []
-        text = (
-            f"EXIF turns {plural(len(turned), 'image')} and not their masks, e.g. {turned[0]}. Look at the doctor's "
-            "pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
-        )
-        return [Problem(text)]
+                for mask in files["mask"]:
+                    left_out.pop(mask, None)
+        problems = []
+        if turned:
+            problems.append(
+                f"EXIF turns {plural(len(turned), 'image')} and not their masks, e.g. {turned[0]}. Look at the "
+                "doctor's pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
+            )
+        names = sorted({*left_out.values()} - {*self.labels.names})
+        if names:
+            mask = next(file for file, name in left_out.items() if name == names[0])
+            problems.append(
+                f"masks of classes that nobody declared are left out: {', '.join(names)}, e.g. {mask}. "
+                f"To take them: classes: {{..., {names[0]}: {self.labels.num_classes}}}"
+            )
+        return list(map(Problem, problems))
 
     def group(self, name: str) -> str:
         match = self.group_pattern.search(name)

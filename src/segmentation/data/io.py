@@ -178,11 +178,10 @@ def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
         raise InputError(
             f"{path}: holds {plural(len(pixels), 'channel')}. Save one integer per pixel, e.g. mask.argmax(axis=-1)"
         )
-    pixels = _to_rgb(pixels)
-    is_gray = (pixels == pixels[0]).all()
+    is_gray = len(pixels) == 1 or (_to_rgb(pixels) == pixels[0]).all()
     if is_gray and not by_color:
         return pixels[0]
-    return np.moveaxis(pixels, 0, -1)
+    return np.moveaxis(_to_rgb(pixels), 0, -1)
 
 
 def check_file(path: Path) -> None:
@@ -261,12 +260,14 @@ def _decode(
         return _decode_variables(path)
     with path.open("rb") as file:
         head = file.read(PNG_BITS + 1)
-    if head.startswith(TIFF_MAGIC):
-        with tifffile.TiffFile(path) as tiff:
-            first = tiff.pages.first
-            if first.photometric not in PILLOWS_TIFF or first.samplesperpixel > 4:
-                return _decode_tiff(tiff, path, channels)
-    with Image.open(path) as image:
+        file.seek(0)
+        if head.startswith(TIFF_MAGIC):
+            with tifffile.TiffFile(file) as tiff:
+                first = tiff.pages.first
+                if first.photometric not in PILLOWS_TIFF or first.samplesperpixel > 4:
+                    return _decode_tiff(tiff, path, channels)
+            file.seek(0)
+        image = Image.open(file)
         pictures = getattr(image, "n_frames", 1)
         if pictures > 1 and image.format != "MPO":  # which is what phones save: a JPEG and its previews
             raise InputError(f"{path}: holds {pictures} pictures. Save each as a file of its own")

@@ -62,12 +62,7 @@ def count_values(mask: np.ndarray, source: str) -> Counts:
     names: list[Value] = values.tolist()
     if mask.ndim == 3:
         names = [f"#{value:06X}" for value in values]
-    pairs = zip(
-        names,
-        pixels.tolist(),
-        strict=True,
-    )
-    return Counter(dict(pairs))
+    return Counter(dict(zip(names, pixels.tolist(), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -195,18 +190,9 @@ class Labels:
 
     def check(self) -> None:
         """Raises InputError, or ValueError, where these are no labels that `parse` could give: a file was changed."""
-        described = zip(
-            self.names,
-            self.values,
-            self.colors,
-            strict=True,
-        )
         classes: dict[str, Any] = {}
-        for name, values, color in described:
-            classes[name] = {
-                "value": values,
-                "color": color,
-            }
+        for name, values, color in zip(self.names, self.values, self.colors, strict=True):
+            classes[name] = {"value": values, "color": color}
         self.parse(classes, self.ignore)
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
@@ -220,14 +206,8 @@ class Labels:
             InputError: a value that is not declared; the message holds its count and the YAML that would fix it.
         """
         codes = codes_of(mask, source)
-        if self.tolerance:
-            codes = self._nearest(codes)
         # Of bytes look up the 256 values, not all pixels: ten times faster.
-        if codes.dtype == np.uint8:
-            table = self._look_up(np.arange(256))
-            index = table[codes]
-        else:
-            index = self._look_up(codes)
+        index = self._look_up(np.arange(256))[codes] if codes.dtype == np.uint8 else self._look_up(codes)
         is_color = mask.ndim == 3
         if self.by_color != is_color or (index == UNDECLARED).any():
             counts = count_values(mask, source)
@@ -270,13 +250,7 @@ class Labels:
             text = "mask values that classes does not declare"
             for value in [*chain.from_iterable(self.values), *self.ignore]:
                 counts.pop(value, None)
-        declared = dict(
-            zip(
-                self.names,
-                self.values,
-                strict=True,
-            )
-        )
+        declared = dict(zip(self.names, self.values, strict=True))
         has_colors = any(isinstance(value, str) for value in counts)
         if self.by_color != has_colors and not objects:
             declared = {}
@@ -296,36 +270,22 @@ class Labels:
             message += f", or, if they count nowhere, {ignore}"
         return message, found.options
 
-    def _table(self) -> dict[int, int]:
-        """Code of a mask value -> class index or IGNORE_INDEX."""
+    def _look_up(self, codes: np.ndarray) -> np.ndarray:
+        """Class index, IGNORE_INDEX or UNDECLARED of each code."""
         table = {code_of(value): IGNORE_INDEX for value in self.ignore}
         for index, values in enumerate(self.values):
             table |= {code_of(value): index for value in values}
-        return table
-
-    def _look_up(self, codes: np.ndarray) -> np.ndarray:
-        """Class index, IGNORE_INDEX or UNDECLARED of each code."""
-        table = self._table()
-        known = sorted(table)
-        index = np.array([table[code] for code in known])
-        last = len(known) - 1
-        place = np.searchsorted(known, codes).clip(max=last)
-        found = np.take(known, place)
-        return np.where(
-            found == codes,
-            index[place],
-            UNDECLARED,
-        )
-
-    def _nearest(self, codes: np.ndarray) -> np.ndarray:
-        """Codes, where they are near enough, in their stead those of the nearest declared values."""
-        known = np.array(list(self._table()))
-        found, place = np.unique(codes, return_inverse=True)
-        apart = self._channels(found)[:, None] - self._channels(known)
-        distance = abs(apart).max(axis=2)
-        is_near = distance.min(axis=1) <= self.tolerance
-        nearest = known[distance.argmin(axis=1)]
-        return np.where(is_near, nearest, found)[place].reshape(codes.shape)
+        known = np.array(sorted(table))
+        indices = np.array([table[code] for code in known])
+        if self.tolerance:
+            found, place = np.unique(codes, return_inverse=True)
+            apart = self._channels(found)[:, None] - self._channels(known)
+            distance = abs(apart).max(axis=2)
+            is_near = distance.min(axis=1) <= self.tolerance
+            nearest = indices[distance.argmin(axis=1)]
+            return np.where(is_near, nearest, UNDECLARED)[place].reshape(codes.shape)
+        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        return np.where(known[place] == codes, indices[place], UNDECLARED)
 
     def _channels(self, codes: np.ndarray) -> np.ndarray:
         """(N, 3) red, green and blue of codes; (N, 1) where they are no colours."""

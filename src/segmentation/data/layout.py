@@ -76,8 +76,8 @@ def find_samples(
         shared: kinds of which other splits have files in the same folder.
 
     Returns:
-        the samples; file -> the class that its path names; and what is wrong with files that became no sample, a
-        message each.
+        the samples; file -> the class that its path names, declared or not; and what is wrong with files that became no
+        sample, a message each.
 
     Raises:
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
@@ -121,6 +121,11 @@ def find_samples(
     samples = {}
     for name in sorted(set.intersection(*map(set, found.values()))):
         samples[name] = {kind: found[kind][name] for kind in patterns}
+    if classes and "{class}" in str(patterns["mask"]):
+        for file, match in _match_files(patterns["mask"], []):
+            name = "/".join(match[word] for word in words)
+            if readable(name) in samples:
+                class_of.setdefault(file, match["class"])
     pairs = [("image", kind) for kind in patterns]
     declared = "|".join(classes) or "{class}"
     for kind, other in [*pairs, ("mask", "image")]:

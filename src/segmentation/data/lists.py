@@ -3,6 +3,7 @@
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -47,11 +48,7 @@ def choose_samples(
         InputError: a row names no sample; it is no YAML.
     """
     if source.suffix.lower() in (".yaml", ".yml", ".json"):
-        try:
-            content = dict(yaml.safe_load(source.read_bytes()))
-        except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
-            raise InputError(f"{source}: is no YAML that has a list of names for each split") from error
-        rows = [[str(entry)] for entry in content.get(split) or []]
+        rows = [[str(entry)] for entry in _read_lists(source).get(split) or []]
     else:
         rows = []
         for row in read_rows(source):
@@ -68,6 +65,22 @@ def choose_samples(
         elif number or source.suffix.lower() != ".csv":  # whose first row may be a header
             raise InputError(f"{source}: lists {by_length[0]}, but no image of that name has all it needs")
     return chosen
+
+
+def describe_list(source: Path) -> str:
+    """What a list of all samples has: the columns of a table, or the lists of a YAML file."""
+    if source.suffix.lower() in (".yaml", ".yml", ".json"):
+        return f"has the lists {', '.join(map(str, _read_lists(source)))}"
+    rows = read_rows(source)
+    return f"has the columns {', '.join(rows[0])}" if rows else "has no rows"
+
+
+def _read_lists(source: Path) -> dict[Any, Any]:
+    """What a YAML or JSON file lists of each split."""
+    try:
+        return dict(yaml.safe_load(source.read_bytes()))
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise InputError(f"{source}: is no YAML that has a list of names for each split") from error
 
 
 def _find_name(entry: str, samples: Samples) -> str | None:

@@ -64,12 +64,9 @@ class MaskValues:
         self.codes = np.array(sorted(codes))
         shape = (len(masks), len(codes))
         self.pixels = np.zeros(shape, np.int64)
-        for row, mask in zip(
-            self.pixels,
-            masks,
-            strict=True,
-        ):
-            row[:] = [mask[value] for value in self.values()]
+        values = self.values()
+        for row, mask in zip(self.pixels, masks, strict=True):
+            row[:] = [mask[value] for value in values]
         self.ignore = list(ignore)
         self.reasons: list[str] = []
         self.options: dict[str, Any] = {}
@@ -112,6 +109,12 @@ class MaskValues:
             self.options["instances"] = "the same as masks"
             self.reasons.append("Each mask numbers its instances")
             return [[0], [1]]
+        levels = self.find_levels()
+        if len(levels) and not objects:
+            distance = abs(np.arange(256)[:, None] - levels).min(axis=1)
+            self.options["mask_tolerance"] = int(distance.max())  # files that were not looked at may hold any value
+            self.reasons.append(f"These are {len(levels)} values with smeared edges, as JPEG and resizing leave them")
+            return [[value] for value in levels.tolist()]
         strays = self.are_strays()
         if two_integers and self.is_smeared(~strays):
             low = int(self.codes[0])
@@ -163,24 +166,17 @@ class MaskValues:
             which: of each value, whether to ignore it, (V,) bool.
             reason: why; the values and their pixels are added.
         """
-        left = np.count_nonzero(~which)
-        if not which.any() or left < 2:
+        if not which.any() or np.count_nonzero(~which) < 2:
             return
         total = self.pixels.sum(axis=0).tolist()
-        pixels = dict(
-            zip(
-                self.values(),
-                total,
-                strict=True,
-            )
-        )
+        left_out: Counts = Counter()
+        for value, pixels, leave in zip(self.values(), total, which, strict=True):
+            if leave:
+                left_out[value] = pixels
         self.codes = self.codes[~which]
         self.pixels = self.pixels[:, ~which]
-        for value in self.values():
-            del pixels[value]
-        found = describe(Counter(pixels))
-        self.ignore += pixels
-        self.reasons.append(f"{reason}: {found}")
+        self.ignore += left_out
+        self.reasons.append(f"{reason}: {describe(left_out)}")
 
     def are_strays(self) -> np.ndarray:
         """Of each value, whether few pixels of few masks hold it.
@@ -203,6 +199,22 @@ class MaskValues:
         if rare_classes or number > MANY // 2:
             return np.zeros_like(strays)
         return strays
+
+    def find_levels(self) -> np.ndarray:
+        """The values that nearly all pixels lie at or near, three or more, with others between; none: it is not so."""
+        none = self.codes[:0]
+        if self.by_color or len(self.codes) <= 2 * FEW or self.codes[0] < 0 or self.codes[-1] > 255:
+            return none
+        pixels = self.pixels.sum(axis=0)
+        apart = abs(self.codes[:, None] - self.codes)
+        highest = np.where(apart <= MANY // 2, pixels, 0).max(axis=1)
+        is_level = (pixels == highest) & (pixels >= pixels.sum() / 100)
+        distance = apart[:, is_level].min(axis=1)
+        far = pixels[distance > MANY // 4].sum()
+        commonest = pixels[distance > 4].max(initial=0)  # of the values between
+        if is_level.sum() < 3 or 10 * far > pixels.sum() or 2 * commonest > pixels[is_level].min():
+            return none
+        return self.codes[is_level]
 
     def is_smeared(self, which: np.ndarray) -> bool:
         """Whether most pixels lie near two ends, and the others between: two values whose edges were smeared.
@@ -330,9 +342,8 @@ def as_yaml(option: str, value: Any) -> str:
         option: its name.
         value: what it is set to.
     """
-    one = {option: value}
     text = yaml.safe_dump(
-        one,
+        {option: value},
         default_flow_style=True,
         sort_keys=False,
         allow_unicode=True,

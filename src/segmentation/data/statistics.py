@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from platformdirs import user_cache_path
 from rich.progress import track
-from torch.nn.functional import adaptive_avg_pool2d
 
 from segmentation.data.base import SegmentationData, count_pixels
 from segmentation.data.labels import IGNORE_INDEX, Labels
@@ -27,7 +26,10 @@ from segmentation.data.writing import write_text
 from segmentation.errors import InputError
 
 #: Raised when what a cache file holds changes, so that old ones are not read.
-VERSION = 8
+VERSION = 9
+
+#: All bytes and their squares, (256, 2).
+BYTES = np.stack([np.arange(256), np.arange(256) ** 2], axis=1)
 
 
 @dataclass(frozen=True)
@@ -237,11 +239,11 @@ def examine(
     if mask.dtype != torch.int64 or pixels.sum() < mask.numel():
         last = labels.num_classes - 1
         raise InputError(f"{where}: the mask must be int64 in 0..{last}, or {IGNORE_INDEX} to ignore")
-    values = np.ascontiguousarray(image)
-    moments = np.array([_moments(channel) for channel in values])
-    if not np.isfinite(moments).all():
+    values = image.numpy()
+    sums, low, high = _sum_up(values)
+    if not np.isfinite(sums).all():
         raise InputError(f"{where}: the image holds NaN or infinite values. Replace them")
-    total, squares, low, high = moments.T
+    total, squares = sums.T
     scale = scale_of(image.dtype, labels)
     return Record(
         height=shape[1],
@@ -249,37 +251,29 @@ def examine(
         pixels=pixels[:-1].tolist(),
         total=(total / scale).tolist(),
         squares=(squares / scale**2).tolist(),
-        low=low.min().item(),
-        high=high.max().item(),
-        outline=outline_of(image),
+        low=float(low),
+        high=float(high),
+        outline=outline_of(values),
     )
 
 
-def outline_of(image: torch.Tensor) -> str:
+def outline_of(image: np.ndarray) -> str:
     """A difference hash: whether each of 16 x 16 cells of an image (C, H, W) is brighter than the one left of it."""
     step = max(1, min(image.shape[1:]) // 64)
-    gray = image[:, ::step, ::step].float().mean(dim=0, keepdim=True)
-    cells = adaptive_avg_pool2d(gray, (16, 17))
-    bits = cells.diff() > 0
-    return np.packbits(bits.numpy()).tobytes().hex()
+    gray = image[:, ::step, ::step].mean(axis=0, dtype=np.float32)
+    cells = np.asarray(Image.fromarray(gray).resize((17, 16), Image.Resampling.BOX))
+    bits = np.diff(cells) > 0
+    return np.packbits(bits).tobytes().hex()
 
 
-def _moments(channel: np.ndarray) -> list[float]:
-    """The sum of a channel's pixels and of their squares, the smallest and the largest."""
-    if channel.dtype == np.uint8:
-        counts = Image.fromarray(channel).histogram()
-        values = np.arange(256)
-        present = np.flatnonzero(counts)
-        return [
-            values @ counts,
-            values**2 @ counts,
-            present[0],
-            present[-1],
-        ]
-    pixels = channel.ravel().astype(np.float64)
-    return [
-        pixels.sum(),
-        pixels @ pixels,
-        pixels.min(),
-        pixels.max(),
-    ]
+def _sum_up(image: np.ndarray) -> tuple[np.ndarray, Any, Any]:
+    """Of each channel the sum of its pixels and of their squares, (C, 2); the smallest number, and the largest."""
+    if image.dtype == np.uint8:
+        counts = np.array([Image.fromarray(channel).histogram() for channel in image])
+        present = np.flatnonzero(counts.any(axis=0))
+        return counts @ BYTES, present[0], present[-1]
+    sums = []
+    for channel in image:
+        pixels = channel.ravel().astype(np.float64)
+        sums.append([pixels.sum(), pixels @ pixels])
+    return np.array(sums), image.min(), image.max()

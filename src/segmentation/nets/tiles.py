@@ -12,6 +12,7 @@ from segmentation.nets.base import probabilities
 
 WHOLE = 2048 * 1024  # pixels up to which an image goes through the net in one piece, where no tile is asked for
 TILE = 512  # side of the tiles of a larger image
+STRIP = 64  # rows of a strip, of which logits, classes and loss are in memory at a time
 
 
 class Tiles:
@@ -89,8 +90,10 @@ class Tiles:
                 height_here = found.shape[-2]  # less in the last row
                 sums[..., :height_here, columns] += found * weight
             done = bottom - top
-            finished = sums[..., :done, :]
-            yield slice(top, bottom), to_logits(finished)
+            for first in range(0, done, STRIP):
+                last = min(first + STRIP, done)
+                finished = sums[..., first:last, :]
+                yield slice(top + first, top + last), to_logits(finished)
             begun = sums[..., done:, :].clone()
             sums.zero_()
             sums[..., : self.side - done, :] = begun
