@@ -77,7 +77,7 @@ def read_checkpoint(path: str | Path) -> Values:
         hparams = checkpoint["hyper_parameters"]
         data = checkpoint["datamodule_hyper_parameters"]
         precision = checkpoint["precision"]
-        _check_plain([hparams, data, precision])
+        _check_plain([hparams, data, precision, checkpoint.get("calibration")])
         arguments_of(data["dataset"])
         size = Path(path).stat().st_size
         _check_weights(checkpoint["state_dict"], size)
@@ -158,6 +158,8 @@ def load_module(
             arguments["loss"] = build(hparams["loss"], SegmentationLoss)
         module = _call(module_class, arguments)
         module.load_state_dict(state)
+        if checkpoint.get("calibration"):
+            module.set_calibration(checkpoint["calibration"])
     return module.eval()
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from segmentation.data.writing import atomic_write_all, write_csv, write_json
 from segmentation.errors import InputError
+from segmentation.inference.calibrate import calibrate
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import adapt, add_options
 from segmentation.inference.source import open_trained
@@ -34,13 +35,18 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
             Path(f"{beside}_worst_and_best.png"),
             options.output,
         ]
-        rank_zero_only(refuse_existing)(files, options.overwrite)
+    copies = [options.calibrate] if options.calibrate else []
+    rank_zero_only(refuse_existing)(files + copies, options.overwrite)
     module, data, config = open_trained("eval", options, rest, options.split)
     adapt(module, options.tile, options.tta)
     scores = InstanceScores(module.labels, options.instances) if options.instances else None
     trainer = make_trainer(**config, callbacks=scores)
     if not trainer.limit_test_batches:
         raise InputError("trainer.limit_test_batches 0 leaves nothing to evaluate: leave it out")
+    more: dict[str, float] = {}  # metrics that are not logged
+    if options.calibrate:
+        calibration, more = calibrate(options, config, data)
+        module.set_calibration(calibration)
     try:
         trainer.test(module, datamodule=data, verbose=False)
     except MisconfigurationException as error:  # a share of less than a batch, say
@@ -48,19 +54,19 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     metrics = {key.removeprefix("test/"): value for key, value in logged.items()}
     if scores:
-        metrics |= scores.metrics.compute()  # on every process: their counts are added
+        more |= scores.metrics.compute()  # on every process: their counts are added
+    metrics |= more
     if trainer.is_global_zero:
         matrix, counts = module.test_counts
         Console().print(iou_table(logged, module.labels, data.test_split, matrix))
-        if scores:
+        if more:
             shown = table(
-                "instances",
+                "instances, calibration",
                 "metric",
                 "value",
             )
-            for key, value in metrics.items():
-                if key.startswith("instances/"):
-                    shown.add_row(key, str(round(value, 4)))
+            for key, value in more.items():
+                shown.add_row(key, str(round(value, 4)))
             Console().print(shown)
         if files:
             names = data.dataset.names(data.test_split)
@@ -100,9 +106,33 @@ def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
         help="also average precision and panoptic quality of instances; components: connected pixels are one",
     )
     parser.add_argument(
+        "--calibrate",
+        metavar="COPY.ckpt",
+        type=file_name,
+        help="write a copy whose probabilities are calibrated on the val split, and test it",
+    )
+    parser.add_argument(
+        "--max-missed",
+        type=float,
+        metavar="SHARE",
+        help="with --calibrate, for two classes: set the threshold so that images miss less of their foreground",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="of --max-missed; default: 0.9",
+    )
+    parser.add_argument(
         "--output",
         metavar="FILE.json",
         type=file_name,
         help="write the metrics there, FILE_per_image.csv and FILE_worst_and_best.png beside it",
     )
-    return parser.parse_known_args(args)
+    options, rest = parser.parse_known_args(args)
+    if options.max_missed and not options.calibrate:
+        parser.error("--max-missed belongs to --calibrate")
+    if not (0 <= (options.max_missed or 0) < 1 and 0 < options.confidence < 1):
+        parser.error("--max-missed and --confidence are shares, between 0 and 1")
+    return options, rest

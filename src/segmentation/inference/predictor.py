@@ -154,7 +154,7 @@ class Predictor:
         mask = self.module.classify(logits).numpy()
         return Prediction(
             self.labels.decode(mask),
-            probabilities(logits).numpy(),
+            probabilities(self.module.calibrated(logits)).numpy(),
             self.labels.names,
         )
 

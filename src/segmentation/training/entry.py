@@ -251,4 +251,4 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
             raise InputError(f"{path} is a folder: give the name of a file")
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
-        raise InputError(f"{', '.join(there)}: there already; give another --output, or add --overwrite")
+        raise InputError(f"{', '.join(there)}: there already; give another name, or add --overwrite")
