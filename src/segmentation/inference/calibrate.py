@@ -143,10 +143,10 @@ def calibration_errors(logits: Tensor, target: Tensor, labels: Labels, key: str)
     """Expected calibration error of each class (Guo et al. 2017, eq. 3; class by class: Kull et al. 2019), for binary
     tasks of the foreground: over bins of equal width, |share of the class - mean probability|, weighted by pixels.
     """
-    probability = logits.softmax(dim=1)
+    probability = logits.softmax(dim=1).T.contiguous()
     errors = {}
     for index in labels.reported:
-        error = binary_calibration_error(probability[:, index], (target == index).long(), BINS)
+        error = binary_calibration_error(probability[index], (target == index).long(), BINS)
         errors[f"{key}/{labels.names[index]}"] = float(error)
     return errors
 
