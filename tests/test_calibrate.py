@@ -1,4 +1,4 @@
-"""eval.py --calibrate: known temperatures, calibration errors by the formula, a guarantee that is tried by repetition."""
+"""eval.py --calibrate: known temperatures, calibration errors by the formula, a guarantee tried by repetition."""
 
 import json
 import math
