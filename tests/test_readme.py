@@ -120,6 +120,8 @@ def test_every_command(clone: Path) -> None:
                 args += ["--model.net.widths", "[4,8,16]"]
         if job in ("eval", "share"):
             args += ["--trainer.limit_test_batches", "2", "--data.num_workers", "0"]
+        if "--max-missed" in args:
+            args += ["--max-missed", "0.9", "--confidence", "0.5"]  # of three images
         args += {
             "predict": ["--accelerator", "cpu"],
             "prune": ["--overwrite", "--data.num_workers", "0", "--trainer.accelerator", "cpu"],

@@ -123,7 +123,7 @@ def read_checkpoint(path: str | Path) -> Values:
         hparams = checkpoint["hyper_parameters"]
         data = checkpoint["datamodule_hyper_parameters"]
         precision = checkpoint["precision"]
-        _check_plain([hparams, data, precision])
+        _check_plain([hparams, data, precision, checkpoint.get("calibration")])
         arguments_of(data["dataset"])
         _check_weights(checkpoint["state_dict"], file.stat().st_size)
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -203,6 +203,8 @@ def load_module(
             arguments["loss"] = build(hparams["loss"], SegmentationLoss)
         module = _call(module_class, arguments)
         module.load_state_dict(state)
+        if checkpoint.get("calibration"):
+            module.set_calibration(checkpoint["calibration"])
     return module.eval()
 
 

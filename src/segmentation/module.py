@@ -115,6 +115,8 @@ class SegmentationModule(LightningModule):
         if not 0 <= (boundary_iou or 0) < 1:
             raise InputError(f"model.boundary_iou {boundary_iou} is a share of the image's diagonal: below 1, or null")
         self.logit_threshold = math.log(threshold / (1 - threshold))
+        self.temperature = 1.0
+        self.calibration: dict[str, Any] = {}
         self.boundary_iou = boundary_iou
         self.surface_distances = surface_distances
         self.init_from = init_from
@@ -214,6 +216,16 @@ class SegmentationModule(LightningModule):
         if logits.shape[-3] == 1:
             return (logits[..., 0, :, :] > self.logit_threshold).long()
         return logits.argmax(dim=-3)
+
+    def set_calibration(self, calibration: dict[str, Any]) -> None:
+        """Take temperature and threshold from `eval.py --calibrate`."""
+        self.calibration = calibration
+        self.temperature = float(calibration["temperature"])
+        self.logit_threshold = float(calibration["logit_threshold"])
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits whose sigmoid or softmax is the probability. `classify` takes those of the net."""
+        return logits / self.temperature
 
     def on_fit_start(self) -> None:
         if self.lr is not None:  # by a LearningRateFinder: the schedule, too, begins from it

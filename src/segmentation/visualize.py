@@ -1,6 +1,5 @@
 """Figures and tables of a run. Callers save or log what these functions return."""
 
-import functools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -136,6 +135,9 @@ def mask_overlay(image: np.ndarray | Tensor, mask: Mask, labels: Labels) -> np.n
     return (photo + tint).astype(np.uint8)
 
 
+WARNED: set[str] = set()  # what `style` has warned of
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Draw in Matplotlib's own style, whatever the user's is, with fonts for all letters that the machine has."""
@@ -152,12 +154,11 @@ def style() -> Iterator[None]:
         yield
     for warning in caught:
         text = str(warning.message)
-        _warn_once(NO_FONT if "missing from font" in text else text, warning.category)
-
-
-@functools.cache
-def _warn_once(text: str, category: Any) -> None:
-    warnings.warn(text, category, stacklevel=2)
+        if "missing from font" in text:
+            text = NO_FONT
+        if text not in WARNED:
+            WARNED.add(text)
+            warnings.warn(text, warning.category, stacklevel=2)
 
 
 @style()

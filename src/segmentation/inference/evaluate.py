@@ -12,6 +12,7 @@ from rich.console import Console
 from segmentation.checkpoint import blame, read_checkpoint
 from segmentation.data.writing import atomic_write_all, write_csv, write_json
 from segmentation.errors import InputError
+from segmentation.inference.calibrate import calibrate
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import adapt, add_options
 from segmentation.inference.source import open_trained
@@ -38,7 +39,8 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
             Path(f"{beside}_worst_and_best.png"),
             options.output,
         ]
-        rank_zero_only(refuse_existing)(files, options.overwrite)
+    copies = [options.calibrate] if options.calibrate else []
+    rank_zero_only(refuse_existing)(files + copies, options.overwrite)
     module, data, config = open_trained("eval", options, rest, options.split)
     adapt(module, options.tile, options.tta, options.ensemble)
     if options.ensemble and data.test_split != "test" and data.hparams["folds"]:
@@ -52,6 +54,12 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     trainer = make_trainer(**config, callbacks=scores)
     if not trainer.limit_test_batches:
         raise InputError("trainer.limit_test_batches 0 leaves nothing to evaluate: leave it out")
+    if options.calibrate and trainer.world_size > 1:
+        raise InputError("--calibrate takes one process: --trainer.devices 1")
+    more: dict[str, float] = {}  # metrics that are not logged
+    if options.calibrate:
+        calibration, more = calibrate(options, config, data)
+        module.set_calibration(calibration)
     try:
         trainer.test(module, datamodule=data, verbose=False)
     except MisconfigurationException as error:  # a share of less than a batch, say
@@ -59,7 +67,8 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     metrics = {key.removeprefix("test/"): value for key, value in logged.items()}
     if scores:
-        metrics |= scores.metrics.compute()  # on every process: their counts are added
+        more |= scores.metrics.compute()  # on every process: their counts are added
+    metrics |= more
     if trainer.is_global_zero:
         matrix, counts = module.test_counts
         Console().print(iou_table(logged, module.labels, data.test_split, matrix))
@@ -75,15 +84,14 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         if card:
             with blame(options.checkpoint):
                 print(compare_with_card(evaluation, card))
-        if scores:
+        if more:
             shown = table(
-                "instances",
+                "instances, calibration",
                 "metric",
                 "value",
             )
-            for key, value in metrics.items():
-                if key.startswith("instances/"):
-                    shown.add_row(key, str(round(value, 4)))
+            for key, value in more.items():
+                shown.add_row(key, str(round(value, 4)))
             Console().print(shown)
         if files:
             with atomic_write_all(*files) as (per_image, grid, output):
@@ -148,9 +156,35 @@ def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
         help="also HD95 and the average symmetric surface distance of each class, in pixels",
     )
     parser.add_argument(
+        "--calibrate",
+        metavar="COPY.ckpt",
+        type=file_name,
+        help="write a copy whose probabilities are calibrated on the val split, and test it",
+    )
+    parser.add_argument(
+        "--max-missed",
+        type=float,
+        metavar="SHARE",
+        help="with --calibrate, for two classes: set the threshold so that images miss less of their foreground",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="of --max-missed; default: 0.9",
+    )
+    parser.add_argument(
         "--output",
         metavar="FILE.json",
         type=file_name,
         help="write the metrics there, FILE_per_image.csv and FILE_worst_and_best.png beside it",
     )
-    return parser.parse_known_args(args)
+    options, rest = parser.parse_known_args(args)
+    if options.max_missed and not options.calibrate:
+        parser.error("--max-missed belongs to --calibrate")
+    if options.calibrate and options.ensemble:
+        parser.error("--calibrate takes one checkpoint, no --ensemble")
+    if not (0 <= (options.max_missed or 0) < 1 and 0 < options.confidence < 1):
+        parser.error("--max-missed and --confidence are shares, between 0 and 1")
+    return options, rest

@@ -44,7 +44,7 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.module(image)
-        return logits, self.module.classify(logits).to(self.mask_type)
+        return self.module.calibrated(logits), self.module.classify(logits).to(self.mask_type)
 
 
 def export(args: list[str] | None = None) -> Path:
@@ -105,7 +105,8 @@ def metadata(model: Deployed, checkpoint: str) -> dict[str, Any]:
         "task": labels.task,
         "classes": describe_classes(labels),
         "input": f"image: (N, {labels.channels}, H, W) {labels.dtype or 'uint8'}, as a file has it",
-        "threshold": torch.tensor(model.module.logit_threshold).sigmoid().item(),
+        "threshold": torch.tensor(model.module.logit_threshold / model.module.temperature).sigmoid().item(),
+        "calibration": model.module.calibration,
         "tile": TILE,
         "stride": model.module.net.stride,
         "checkpoint": checkpoint,

@@ -67,7 +67,8 @@ def predict(args: list[str] | None = None) -> int:
                         mask = predictor.module.classify(logits).cpu().numpy()
                         masks.append(mask.astype(np.uint8 if predictor.labels.num_classes <= 256 else np.uint16))
                         if "probabilities" in results.kinds:
-                            chances.append(probabilities(logits).half().cpu().numpy())
+                            calibrated = predictor.module.calibrated(logits)
+                            chances.append(probabilities(calibrated).half().cpu().numpy())
                         bar.advance(task, logits.shape[1] / height)  # a large image may take minutes
                 results.save(todo[file], image, np.concatenate(masks), chances)
         except InputError as error:

@@ -141,6 +141,8 @@ def adapt(
                 "checkpoints of one data set"
             )
         modules.append(other)
+    if ensemble and any(each.calibration for each in modules):
+        raise InputError("a checkpoint of eval.py --calibrate is calibrated alone: give --ensemble the one before it")
     strides = [each.net.stride for each in modules]
     module.tiles = Tiles(math.lcm(*strides), tile)
     if ensemble:
@@ -218,7 +220,7 @@ class Predictor:
         mask = self.module.classify(logits).numpy()
         return Prediction(
             self.labels.decode(mask),
-            probabilities(logits).numpy(),
+            probabilities(self.module.calibrated(logits)).numpy(),
             self.labels.names,
         )
 

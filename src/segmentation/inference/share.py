@@ -90,6 +90,7 @@ def share(args: list[str] | None = None) -> None:
     config = {key: checkpoint[key] for key in (*KEPT, "hyper_parameters")}
     config["precision"] = evaluation["precision"]
     config["evaluation"] = evaluation
+    config["calibration"] = checkpoint.get("calibration")
     tensors = {name: weight.clone().contiguous() for name, weight in checkpoint["state_dict"].items()}
     with atomic_write_all(*files) as (weights, about, readme):
         weights.write_bytes(save(tensors, metadata={"format": "pt"}))
