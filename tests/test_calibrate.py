@@ -26,6 +26,7 @@ from segmentation.inference.export import export
 from segmentation.inference.predict import predict
 from segmentation.inference.predictor import Predictor
 from segmentation.inference.prune import prune
+from segmentation.inference.share import share
 from segmentation.module import SegmentationModule
 
 CPU = ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
@@ -155,6 +156,10 @@ def test_a_calibrated_copy_in_every_job(binary: str) -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-logits[0])), probabilities, atol=1e-3)
     assert (exported[0] * 255 == mask).mean() > 0.999
 
+    share(["copy.ckpt", "shared", *CPU])
+    assert SegmentationModule.load_from_checkpoint("shared").calibration == calibration
+    with pytest.raises(InputError, match="is calibrated alone"):
+        Predictor([binary, "copy.ckpt"], "cpu")
     with pytest.raises(InputError, match="--overwrite"):
         evaluate([binary, "--calibrate", "copy.ckpt", *CPU])
     with pytest.raises(InputError, match="48 val images with foreground"):
@@ -175,7 +180,14 @@ def test_of_several_classes_each_has_its_calibration_error(trained: Path) -> Non
     assert SegmentationModule.load_from_checkpoint("small_L1.ckpt").temperature == 1  # it is another net
 
 
-@pytest.mark.parametrize("options", [["--max-missed", "0.1"], ["--calibrate", "copy.ckpt", "--max-missed", "5"]])
-def test_options_that_do_not_go_together(options: list[str]) -> None:
-    with pytest.raises(InputError, match="--max-missed"):
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--max-missed", "0.1"], "--calibrate"),
+        (["--calibrate", "copy.ckpt", "--max-missed", "5"], "--max-missed"),
+        (["--calibrate", "copy.ckpt", "--ensemble", "other.ckpt"], "--ensemble"),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], named: str) -> None:
+    with pytest.raises(InputError, match=named):
         evaluate(["best.ckpt", *options])
