@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,15 +15,18 @@ import torch
 
 #: Imported once, by the process from which the others are forked. Nothing that reads the environment of one test.
 PRELOADED = ["torch", "torchmetrics", "torchvision.transforms.v2", "lightning.pytorch.cli"]
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(PRELOADED)
+if sys.platform != "win32":  # which cannot fork
+    CONTEXT = multiprocessing.get_context("forkserver")
+    CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def run_forked(command: list[str], env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
     """`subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)`. A process that hangs
     says where: the stacks of it and its children are in the error."""
+    if sys.platform == "win32":
+        return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=timeout)
     number = f"{os.getpid()}-{time.monotonic_ns()}"
-    outputs = [Path(f"/tmp/forked-{number}.{stream}") for stream in ("out", "err")]
+    outputs = [Path(tempfile.gettempdir()) / f"forked-{number}.{stream}" for stream in ("out", "err")]
     process = CONTEXT.Process(target=_become, args=(command, env, Path.cwd(), outputs))
     process.start()
     try:
