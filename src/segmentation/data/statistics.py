@@ -123,8 +123,11 @@ class SplitStatistics:
         Args:
             names: of the samples.
         """
-        held = [astuple(record) for record in self.records]
-        return hashlib.sha256(json.dumps([names, self.names, held]).encode()).hexdigest()
+        held: list[Any] = [names, self.names]
+        for record in self.records:
+            sums = [f"{total:.6g}" for total in record.total]  # the last digits depend on how they are added up
+            held.append([record.height, record.width, record.pixels, sums])
+        return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
     def _average(self, sums: list[list[float]]) -> np.ndarray:
         pixels = np.prod(self.sizes, axis=1).sum()
