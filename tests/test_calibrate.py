@@ -185,6 +185,9 @@ def test_of_several_classes_each_has_its_calibration_error(trained: Path) -> Non
     [
         (["--max-missed", "0.1"], "--calibrate"),
         (["--calibrate", "copy.ckpt", "--max-missed", "5"], "--max-missed"),
+        (["--calibrate", "copy.ckpt", "--max-missed", "0"], "--max-missed"),
+        (["--max-missed", "0"], "--calibrate"),
+        (["--calibrate", "one.json", "--output", "one.json"], "are one file"),
         (["--calibrate", "copy.ckpt", "--ensemble", "other.ckpt"], "--ensemble"),
     ],
 )

@@ -1,6 +1,8 @@
 """A folder of share.py: the checkpoint again for every job, a card whose figures eval.py repeats, nothing that runs."""
 
 import json
+import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -110,6 +112,9 @@ def test_every_job_takes_a_folder(trained: Path, folder: Path) -> None:
     assert predict([f"{folder}/", "photos", "masks", "--accelerator", "cpu"]) == 0
     with pytest.raises(InputError, match="masks of another checkpoint"):
         predict([str(trained), "photos", "masks", "--accelerator", "cpu"])
+    change(folder, "calibration", value={"temperature": 2, "logit_threshold": 0})
+    with pytest.raises(InputError, match="masks of another checkpoint"):  # though the weights are the same
+        predict([f"{folder}/", "photos", "masks", "--accelerator", "cpu"])
     prune([str(folder), "--level", "1"])
     assert Path("shapes_L1.ckpt").is_file()
 
@@ -122,6 +127,8 @@ def test_the_long_jobs_take_a_folder(folder: Path) -> None:
 
 
 NET = ("hyper_parameters", "net")
+#: In YAML a list of 9^12 numbers.
+UNFOLDS = "[&a0 [x,x,x,x,x,x,x,x,x], " + ", ".join(f"&a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 12)) + "]"
 GADGETS = {
     "a function": (*NET, {"class_path": "os.mkdir", "init_args": {"path": "owned"}}),
     "a function that opens a shell": (*NET, {"class_path": "os.system", "init_args": {"command": "touch owned"}}),
@@ -135,6 +142,10 @@ GADGETS = {
     "a precision": ("precision", "abc"),
     "labels": ("hyper_parameters", "labels", "os.system"),
     "no options": ("hyper_parameters", None),
+    "a text that YAML unfolds": (*NET, "init_args", "widths", UNFOLDS),
+    "a temperature of 0": ("calibration", {"temperature": 0, "logit_threshold": 0}),
+    "a threshold that is none": ("calibration", {"temperature": 1, "logit_threshold": math.nan}),
+    "a card that is none": ("evaluation", "abc"),
 }
 
 
@@ -157,6 +168,11 @@ def test_a_damaged_folder_is_one_line(folder: Path) -> None:
         (folder / "config.json").write_text(text)
         with pytest.raises(InputError, match=r"^shapes[^\n]*$"):
             read_checkpoint(folder)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(InputError, match=r"^shapes[^\n]*no file"):
+        read_checkpoint(folder)
+    (folder / "config.json").unlink()
     (folder / "config.json").write_text(config)
     # Cut off; a header of 10 GB; weights of a pickle.
     for content in (weights[:-10], b"", (10**10).to_bytes(8, "little") + weights[8:], b"\x80\x02c__builtin__\nexit\n."):

@@ -123,7 +123,7 @@ def read_checkpoint(path: str | Path) -> Values:
         hparams = checkpoint["hyper_parameters"]
         data = checkpoint["datamodule_hyper_parameters"]
         precision = checkpoint["precision"]
-        _check_plain([hparams, data, precision, checkpoint.get("calibration")])
+        _check_plain([hparams, data, precision, checkpoint.get("calibration"), checkpoint.get("evaluation")])
         arguments_of(data["dataset"])
         _check_weights(checkpoint["state_dict"], file.stat().st_size)
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -280,9 +280,10 @@ def _is_own(module: str, name: str) -> bool:
 def _call(cls: Any, arguments: Values) -> Any:
     """`cls(**arguments)`, where jsonargparse checks and converts values of plain types, as on the command line.
 
-    A checkpoint holds a tuple as a list, and a path as a text.
+    A checkpoint holds a tuple as a list, and a path as a text. Texts are read as JSON: a short one in YAML may refer to
+    its own parts so often that it fills the memory.
     """
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser = ArgumentParser(exit_on_error=False, add_help=False, parser_mode="json")
     plain = {}
     for name, parameter in signature(cls).parameters.items():
         if name in arguments and _is_plain(parameter.annotation):

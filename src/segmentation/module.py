@@ -222,6 +222,8 @@ class SegmentationModule(LightningModule):
         self.calibration = calibration
         self.temperature = float(calibration["temperature"])
         self.logit_threshold = float(calibration["logit_threshold"])
+        if not (0 < self.temperature < math.inf and math.isfinite(self.logit_threshold)):
+            raise InputError(f"its calibration has temperature {self.temperature}, threshold {self.logit_threshold}")
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits whose sigmoid or softmax is the probability. `classify` takes those of the net."""

@@ -9,9 +9,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from rich.console import Console
 
-from segmentation.checkpoint import blame, read_checkpoint
+from segmentation.checkpoint import read_checkpoint
 from segmentation.data.writing import atomic_write_all, write_csv, write_json
-from segmentation.errors import InputError
+from segmentation.errors import InputError, readable
 from segmentation.inference.calibrate import calibrate
 from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import adapt, add_options
@@ -50,7 +50,11 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         )
     if options.surface_distances:
         module.surface_distances = True
-    scores = InstanceScores(module.labels, options.instances) if options.instances else None
+    scores = None
+    if options.instances:
+        if "instance" not in data.dataset.load(data.test_split, 0):
+            raise InputError("--instances needs a truth: give the data set its `instances` (ids, 0 for none)")
+        scores = InstanceScores(module.labels, options.instances)
     trainer = make_trainer(**config, callbacks=scores)
     if not trainer.limit_test_batches:
         raise InputError("trainer.limit_test_batches 0 leaves nothing to evaluate: leave it out")
@@ -80,10 +84,6 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
             "precision": trainer.precision,
             **provenance(module.device.type),
         }
-        card = read_checkpoint(options.checkpoint).get("evaluation")
-        if card:
-            with blame(options.checkpoint):
-                print(compare_with_card(evaluation, card))
         if more:
             shown = table(
                 "instances, calibration",
@@ -99,6 +99,13 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
                 save_png(worst_and_best(trainer, module, data.test_split), grid)
                 write_json(output, evaluation)
             print(f"metrics    {files[2]}; counts of each image: {files[0]}\nimages     {files[1]}")
+        card = read_checkpoint(options.checkpoint).get("evaluation")
+        if card:
+            try:
+                said = compare_with_card(evaluation, card)
+            except (AttributeError, LookupError, TypeError) as error:
+                raise InputError(f"{options.checkpoint}: the figures of its card are damaged") from error
+            print(readable(said)[:2000])
     return metrics
 
 
@@ -181,10 +188,15 @@ def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
         help="write the metrics there, FILE_per_image.csv and FILE_worst_and_best.png beside it",
     )
     options, rest = parser.parse_known_args(args)
-    if options.max_missed and not options.calibrate:
+    if options.max_missed is not None and not options.calibrate:
         parser.error("--max-missed belongs to --calibrate")
+    if options.calibrate and options.calibrate == options.output:
+        parser.error("--calibrate and --output are one file")
     if options.calibrate and options.ensemble:
         parser.error("--calibrate takes one checkpoint, no --ensemble")
-    if not (0 <= (options.max_missed or 0) < 1 and 0 < options.confidence < 1):
+    shares = [options.confidence]
+    if options.max_missed is not None:
+        shares.append(options.max_missed)
+    if not all(0 < share < 1 for share in shares):
         parser.error("--max-missed and --confidence are shares, between 0 and 1")
     return options, rest

@@ -13,7 +13,6 @@ from skimage.segmentation import relabel_sequential, watershed
 from torch import Tensor
 
 from segmentation.data.labels import IGNORE_INDEX, Labels
-from segmentation.errors import InputError
 from segmentation.metrics import UNIT, CountMetric
 
 #: IoU above which an instance counts as found: 0.5, 0.55, ..., 0.95, as in COCO and the Data Science Bowl 2018.
@@ -151,8 +150,6 @@ class InstanceScores(Callback):
         batch: Any,
         *others: Any,
     ) -> None:
-        if "instance" not in batch:
-            raise InputError("--instances needs a truth: give the data set its `instances` (ids, 0 for none)")
         predictions = outputs["prediction"].cpu().numpy()
         truths = batch["instance"].cpu().numpy()
         masks = batch["mask"].cpu().numpy()

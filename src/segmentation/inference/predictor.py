@@ -194,9 +194,11 @@ class Predictor:
         first, *others = [path] if isinstance(path, str | Path) else path
         checkpoint = read_checkpoint(first)
         module = load_module(SegmentationModule, checkpoint, str(first), with_loss=False)
-        dataset = checkpoint["datamodule_hyper_parameters"]["dataset"]
-        self.as_rgb = arguments_of(dataset).get("as_rgb", False)
-        self.nodata = arguments_of(dataset).get("nodata")
+        dataset = arguments_of(checkpoint["datamodule_hyper_parameters"]["dataset"])
+        self.as_rgb = dataset.get("as_rgb") is True
+        self.nodata = dataset.get("nodata")
+        if not isinstance(self.nodata, int | float | None):
+            raise InputError(f"{first}: its nodata is {self.nodata!r}, no number")
         self.labels = module.labels
         self.fabric = make_fabric(accelerator, precision or checkpoint["precision"])
         self.device = self.fabric.device
@@ -280,6 +282,6 @@ def make_fabric(accelerator: str, precision: Any) -> Fabric:
     for choice in (precision, "32-true"):
         try:
             return Fabric(accelerator=accelerator, devices=1, precision=choice)
-        except (ValueError, RuntimeError, MisconfigurationException) as error:
+        except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
             reason = str(error)
     raise InputError(f"--accelerator {accelerator}: {reason}")

@@ -148,7 +148,7 @@ def write_level(options: Namespace, base: Path, level: int) -> None:
             state[key] = value
     assert isinstance(net, UNetPlusPlus)  # `prune` refuses the others
     hparams = checkpoint["hyper_parameters"]
-    pruned = {key: checkpoint[key] for key in KEPT}
+    pruned = {key: checkpoint[key] for key in KEPT if key in checkpoint}
     pruned["state_dict"] = state
     pruned["hyper_parameters"] = {
         **hparams,

@@ -16,6 +16,7 @@ from segmentation.data.writing import atomic_write, remove_stale, write_json, wr
 from segmentation.errors import InputError
 from segmentation.inference.geotiff import is_geotiff, save_geotiff
 from segmentation.inference.instances import separate
+from segmentation.nets.weights import SHARED
 from segmentation.visualize import mask_overlay, save_png
 
 OVERLAY_SIDE = 2048  # pixels of a mask overlay's longest side at most
@@ -176,8 +177,11 @@ class Results:
     def _made_by(self) -> dict[str, Any]:
         digests = []
         for path in (self.options.checkpoint, *self.options.ensemble):
-            with open(weights_of(path), "rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+            file = weights_of(path)
+            parts = [file]
+            if file.name == SHARED[0]:
+                parts.append(file.with_name(SHARED[1]))  # which has the threshold, say
+            digests += [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
         return {
             "checkpoint": " ".join(digests),
             "--format": self.options.format,

@@ -87,7 +87,7 @@ def share(args: list[str] | None = None) -> None:
             evaluate([options.checkpoint, *rest, "--output", str(output)])
         evaluation = json.loads(output.read_bytes())
         card = model_card(options, rest, evaluation, output.with_name("eval_per_image.csv"))
-    config = {key: checkpoint[key] for key in (*KEPT, "hyper_parameters")}
+    config = {key: checkpoint[key] for key in (*KEPT, "hyper_parameters") if key in checkpoint}
     config["precision"] = evaluation["precision"]
     config["evaluation"] = evaluation
     config["calibration"] = checkpoint.get("calibration")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -130,6 +131,9 @@ def configure(
         for name in signature(own).parameters:
             parser.add_argument(f"--data.dataset.{name}", type=types.get(name, Any))
     kept = {key: saved[key] for key in KEPT if saved.get(key) is not None}
+    workers = kept.get("num_workers")
+    if isinstance(workers, int):
+        kept["num_workers"] = min(workers, os.cpu_count() or 1)  # of the machine that trained
     config = {
         "data": {**kept, **section},
         "trainer": {"devices": 1, "precision": checkpoint["precision"]},

@@ -25,8 +25,8 @@ def read_shared(folder: Path) -> dict[str, Any]:
     """
     weights, config, _ = (folder / name for name in SHARED)
     try:
-        if config.stat().st_size > MAX_CONFIG:
-            raise ValueError("it is too large")
+        if not config.is_file() or config.stat().st_size > MAX_CONFIG:
+            raise ValueError("it is no file, or too large")
         options = json.loads(config.read_text(encoding="utf-8"))
         return {**options, "state_dict": load_file(weights)}
     except (OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
