@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -69,6 +70,8 @@ def test_fewer_bits(
     assert logits.dtype == np.float32
     assert not np.array_equal(logits, expected)
     assert (mask == classes).mean() > equal
+    weights = {tensor.data_type for tensor in onnx.load("small.onnx").graph.initializer if np.prod(tensor.dims) > 100}
+    assert weights == {{"fp16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]}
     # A file that differs by more than it may is not kept.
     monkeypatch.setitem(TOLERANCES, precision, (0.0, 1.0))
     with pytest.raises(InputError, match="does not predict what the net does"):
@@ -94,14 +97,19 @@ def test_one_file_of_all_levels(trained: Path, image: np.ndarray) -> None:
     assert [each["level"] for each in levels] == [1, 2]
     assert levels[1]["miou"] == pytest.approx(summary["test/miou"], abs=1e-3)
     assert all(each["ms"] > 0 for each in levels)
-    with pytest.raises(InputError, match="deep_supervision"):
-        export(["pruned_L1.ckpt", "--levels", "all", "--output", "none.onnx", *CPU])
 
 
-def test_what_needs_onnx_says_so(trained: Path) -> None:
-    for option in (["--quantize", "fp16"], ["--levels", "all"]):
-        with pytest.raises(InputError, match="--format onnx"):
-            export([str(trained), "--format", "torch_export", *option])
+def test_what_cannot_be_exported_is_refused(trained: Path) -> None:
+    with pytest.raises(InputError, match="--format onnx"):
+        export([str(trained), "--quantize", "int8", "--format", "torch_export"])
+    with pytest.raises(InputError, match="not allowed with"):
+        export([str(trained), "--quantize", "int8", "--levels", "all"])
+    with pytest.raises(InputError, match="needs training images"):
+        export([str(trained), "--quantize", "int8", "--data.dataset.train", "0", *CPU])
+    prune([str(trained), "--level", "1", "--output", "small"])
+    with pytest.raises(InputError, match="deep_supervision: true"):
+        export(["small_L1.ckpt", "--levels", "all", *CPU])
+    assert not list(Path().glob("*.onnx"))
 
 
 @pytest.mark.slow

@@ -97,8 +97,6 @@ def test_every_command(clone: Path) -> None:
         (tmp_path / name).write_text(code)
 
     for number, command in enumerate(commands(TEXT)):
-        if "--quantize" in command:
-            continue  # a net of a moment may not predict the same in fewer bits; tests/test_deploy.py trains longer
         words = shlex.split(command)[1:]
         job = Path(words[0]).stem
         stands_for = {
