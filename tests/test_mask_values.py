@@ -1,5 +1,6 @@
 """What masks hold and what the doctor makes of it: its overlay trains, and the values come back from predict."""
 
+import re
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -271,6 +272,23 @@ def test_pixels_without_data_are_ignored(place: Path) -> None:
     assert (sample["mask"][:9] == IGNORE_INDEX).all()
     assert (sample["image"][:, :9] == 0).all()
     assert (sample["mask"][9:] >= 0).all()
+
+
+@pytest.mark.parametrize("value", [float(np.finfo(np.float32).min), -32768])
+def test_the_value_that_means_no_data_is_named(value: float, place: Path) -> None:
+    """What one file needs is no answer for those that hold another value."""
+    root = write_case(place / "data", lambda index: np.uint8(DISCS * 255))
+    for index, path in enumerate(sorted((root / "images").iterdir())):
+        image = np.random.default_rng(index).random((SIDE, SIDE)).astype(np.float32)
+        image[:8] = value if index else np.nan
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), image)
+    classes = {"background": 0, "cell": 255}
+    with pytest.raises(InputError, match=rf"Fix: nodata: {re.escape(f'{value:.9g}')} .* hold -9999, save NaN"):
+        SegmentationDataModule(FolderData(str(root), classes, nodata=-9999)).check()
+    options = overlay(["--data.dataset", "FolderData", "--data.dataset.root", str(root)])["dataset"]["init_args"]
+    assert options["nodata"] == value
+    SegmentationDataModule(FolderData(**options)).check()
 
 
 @pytest.mark.slow

@@ -34,6 +34,9 @@ Samples = dict[str, dict[str, list[Path]]]
 #: What the words of a pattern stand for in a path.
 Match = dict[str, str]
 
+#: What tools that write YOLO's labels put beside them.
+NAMES_OF_CLASSES = "classes.txt"
+
 #: A word of a pattern.
 WORD = re.compile(r"\{([^\W\d]\w*)\}")
 
@@ -220,7 +223,8 @@ def walk(
         folders[:] = [name for name in sorted(folders) if not _is_left_out(Path(place, name))]
         for name in sorted(files):
             path = Path(place, name)
-            if not name.startswith(".") and path.suffix.lower() in suffixes:
+            is_other = name.startswith(".") or name == NAMES_OF_CLASSES
+            if not is_other and path.suffix.lower() in suffixes:
                 yield path
 
 
