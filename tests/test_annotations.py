@@ -332,6 +332,13 @@ def test_yolos_list_of_classes_is_no_label(place: Path) -> None:
     check(FolderData(str(place), NAMED, masks="labels", instances="labels"))
 
 
+def test_an_image_without_labels_of_yolo_may_have_an_empty_file(place: Path) -> None:
+    make(place, "YOLO")
+    (place / "labels/c.txt").unlink()
+    data = FolderData(str(place), NAMED, masks="labels")
+    assert "labels/c.txt, empty where it shows nothing" in data.problems[0]
+
+
 def test_rectangles_of_labelme_are_drawn(place: Path) -> None:
     make(place, "labelme")
     corners = [[2, 1], [7, 5]]

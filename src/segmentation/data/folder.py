@@ -382,13 +382,17 @@ class FolderData(SegmentationData):
         height, width = mask.shape[:2]
         lies_otherwise = (height - width) * (size[0] - size[1]) < 0
         fix = ""
+        options = {}
         if lies_otherwise and is_turned(image):
             fix = f"EXIF turns the image, not the mask. Fix: exiftool -n -Orientation=1 {image}, or turn the mask"
         elif not self.resize_masks:
             fix = "Save both at one size (masks by nearest neighbour), or, where they show the same, resize_masks: true"
+            if height * size[1] == width * size[0]:
+                options = {"resize_masks": True}
         if fix:
             raise InputError(
-                f"{file}: is {width}x{height} pixels, but its image {image.name} is {size[1]}x{size[0]}. {fix}"
+                f"{file}: is {width}x{height} pixels, but its image {image.name} is {size[1]}x{size[0]}. {fix}",
+                options,
             )
         rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
         columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])

@@ -135,6 +135,8 @@ def find_samples(
         if kind in shared:
             continue
         wanted = str(patterns[other]).replace("{class}", declared)
+        if any(files[0].suffix == ".txt" for files in found[other].values()):
+            wanted = f"{wanted.replace('.*', '.txt')}, empty where it shows nothing"
         for name in sorted(found[kind].keys() - found[other].keys()):
             file = found[kind][name][0]
             problems.append(
