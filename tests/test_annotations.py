@@ -290,6 +290,12 @@ BROKEN = {
         "cannot be drawn",
     ),
     "no such COCO": ("COCO", "instances.json", lambda text: "[]", "instances.json: cannot be read"),
+    "no such image": (
+        "COCO",
+        "instances.json",
+        lambda text: text.replace('"image_id": 8', '"image_id": 5'),
+        "image_id 5",
+    ),
     "boxes alone": ("COCO", "instances.json", lambda text: text.replace('"segmentation"', '"box"'), "segmentation"),
     "run lengths cut": (
         "COCO, uncompressed run lengths",
@@ -318,6 +324,19 @@ def test_a_broken_file_is_one_line_before_the_first_step(case: str, place: Path)
         SegmentationDataModule(FolderData(str(place), NAMED, **options)).check()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_yolos_list_of_classes_is_no_label(place: Path) -> None:
+    make(place, "YOLO")
+    (place / "labels/classes.txt").write_text("cat\ndog\n")
+    check(FolderData(str(place), NAMED, masks="labels", instances="labels"))
+
+
+def test_an_image_without_labels_of_yolo_may_have_an_empty_file(place: Path) -> None:
+    make(place, "YOLO")
+    (place / "labels/c.txt").unlink()
+    data = FolderData(str(place), NAMED, masks="labels")
+    assert "labels/c.txt, empty where it shows nothing" in data.problems[0]
 
 
 def test_rectangles_of_labelme_are_drawn(place: Path) -> None:

@@ -288,6 +288,17 @@ def test_folders_outside_of_the_root(place: Path) -> None:
 CLASS_MASKS = {"ground": 0, "cat": 1, "traffic_light": 2}
 
 
+def test_a_class_that_paths_of_images_name_is_not_left_out(place: Path) -> None:
+    """Its masks are read, and empty."""
+    for thing in ("MT_Free", "MT_Crack"):
+        for index in range(4):
+            mask = np.full((4, 6), 255 * (thing == "MT_Crack"), np.uint8)
+            write_image(place / f"{thing}/Imgs/{thing}{index}.jpg", np.full((4, 6, 3), index, np.uint8))
+            write_image(place / f"{thing}/Imgs/{thing}{index}.png", mask)
+    files = {"images": "{class}/Imgs/{name}.jpg", "masks": "{class}/Imgs/{name}.png"}
+    assert FolderData(str(place), {"good": 0, "MT_Crack": 1}, **files).find_problems() == []
+
+
 @pytest.mark.parametrize("masks", ["masks/{name}_{class}.png", "masks/{class}/{name}.png"])
 def test_a_mask_per_class(place: Path, masks: str) -> None:
     for name in ("a_1", "a_2"):

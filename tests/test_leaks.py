@@ -65,6 +65,20 @@ def test_augmented_copies_by_their_names(place: Path) -> None:
     assert leaks(FolderData(str(place), CLASSES, group=group)) == []
 
 
+def test_a_list_that_names_images_twice(place: Path) -> None:
+    """No group would tell them apart."""
+    rows = ["name,split"]
+    for index in range(8):
+        write_image(place / f"images/im{index}.png", copies(index, 0))
+        write_image(place / f"masks/im{index}.png", np.eye(48, 64, dtype=np.uint8) * 255)
+        rows.append(f"im{index},train")
+    (place / "all.csv").write_text("\n".join([*rows, "im0,val", "im1,val"]))
+    (text,) = leaks(FolderData(str(place), CLASSES, lists="all.csv"))
+    assert "2 of 2, e.g. im0 of im0" in text
+    assert "in both: take them out of one list" in text
+    assert "group:" not in text
+
+
 def test_what_is_no_leak(place: Path) -> None:
     for index in range(12):
         picture = np.asarray(scene(index)).copy()

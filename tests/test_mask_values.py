@@ -1,5 +1,6 @@
 """What masks hold and what the doctor makes of it: its overlay trains, and the values come back from predict."""
 
+import re
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -255,6 +256,37 @@ def test_classes_written_otherwise(classes: Any, fix: str, place: Path) -> None:
     assert any(f"Fix: classes: {fix}" in problem.text for problem in problems)
 
 
+def averaged(index: int) -> np.ndarray:
+    """A disc of 0 and 255 at half its size: each pixel is the mean of four."""
+    large = np.roll(DISCS, index, 0).repeat(2, 0).repeat(2, 1)[1:-1, 1:-1] * 255.0
+    return np.uint8(large.reshape(SIDE - 1, 2, SIDE - 1, 2).mean(axis=(1, 3)))
+
+
+@pytest.mark.parametrize(("top", "threshold"), [(255, 128), (254, None)])
+def test_edges_of_few_levels_between_two_declared_values(top: int, threshold: int | None, place: Path) -> None:
+    root = write_case(place / "data", averaged)
+    given = ["--data.dataset", "FolderData", "--data.dataset.root", str(root), "--data.dataset.classes"]
+    options = overlay([*given, yaml.safe_dump({"bg": 0, "fg": top})])["dataset"]["init_args"]
+    assert options.get("mask_threshold") == threshold
+    if threshold:
+        assert options["classes"] == {"bg": 0, "fg": 255}
+        SegmentationDataModule(FolderData(**options)).check()
+
+
+def test_only_the_true_line_where_no_sample_can_be_used(place: Path) -> None:
+    """Masks of another shape; those of the same shape may be resized."""
+    root = write_case(place / "data", lambda index: np.uint8(DISCS[::2] * 255))
+    for path in (root / "images").iterdir():
+        write_image(path, np.zeros((SIDE, SIDE, 3), np.uint8))
+    given = ["--data.dataset", "FolderData", "--data.dataset.root", str(root), "--data.dataset.classes"]
+    given.append(yaml.safe_dump(TWO))
+    (problem,) = (problem for problem in diagnose(given) if "W&B" not in problem.text)
+    assert re.search(r"no sample of any split can be used, e.g. .* is 64x32 pixels", problem.text)
+    for path in (root / "masks").iterdir():
+        write_image(path, np.uint8(DISCS[::2, ::2] * 255))
+    assert overlay(given)["dataset"]["init_args"]["resize_masks"] is True
+
+
 def test_pixels_without_data_are_ignored(place: Path) -> None:
     for index in range(4):
         image = np.random.default_rng(index).random((SIDE, SIDE)).astype(np.float32)
@@ -271,6 +303,23 @@ def test_pixels_without_data_are_ignored(place: Path) -> None:
     assert (sample["mask"][:9] == IGNORE_INDEX).all()
     assert (sample["image"][:, :9] == 0).all()
     assert (sample["mask"][9:] >= 0).all()
+
+
+@pytest.mark.parametrize("value", [float(np.finfo(np.float32).min), -32768])
+def test_the_value_that_means_no_data_is_named(value: float, place: Path) -> None:
+    """What one file needs is no answer for those that hold another value."""
+    root = write_case(place / "data", lambda index: np.uint8(DISCS * 255))
+    for index, path in enumerate(sorted((root / "images").iterdir())):
+        image = np.random.default_rng(index).random((SIDE, SIDE)).astype(np.float32)
+        image[:8] = value if index else np.nan
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), image)
+    classes = {"background": 0, "cell": 255}
+    with pytest.raises(InputError, match=rf"Fix: nodata: {re.escape(f'{value:.9g}')} .* hold -9999, save NaN"):
+        SegmentationDataModule(FolderData(str(root), classes, nodata=-9999)).check()
+    options = overlay(["--data.dataset", "FolderData", "--data.dataset.root", str(root)])["dataset"]["init_args"]
+    assert options["nodata"] == value
+    SegmentationDataModule(FolderData(**options)).check()
 
 
 @pytest.mark.slow

@@ -110,6 +110,22 @@ def test_a_picture_that_exif_turns_and_its_mask_that_it_does_not(place: Path) ->
         data.load("train", 0)
 
 
+def test_masks_are_not_squashed_onto_images_that_exif_turns(place: Path) -> None:
+    data = FolderData(str(photos(place / "data", 6, (24, 16))), CLASSES, resize_masks=True)
+    with pytest.raises(InputError, match=r"EXIF turns .*exiftool -n"):
+        data.load("train", 0)
+
+
+def test_square_tiffs_that_are_turned_and_not_their_masks(place: Path) -> None:
+    (place / "images").mkdir()
+    for index in range(4):
+        options: dict[str, Any] = {"photometric": "rgb", "extratags": [(274, "H", 1, 6, True)]}
+        tifffile.imwrite(place / f"images/{index}.tif", np.zeros((16, 16, 3), np.uint8), **options)
+        write_image(place / f"masks/{index}.png", np.eye(16, dtype=np.uint8) * 255)
+    (problem,) = FolderData(str(place), CLASSES).find_problems()
+    assert "EXIF turns 4 images and not their masks" in problem.text
+
+
 @pytest.mark.parametrize(("orientation", "size"), [(6, (24, 24)), pytest.param(3, (24, 16), marks=pytest.mark.slow)])
 def test_where_the_size_does_not_tell_the_doctor_does(orientation: int, size: tuple[int, int], place: Path) -> None:
     root = photos(place / "data", orientation, size)

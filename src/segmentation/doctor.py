@@ -127,7 +127,7 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
 
     unusable = list(module.dataset.problems)
     unusable += [str(error) for error in module.errors() if not isinstance(error, UndeclaredValues)]
-    if unusable:
+    if unusable and any(statistics.records for statistics in module.counted.values()):
         count = plural(len(unusable), "file")
         text = f"{count} cannot be used, e.g. {unusable[0]}. To leave such files out: data.on_bad_file: skip"
         problems.append(Problem(text, given == "error"))

@@ -115,13 +115,19 @@ def _read_coco(content: Any) -> Drawings:
         by_id[image["id"]] = Drawing([], (image["height"], image["width"]))
     for annotation in content["annotations"]:
         number = annotation["category_id"]
+        image_id = annotation["image_id"]
+        which = f"annotation {annotation.get('id')} has"
         if number not in names:
-            raise ValueError(f"an annotation has category_id {number}, which its categories do not list")
+            raise ValueError(f"{which} category_id {number}, which its categories do not list")
+        if image_id not in by_id:
+            raise ValueError(f"{which} image_id {image_id}, which its images do not list")
+        if "segmentation" not in annotation:
+            raise ValueError(f"{which} no segmentation; a box is no mask")
         category = CROWD if annotation.get("iscrowd") else names[number]
         region = annotation["segmentation"]
         if isinstance(region, list):  # an array takes a quarter of the memory of a list
             region = [np.array(polygon, float) for polygon in region]
-        by_id[annotation["image_id"]].shapes.append(Shape(category, region))
+        by_id[image_id].shapes.append(Shape(category, region))
     return {image["file_name"]: by_id[image["id"]] for image in content["images"]}
 
 

@@ -184,6 +184,10 @@ class SegmentationDataModule(LightningDataModule):
                 self.statistics(split)
             elif split != "test":
                 raise InputError(f"the {split} split is empty: {self.description}")
+        errors = self.errors()
+        if errors and not any(statistics.records for statistics in self.counted.values()):
+            yield Problem(f"no sample of any split can be used, e.g. {errors[0]}", stops=True)
+            return
         yield from self.dataset.find_problems()
         yield from find_leaks(self.dataset, self.counted)
         nowhere = []

@@ -117,6 +117,8 @@ class FolderData(SegmentationData):
         self.mask_pattern = patterns["mask"]
         #: Whether the path of a mask names the class of what is not 0 in it.
         self.paths_name_classes = "{class}" in patterns["mask"]
+        #: Whether masks of some classes may be left out: where images have `{class}` too, all of their masks are read.
+        self.masks_may_stay = "{class}" not in patterns["image"]
         self.class_of: dict[Path, str] = {}
         self.files: dict[str, Samples] = {split: {} for split in SPLITS}
         declared: Any = classes
@@ -261,7 +263,7 @@ class FolderData(SegmentationData):
     def find_problems(self) -> list[Problem]:
         """Whether EXIF turns images, and not their masks; whether masks are of classes that nobody declared."""
         turned = []
-        left_out = self.class_of.copy()
+        left_out = self.class_of.copy() if self.masks_may_stay else {}
         for split in self.files.values():
             for files in split.values():
                 image = files["image"][0]
@@ -378,12 +380,19 @@ class FolderData(SegmentationData):
         if mask.shape[:2] == size:
             return mask
         height, width = mask.shape[:2]
-        if not self.resize_masks:
+        lies_otherwise = (height - width) * (size[0] - size[1]) < 0
+        fix = ""
+        options = {}
+        if lies_otherwise and is_turned(image):
+            fix = f"EXIF turns the image, not the mask. Fix: exiftool -n -Orientation=1 {image}, or turn the mask"
+        elif not self.resize_masks:
             fix = "Save both at one size (masks by nearest neighbour), or, where they show the same, resize_masks: true"
-            if is_turned(image):
-                fix = f"EXIF turns the image, not the mask. Fix: exiftool -n -Orientation=1 {image}, or turn the mask"
+            if height * size[1] == width * size[0]:
+                options = {"resize_masks": True}
+        if fix:
             raise InputError(
-                f"{file}: is {width}x{height} pixels, but its image {image.name} is {size[1]}x{size[0]}. {fix}"
+                f"{file}: is {width}x{height} pixels, but its image {image.name} is {size[1]}x{size[0]}. {fix}",
+                options,
             )
         rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
         columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])

@@ -145,20 +145,28 @@ def hide_nodata(
         source: the file, for the error.
 
     Raises:
-        InputError: there are such pixels, and `nodata` is None.
+        InputError: there are such pixels, and `nodata` is None; or others that look like them.
     """
+    if nodata is None and image.dtype != np.float32:
+        return image, np.zeros(image.shape[1:], bool)
+    hidden = ~np.isfinite(image)
+    found = np.nan if nodata is None and hidden.any() else None
     if nodata is not None:
-        hidden = ((image == nodata) | ~np.isfinite(image)).any(axis=0)
-        return np.where(hidden, image.dtype.type(0), image), hidden
+        hidden |= image == nodata
     if image.dtype == np.float32:
-        lowest = float(image.min())
-        if lowest in NODATA or not lowest > -1e30:  # NaN, too
-            value = lowest if lowest > -1e30 else NODATA[0]
-            raise InputError(
-                f"{source}: holds {lowest:g}, where it has no data. Fix: nodata: {value:g} ignores them, and NaN",
-                {"nodata": value},
-            )
-    return image, np.zeros(image.shape[1:], bool)
+        lowest = float(image.min(initial=0, where=~hidden))
+        if lowest in NODATA or lowest < -1e30:
+            found = lowest
+    if found is not None:
+        value = NODATA[0] if np.isnan(found) else found
+        text = f"{source}: holds {found:.9g}, where it has no data. Fix: nodata: {value:.9g} ignores them, and NaN"
+        if nodata is not None:
+            text += f"; where other files hold {nodata:.9g}, save NaN in all"
+        raise InputError(text, {"nodata": value})
+    hidden = hidden.any(axis=0)
+    if nodata is None:
+        return image, hidden
+    return np.where(hidden, image.dtype.type(0), image), hidden
 
 
 def read_mask(path: Path, by_color: bool = False) -> np.ndarray:
@@ -364,7 +372,8 @@ def is_turned(path: Path, unseen: bool = False) -> bool:
         with Image.open(path) as image:
             if unseen and image.width != image.height:
                 turns = range(2, 5)
-            return "exif" in image.info and image.getexif().get(ORIENTATION) in turns
+            may_turn = image.format == "TIFF" or "exif" in image.info  # a PNG is decoded whole to look for more
+            return may_turn and image.getexif().get(ORIENTATION) in turns
     return False
 
 

@@ -34,6 +34,9 @@ Samples = dict[str, dict[str, list[Path]]]
 #: What the words of a pattern stand for in a path.
 Match = dict[str, str]
 
+#: What tools that write YOLO's labels put beside them.
+NAMES_OF_CLASSES = "classes.txt"
+
 #: A word of a pattern.
 WORD = re.compile(r"\{([^\W\d]\w*)\}")
 
@@ -132,6 +135,8 @@ def find_samples(
         if kind in shared:
             continue
         wanted = str(patterns[other]).replace("{class}", declared)
+        if any(files[0].suffix == ".txt" for files in found[other].values()):
+            wanted = f"{wanted.replace('.*', '.txt')}, empty where it shows nothing"
         for name in sorted(found[kind].keys() - found[other].keys()):
             file = found[kind][name][0]
             problems.append(
@@ -220,7 +225,8 @@ def walk(
         folders[:] = [name for name in sorted(folders) if not _is_left_out(Path(place, name))]
         for name in sorted(files):
             path = Path(place, name)
-            if not name.startswith(".") and path.suffix.lower() in suffixes:
+            is_other = name.startswith(".") or name == NAMES_OF_CLASSES
+            if not is_other and path.suffix.lower() in suffixes:
                 yield path
 
 

@@ -57,7 +57,9 @@ def find_leaks(data: SegmentationData, splits: dict[str, SplitStatistics]) -> It
         if twins:
             one, other = next(iter(twins.items()))
             pattern = _suggest_group(twins, names + first_names)
-            if pattern:
+            if any(name == twin for name, twin in twins.items()):  # no group tells them apart
+                fix = "Images of one name are in both: take them out of one list or folder"
+            elif pattern:
                 fix = f"Fix: group: '{pattern}' (where folders or lists give the splits, with data.folds)"
             else:
                 fix = "Remove one of each, or let lists keep in one split what belongs together"

@@ -68,6 +68,7 @@ class MaskValues:
         for row, mask in zip(self.pixels, masks, strict=True):
             row[:] = [mask[value] for value in values]
         self.ignore = list(ignore)
+        self.declared = list(chain.from_iterable(declared.values()))
         self.reasons: list[str] = []
         self.options: dict[str, Any] = {}
         few = objects or len(declared) in (0, 2)
@@ -116,7 +117,7 @@ class MaskValues:
             self.reasons.append(f"These are {len(levels)} values with smeared edges, as JPEG and resizing leave them")
             return [[value] for value in levels.tolist()]
         strays = self.are_strays()
-        if two_integers and self.is_smeared(~strays):
+        if two_integers and (self.is_smeared(~strays) or self.is_averaged()):
             low = int(self.codes[0])
             high = int(self.codes[-1])
             middle = (low + high + 1) // 2
@@ -238,6 +239,13 @@ class MaskValues:
         if 3 * between >= at_an_end:
             return False
         return bool(between < 2 * at_top)
+
+    def is_averaged(self) -> bool:
+        """Whether few pixels hold several values between two that are declared: edges that resizing averaged."""
+        ends = [self.codes[0], self.codes[-1]]
+        pixels = self.pixels.sum(axis=0)
+        several = len(pixels) >= 5 and ends[1] - ends[0] >= MANY
+        return several and sorted(self.declared) == ends and 2 * pixels[1:-1].sum() < min(pixels[0], pixels[-1])
 
     def are_ids(self) -> bool:
         """Whether each mask numbers something from 1, and not to the same number; or has ids of its own."""
