@@ -288,6 +288,26 @@ def test_folders_outside_of_the_root(place: Path) -> None:
 CLASS_MASKS = {"ground": 0, "cat": 1, "traffic_light": 2}
 
 
+@pytest.mark.parametrize("classes", [None, {"ground": 0, "car": 1}, {"ground": 0, "car": 1, "red_car": 2}])
+def test_names_of_classes_that_end_alike(classes: dict[str, int] | None, place: Path) -> None:
+    for name in ("a_1", "a_2"):
+        write_image(place / f"images/{name}.png", np.zeros((4, 6, 3), np.uint8))
+        for row, thing in enumerate(("car", "red_car")):
+            mask = np.zeros((4, 6), np.uint8)
+            mask[row] = 255
+            write_image(place / f"masks/{name}_{thing}.png", mask)
+    masks = "masks/{name}_{class}.png"
+    if classes is None:
+        with pytest.raises(InputError) as caught:
+            FolderData(str(place), masks=masks)
+        assert caught.value.fix["classes"] == {"background": 0, "car": 1, "red_car": 2}
+        return
+    data = FolderData(str(place), classes, masks=masks)
+    assert data.problems == []
+    assert data.load("train", 0)["mask"][:, 0].tolist() == [1, len(classes) - 1 if len(classes) > 2 else 0, 0, 0]
+    assert len(data.find_problems()) == (0 if "red_car" in classes else 1)
+
+
 def test_a_class_that_paths_of_images_name_is_not_left_out(place: Path) -> None:
     """Its masks are read, and empty."""
     for thing in ("MT_Free", "MT_Crack"):

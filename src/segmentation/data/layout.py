@@ -88,6 +88,9 @@ def find_samples(
     words = _words(patterns["image"])
     if "class" in words:
         classes = []
+    images: set[str] = set()
+    if "class" in set(_words(patterns["mask"])) - set(words):
+        images = {match.get("name", "") for _, match in _match_files(patterns["image"], [])}
     class_of: dict[Path, str] = {}
     match_of: dict[str, Match] = {}
     problems: list[str] = []
@@ -100,7 +103,7 @@ def find_samples(
             raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
         several = kind == "mask" and "*" in pattern.stem
         found[kind] = {}
-        for file, match in _match_files(pattern, classes):
+        for file, match in _match_files(pattern, classes, images):
             if kind == "image" and file in taken:
                 continue
             name = readable("/".join(match[word] for word in words))
@@ -122,13 +125,17 @@ def find_samples(
         if folder_of(pattern).is_file():
             found[kind] = _name_by_stem(found[kind], found["image"])
     samples = {}
+    used: set[Path] = set()
     for name in sorted(set.intersection(*map(set, found.values()))):
         samples[name] = {kind: found[kind][name] for kind in patterns}
+        used.update(samples[name]["mask"])
+    left_out: dict[Path, str] = {}
     if classes and "{class}" in str(patterns["mask"]):
-        for file, match in _match_files(patterns["mask"], []):
+        for file, match in _match_files(patterns["mask"], [], images):
             name = "/".join(match[word] for word in words)
-            if readable(name) in samples:
-                class_of.setdefault(file, match["class"])
+            if readable(name) in samples and file not in used:
+                left_out[file] = match["class"]
+    class_of |= left_out
     pairs = [("image", kind) for kind in patterns]
     declared = "|".join(classes) or "{class}"
     for kind, other in [*pairs, ("mask", "image")]:
@@ -139,6 +146,8 @@ def find_samples(
             wanted = f"{wanted.replace('.*', '.txt')}, empty where it shows nothing"
         for name in sorted(found[kind].keys() - found[other].keys()):
             file = found[kind][name][0]
+            if file in left_out:
+                continue
             problems.append(
                 f"{file}: this {kind} has no {other}. Fix: add {_fill(wanted, match_of[name])}, or take the {kind} away"
             )
@@ -179,8 +188,9 @@ def _name_by_stem(entries: Files, images: Files) -> Files:
 def _match_files(
     pattern: Path,
     classes: list[str],
+    names: Container[str] = (),
 ) -> Iterator[tuple[Path, Match]]:
-    """Files that fit a pattern, each with what its words stand for.
+    """Files that fit a pattern, each with what its words stand for; `{name}` for one of `names`, where it can.
 
     Raises:
         InputError: their folder is missing, or cannot be opened.
@@ -199,12 +209,27 @@ def _match_files(
         group = stands_for.get(word, "[^/]+")
         regex = regex.replace(escaped, f"(?P<{word}>{group})", 1)
         regex = regex.replace(escaped, f"(?P={word})")
-    fits = re.compile(regex, re.DOTALL | re.IGNORECASE)
     pictures = list(walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()}))
     for file in pictures or walk(folder, MASK_SUFFIXES):
-        match = fits.fullmatch(file.as_posix())
+        match = _match(regex, file.as_posix())
+        if names and match and match["name"] not in names:  # 0_red_car.png is 0 and red_car, not 0_red and car
+            match = _match_known(regex, file.as_posix(), names) or match
         if match:
-            yield file, match.groupdict()
+            yield file, match
+
+
+def _match(regex: str, path: str) -> Match | None:
+    match = re.fullmatch(regex, path, re.DOTALL | re.IGNORECASE)
+    return match.groupdict() if match else None
+
+
+def _match_known(regex: str, path: str, names: Container[str]) -> Match | None:
+    """The match with the longest `{name}` that is one of `names`."""
+    for length in range(len(path), 0, -1):
+        match = _match(regex.replace("(?P<name>.+)", f"(?P<name>.{{1,{length}}})"), path)
+        if match and match["name"] in names:
+            return match
+    return None
 
 
 def walk(

@@ -26,7 +26,7 @@ from segmentation.data.writing import write_text
 from segmentation.errors import InputError
 
 #: Raised when what a cache file holds changes, so that old ones are not read.
-VERSION = 9
+VERSION = 10
 
 #: All bytes and their squares, (256, 2).
 BYTES = np.stack([np.arange(256), np.arange(256) ** 2], axis=1)
