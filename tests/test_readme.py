@@ -158,7 +158,7 @@ def test_the_command_of_torchrun(clone: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(words), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "steps of 4 images" in done.stdout
+    assert "1 step of 4 images" in done.stdout
     assert Path("runs/wide/summary.json").is_file()
 
 
@@ -225,7 +225,8 @@ def test_a_fork_with_a_metric_more_and_another_name(fork: Path) -> None:
 
 @pytest.mark.slow
 def test_the_script_of_the_pictures() -> None:
-    train(*TINY, "--pictures.images", "2", "--trainer.log_every_n_steps", "1", "--name", "run")
+    options = ["--data.dataset.test", "26", "--pictures.images", "2", "--trainer.log_every_n_steps", "1"]
+    train(*TINY, *options, "--name", "run")
     for words in ("predictions shown.png runs/run:0,1 runs/run:2:32x24:Cut", "logged shown.png runs/run"):
         command = [sys.executable, str(ROOT / "docs/pictures.py"), *words.split()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,7 +263,7 @@ def test_training_starts_from_weights_of_the_repository(weights: Path, capsys: p
     shapes = [*TINY[:8], *TINY[8:12], "--trainer.max_epochs", "1", *TINY[-6:], "--model.init_from", str(weights)]
     with pytest.raises(InputError, match="the options of the other: ") as error:
         train(*shapes, "--name", "never")
-    options = str(error.value).partition("the options of the other: ")[2].replace(", ", ",").split()
+    options = shlex.split(str(error.value).partition("the options of the other: ")[2])
     train(*shapes, *options, "--name", "warm")
     took, of = map(int, re.search(r"took (\d+) of (\d+) tensors", capsys.readouterr().out).groups())
     assert took > 0.9 * of

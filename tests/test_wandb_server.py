@@ -109,12 +109,15 @@ def test_config_counts_more_than_the_environment(server: Server) -> None:
 @pytest.fixture(params=["unknown", "closed", "silent"])
 def nobody(request: pytest.FixtureRequest) -> Iterator[str]:
     """An address where nobody listens; one that takes calls and never answers; one that is none."""
+    import wandb
+
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if request.param == "silent":
             listener.listen()
         host = "nobody.invalid" if request.param == "unknown" else "127.0.0.1"
         yield f"http://{host}:{listener.getsockname()[1]}"
+    wandb.teardown()  # only now: its process waits for an answer as long as there is a connection
 
 
 @pytest.mark.slow
@@ -137,7 +140,6 @@ def test_without_an_answer(nobody: str, monkeypatch: pytest.MonkeyPatch, capfd: 
     with pytest.raises(InputError, match="does not answer"):
         WandbOptions().resolved_mode()
     assert time.monotonic() - begun < 60
-    wandb.teardown()
 
 
 @pytest.mark.slow

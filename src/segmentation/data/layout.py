@@ -213,7 +213,7 @@ def _match_files(
     for file in pictures or walk(folder, MASK_SUFFIXES):
         match = _match(regex, file.as_posix())
         if names and match and match["name"] not in names:  # 0_red_car.png is 0 and red_car, not 0_red and car
-            match = _match_known(regex, file.as_posix(), names) or match
+            match = _match_known(regex, file.as_posix(), match["name"], names) or match
         if match:
             yield file, match
 
@@ -223,12 +223,14 @@ def _match(regex: str, path: str) -> Match | None:
     return match.groupdict() if match else None
 
 
-def _match_known(regex: str, path: str, names: Container[str]) -> Match | None:
-    """The match with the longest `{name}` that is one of `names`."""
-    for length in range(len(path), 0, -1):
-        match = _match(regex.replace("(?P<name>.+)", f"(?P<name>.{{1,{length}}})"), path)
-        if match and match["name"] in names:
-            return match
+def _match_known(regex: str, path: str, longest: str, names: Container[str]) -> Match | None:
+    """The match with the longest `{name}`, of the beginnings of `longest`, that is one of `names`."""
+    for length in range(len(longest) - 1, 0, -1):
+        name = longest[:length]
+        if name in names:
+            match = _match(regex.replace("(?P<name>.+)", f"(?P<name>{re.escape(name)})"), path)
+            if match:
+                return match
     return None
 
 
