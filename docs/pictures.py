@@ -45,7 +45,7 @@ def main() -> None:
 def grid(run: str, numbers: str, size: str = "", title: str = "") -> Image.Image:
     """A grid of some images of a run's tested split."""
     checkpoint = f"{run}/checkpoints/best.ckpt"
-    module, data, _ = open_trained("eval", argparse.Namespace(checkpoint=checkpoint, data=None), [])
+    module, data, *_ = open_trained("eval", argparse.Namespace(checkpoint=checkpoint, data=None), [])
     samples = []
     for index in map(int, numbers.split(",")):
         sample = data.dataset.load(data.test_split, index)

@@ -363,18 +363,33 @@ def class_metrics(matrix: Tensor, labels: Labels) -> dict[str, Tensor]:
     target. A binary task has keys of a class for its foreground only; `miou` and `fwiou` are over both classes. A
     metric without a pixel to compute it from is NaN.
     """
-    tp, fp, fn = tp_fp_fn(_float(matrix))
-    support = tp + fn
-    iou = tp / (support + fp)
-    return {
+    scores = class_scores(matrix)
+    iou = scores["iou"]
+    support = scores["support"]
+    found = {
         "miou": iou.nanmean(),
         "fwiou": (support * iou).nansum() / support.sum(),
-        "pixel_accuracy": tp.sum() / support.sum(),
-        **_by_class("iou", iou, labels),
-        **_by_class("dice", 2 * tp / (2 * tp + fp + fn), labels),
-        **_by_class("precision", tp / (tp + fp), labels),
-        **_by_class("recall", tp / support, labels),
-        **_by_class("support", support, labels),
+        "pixel_accuracy": _float(matrix).trace() / support.sum(),
+    }
+    for metric, values in scores.items():
+        found |= _by_class(metric, values, labels)
+    return found
+
+
+def class_scores(matrix: Tensor) -> dict[str, Tensor]:
+    """IoU, Dice, precision, recall and support of each class, in float64, NaN without a pixel to compute it from.
+
+    Shape:
+        (K, K) -> (K,) each
+    """
+    tp, fp, fn = tp_fp_fn(_float(matrix))
+    support = tp + fn
+    return {
+        "iou": tp / (support + fp),
+        "dice": 2 * tp / (2 * tp + fp + fn),
+        "precision": tp / (tp + fp),
+        "recall": tp / support,
+        "support": support,
     }
 
 

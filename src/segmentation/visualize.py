@@ -20,7 +20,7 @@ from torch import Tensor
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.writing import atomic_write
 from segmentation.errors import readable
-from segmentation.metrics import mean_iou, tp_fp_fn
+from segmentation.metrics import class_scores, mean_iou
 
 if TYPE_CHECKING:  # matplotlib is slow to import: every function that needs it imports it itself
     from matplotlib.axes import Axes
@@ -352,15 +352,12 @@ def iou_table(metrics: dict[str, float], labels: Labels, split: str, matrix: Ten
         "recall",
         "pixels",
     )
-    tp, fp, fn = tp_fp_fn(matrix.double())
-    support = tp + fn
-    iou = tp / (support + fp)
-    dice = 2 * tp / (2 * tp + fp + fn)
-    columns = torch.stack([iou, dice, tp / (tp + fp), tp / support], dim=1)
+    *columns, support = class_scores(matrix).values()
+    iou = columns[0]
     for index, name in enumerate(labels.names):
         shown.add_row(
             Text.assemble(("■ ", labels.colors[index]), name),
-            *map(_number, columns[index].tolist()),
+            *(_number(float(column[index])) for column in columns),
             f"{support[index] / support.sum().clamp(min=1):.2%}",
             Bar(
                 1,

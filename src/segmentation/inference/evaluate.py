@@ -9,7 +9,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from rich.console import Console
 
-from segmentation.checkpoint import read_checkpoint
 from segmentation.data.writing import atomic_write_all, write_csv, write_json
 from segmentation.errors import InputError, readable
 from segmentation.inference.calibrate import calibrate
@@ -41,7 +40,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         ]
     copies = [options.calibrate] if options.calibrate else []
     rank_zero_only(refuse_existing)(files + copies, options.overwrite)
-    module, data, config = open_trained("eval", options, rest, options.split)
+    module, data, config, card = open_trained("eval", options, rest, options.split)
     adapt(module, options.tile, options.tta, options.ensemble)
     if options.ensemble and data.test_split != "test" and data.hparams["folds"]:
         rank_zero_warn(
@@ -99,7 +98,6 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
                 save_png(worst_and_best(trainer, module, data.test_split), grid)
                 write_json(output, evaluation)
             print(f"metrics    {files[2]}; counts of each image: {files[0]}\nimages     {files[1]}")
-        card = read_checkpoint(options.checkpoint).get("evaluation")
         if card:
             try:
                 said = compare_with_card(evaluation, card)

@@ -71,7 +71,7 @@ def export(args: list[str] | None = None) -> Path:
         category=UserWarning,
         module=r"torch\.onnx|torch\.export",
     )
-    module, data, _ = open_trained("export", options, rest)
+    module, data, *_ = open_trained("export", options, rest)
     if options.quantize == "int8" and not data.dataset.names("train"):
         raise InputError("--quantize int8 needs training images: give a data set that has some, by --data OVERLAY")
     if options.levels:

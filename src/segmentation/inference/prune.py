@@ -82,7 +82,7 @@ def prune(args: list[str] | None = None) -> list[Level]:
 
 def measure(trained: Trained) -> list[Level]:
     """Validate all levels in one pass, then time each on one image."""
-    module, data, config = trained
+    module, data, config = trained[:3]
     nets = [module.net.prune(level).eval() for level in range(1, module.net.num_heads + 1)]
     trainer = Trainer(**config)
     trainer.validate(module, datamodule=data, verbose=False)

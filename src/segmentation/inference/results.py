@@ -181,7 +181,9 @@ class Results:
             parts = [file]
             if file.name == SHARED[0]:
                 parts.append(file.with_name(SHARED[1]))  # which has the threshold, say
-            digests += [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
+            for part in parts:
+                with part.open("rb") as opened:
+                    digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
         return {
             "checkpoint": " ".join(digests),
             "--format": self.options.format,

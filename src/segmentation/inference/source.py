@@ -30,6 +30,7 @@ class Trained(NamedTuple):
     module: SegmentationModule  # in eval mode
     data: SegmentationDataModule  # checked; its `test_split` is the one to be tested
     trainer: dict[str, Any]  # options of the trainer
+    card: dict[str, Any] | None  # what the model card of share.py was made of
 
 
 def open_trained(
@@ -84,7 +85,7 @@ def open_trained(
         "enable_checkpointing": False,
         "logger": False,
     }
-    return Trained(module, data, trainer)
+    return Trained(module, data, trainer, checkpoint.get("evaluation"))
 
 
 def read_section(overlay: str | None) -> dict[str, Any]:

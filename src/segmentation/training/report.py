@@ -131,7 +131,8 @@ def log_picture(trainer: Any, key: str, file: Path) -> None:
     """Give a picture to loggers that take one."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            pixels = np.asarray(Image.open(file).convert("RGB"))
+            with Image.open(file) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
             logger.experiment.add_image(key, pixels, trainer.global_step, dataformats="HWC")
             logger.experiment.flush()  # after the test nothing else would
         elif isinstance(logger, MLFlowLogger):
