@@ -127,7 +127,7 @@ class Parser(LightningArgumentParser):
                 options = self.option_names()
                 choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
                 line += renamed(line) or hint(line, options) or choices
-            elif r"\t" in line:
+            elif "cannot start any token" in line:  # a tab, most often
                 line += ". YAML is indented by spaces, never by tabs"
         if not self.exit_on_error:  # these are the options of a class
             start = "." if key else f": {self.classes[''].__name__}: "
