@@ -138,6 +138,28 @@ def test_death_of_one_process_of_two(launcher: str) -> None:
     assert_same("run", "whole")
 
 
+#: `src/train.py` that dies the moment its first worker exists, whose start takes a while.
+DIES_AT_FORK = f"""
+import os, runpy, signal, sys, time
+os.register_at_fork(
+    after_in_child=lambda: time.sleep(2),
+    after_in_parent=lambda: os.kill(os.getpid(), signal.SIGKILL),
+)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {str(ROOT / "src")!r})
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_death_in_the_start_of_a_worker() -> None:
+    Path("dies.py").write_text(DIES_AT_FORK)
+    started = Started(["dies.py"], "--data.num_workers", "1", "--name", "run")
+    started.process.wait(60)
+    assert started.process.returncode == -signal.SIGKILL
+    assert started.family(), "no worker has outlived it"
+    started.ends_within(15)
+
+
 @pytest.mark.parametrize("launcher", ["plain", "torchrun"])
 def test_death_of_the_launcher_before_the_first_step(launcher: str) -> None:
     """The others are importing torch, or wait for it to meet them."""

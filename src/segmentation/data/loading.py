@@ -94,17 +94,20 @@ class SplitDataset(Dataset):
         return {**sample, "mask": sample["mask"].short()}
 
 
-def ignore_preemption(worker: int) -> None:
+def outlast_signals(worker: int, parent: int) -> None:
     """A scheduler signals all processes of a job, and a worker that died of it would take the run with it, unsaved. So
-    a worker ends by SIGTERM only when its own parent, who is done with it, has sent it."""
-    if not hasattr(signal, "sigwaitinfo"):  # Linux has it
+    a worker ends by SIGTERM only when its own parent, who is done with it, has sent it; and when its parent is dead.
+    torch's own watch over the parent begins late: it waits for ever if the parent has died in the worker's start."""
+    if not hasattr(signal, "sigtimedwait"):  # Linux has it
         return
     signals = {signal.SIGTERM, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def listen() -> None:
-        while signal.sigwaitinfo(signals).si_pid != os.getppid():
-            pass
+        while os.getppid() == parent:
+            received = signal.sigtimedwait(signals, 1)
+            if received and received.si_pid == parent:
+                break
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
