@@ -261,8 +261,8 @@ class FolderData(SegmentationData):
         return f"{options} {stamps}"
 
     def find_problems(self) -> list[Problem]:
-        """Whether EXIF turns images, and not their masks; whether masks are of classes that nobody declared, or hold values
-        that predicted masks cannot."""
+        """Whether EXIF turns images, and not their masks; whether masks are of classes that nobody declared, or hold
+        values that predicted masks cannot."""
         turned = []
         left_out = self.class_of.copy() if self.masks_may_stay else {}
         for split in self.files.values():
