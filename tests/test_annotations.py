@@ -257,6 +257,40 @@ def test_polygons_cover_the_pixels_whose_centres_they_hold(place: Path) -> None:
         assert abs(int(mask.sum()) - int(centres.sum())) < 40  # no half pixel all around, which would be 150
 
 
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("Image_Label,EncodedPixels", "{image}.png_{category},{runs}"),
+        ("ImageId_ClassId,EncodedPixels", "{image}.png_{number},{runs}"),
+        ("filename,category,rle", "{image}.png,{category},{runs}"),
+        (",rle,image_id,label", "0,{runs},{image},{category}"),
+    ],
+)
+def test_columns_of_run_lengths_as_kaggle_has_them(header: str, row: str, place: Path) -> None:
+    make(place, "run lengths")
+    lines = [header]
+    for line in (place / "train.csv").read_text().splitlines()[1:]:
+        name, number, lengths = line.split(",")
+        category = list(IDS)[int(number) - 1]
+        lines.append(row.format(image=name.removesuffix(".png"), category=category, number=number, runs=lengths))
+    (place / "train.csv").write_text("\n".join(lines))
+    check(FolderData(str(place), NAMED, masks="train.csv", instances="train.csv"))
+
+
+def test_a_category_of_coco_called_background_is_the_background(place: Path) -> None:
+    make(place, "COCO")
+    content = json.loads((place / "instances.json").read_text())
+    content["categories"].append({"id": 0, "name": "background"})
+    content["annotations"].append({"id": 99, "image_id": 9, "category_id": 0, "segmentation": [outline(0, 0, 9, 9)]})
+    (place / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"classes: \{background: 0, cat: 1, dog: 2\}"):
+        FolderData(str(place), masks="instances.json")
+    data = FolderData(str(place), NAMED, masks="instances.json", val_fraction=0.25)
+    for split in ("train", "val"):
+        for position, name in enumerate(data.names(split)):
+            assert (data.load(split, position)["mask"].numpy() == truth(name)[0]).all()
+
+
 BROKEN = {
     "cut off": ("labelme", "images/a.json", lambda text: text[:50], "a.json: cannot be read"),
     "a circle": ("labelme", "images/a.json", lambda text: text.replace("polygon", "circle"), "drawn as a circle"),

@@ -342,6 +342,7 @@ def test_a_mask_per_class(place: Path, masks: str) -> None:
     ("file", "text", "options"),
     [
         ("all.csv", "id;image_path;mask_path;fold\n1;images/s0.jpg;masks/s0.png;train\n2;images/s1.jpg;;val\n", {}),
+        ("all.csv", "name,class,split\ns0,val,train\ns1,train,val\n", {}),
         ("all.tsv", "file\tset\ns0\ttrain\ns1\tval\n", {}),
         ("all.yaml", "train: [s0]\nval: [images/s1.jpg]\ninfo: {by: us}\n", {}),
         ("all.json", '{"training": ["s0.jpg"], "val": ["s1"]}', {"splits": {"train": "training"}}),

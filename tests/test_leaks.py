@@ -65,6 +65,17 @@ def test_augmented_copies_by_their_names(place: Path) -> None:
     assert leaks(FolderData(str(place), CLASSES, group=group)) == []
 
 
+def test_mirrored_copies(place: Path) -> None:
+    for index in range(8):
+        picture = copies(index // 2, 0)
+        write_image(place / f"images/{index}.png", picture[:, ::-1].copy() if index % 2 else picture)
+        write_image(place / f"masks/{index}.png", np.eye(48, 64, dtype=np.uint8) * 255)
+    rows = [f"{index},{'val' if index == 7 else 'train'}" for index in range(8)]
+    (place / "all.csv").write_text("\n".join(["name,split", *rows]))
+    (text,) = leaks(FolderData(str(place), CLASSES, lists="all.csv"))
+    assert "1 of 1, e.g. 7 of 6" in text
+
+
 def test_a_list_that_names_images_twice(place: Path) -> None:
     """No group would tell them apart."""
     rows = ["name,split"]

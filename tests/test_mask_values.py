@@ -95,6 +95,10 @@ CASES: dict[str, Case] = {
         lambda i: np.int32(blocks(0, 1, 300 + i, 70_000 - i)),
         {"classes": {"background": 0, "foreground": 1}, "mask_threshold": 1, "instances": "masks"},
     ),
+    "ids with gaps": (
+        lambda i: np.uint8(blocks(0, *(3 + 5 * i, 50 + 9 * i, 140 + 13 * i, 244 - 11 * i)[: 4 - i % 2])),
+        {"classes": {"background": 0, "foreground": 1}, "mask_threshold": 1, "instances": "masks"},
+    ),
     "like DRIVE": (
         lambda i: np.uint8(DISCS * (251 if i % 3 else 255)),
         {"classes": {"background": 0, "foreground": [251, 255]}},
@@ -346,6 +350,13 @@ def test_what_is_no_mask_is_named(place: Path) -> None:
         np.save(root / f"masks/{index}.npy", np.stack([~DISCS, DISCS], axis=-1))
     with pytest.raises(InputError, match=r"masks/0\.npy: holds 2 channels.*argmax"):
         FolderData(str(root))
+
+
+@pytest.mark.parametrize("value", [-1, 70_000])
+def test_values_that_predicted_masks_cannot_hold_are_said_before_training(value: int, place: Path) -> None:
+    root = write_case(place / "data", lambda i: np.int32(DISCS * value))
+    (problem,) = FolderData(str(root), {"background": 0, "foreground": value}).find_problems()
+    assert "--format palette" in problem.text
 
 
 def test_small_masks_of_one_value_each(place: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segmentation.data.io import check_file
+from segmentation.data.io import IMAGE_SUFFIXES, check_file
 from segmentation.data.labels import IGNORE_INDEX, Labels
 from segmentation.data.mask_values import as_yaml, name_of
 from segmentation.errors import InputError, one_line
@@ -27,6 +27,10 @@ DESCRIPTIONS = (".json", ".csv", ".txt")
 
 #: Kaggle's run lengths: the start and the length of each run.
 RUNS = re.compile(r"\s*\d+(\s+\d+)+\s*")
+
+#: What tables of run lengths call their columns of names and of classes, in small letters without underscores.
+NAME_COLUMNS = ("imageid", "image", "filename", "imageidclassid", "imagelabel")
+CLASS_COLUMNS = ("classid", "class", "classname", "label", "categoryid", "category")
 
 #: YOLO's coordinates are 1 at most, but for rounding, and for polygons that reach beyond the image.
 MAX_SHARE = 2
@@ -165,16 +169,26 @@ def _read_yolo(text: str) -> Drawings:
 def _read_runs(text: str) -> Drawings:
     drawings: Drawings = {}
     for row in csv.DictReader(text.splitlines()):
-        name, *values = row.values()
+        columns = {key.lower().replace("_", ""): value for key, value in row.items()}
+        name = _first_of(columns, NAME_COLUMNS) or next(iter(row.values()))
+        category: Category = _first_of(columns, CLASS_COLUMNS) or 1
+        image, _, ending = name.rpartition("_")
+        if PurePath(image).suffix.lower() in IMAGE_SUFFIXES:  # a.png_cat
+            name = image
+            category = ending
         if "." not in name:
             name = f"{name}."  # as others, it has a suffix
         drawing = drawings.setdefault(name, Drawing([]))
-        category: Category = row.get("ClassId") or row.get("class") or 1
         with suppress(ValueError):  # a name
             category = int(category)
-        for value in filter(RUNS.fullmatch, values):
+        for value in filter(RUNS.fullmatch, row.values()):
             drawing.shapes.append(Shape(category, value))
     return drawings
+
+
+def _first_of(columns: dict[str, str], names: Iterable[str]) -> str | None:
+    """The value of the first of these columns that a row has."""
+    return next((columns[name] for name in names if columns.get(name)), None)
 
 
 def class_indices(
@@ -204,7 +218,7 @@ def class_indices(
     if not found and not classes:
         raise InputError(empty)
     indices: dict[Category, int] = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
-    indices[0] = 0
+    indices |= {0: 0, "background": 0}
     if classes:
         labels = Labels.parse(classes)
         for index, values in enumerate(labels.values):

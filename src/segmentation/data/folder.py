@@ -22,7 +22,7 @@ from segmentation.data.io import check_format, hide_nodata, is_turned, read_imag
 from segmentation.data.labels import IGNORE_INDEX, Labels, UndeclaredValues, count_values
 from segmentation.data.layout import Samples, complete, find_samples, folder_of, no_such_folder
 from segmentation.data.lists import choose_samples, describe_list, read_classes
-from segmentation.data.mask_values import Counts, MaskValues, Value, add, code_of, describe, shorten
+from segmentation.data.mask_values import VOID, Counts, MaskValues, Value, add, code_of, describe, shorten
 from segmentation.data.splits import divide
 from segmentation.errors import InputError, Problem, plural
 
@@ -261,7 +261,8 @@ class FolderData(SegmentationData):
         return f"{options} {stamps}"
 
     def find_problems(self) -> list[Problem]:
-        """Whether EXIF turns images, and not their masks; whether masks are of classes that nobody declared."""
+        """Whether EXIF turns images, and not their masks; whether masks are of classes that nobody declared, or hold
+        values that predicted masks cannot."""
         turned = []
         left_out = self.class_of.copy() if self.masks_may_stay else {}
         for split in self.files.values():
@@ -277,6 +278,9 @@ class FolderData(SegmentationData):
                 f"EXIF turns {plural(len(turned), 'image')} and not their masks, e.g. {turned[0]}. Look at the "
                 "doctor's pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
             )
+        values = [group[0] for group in self.labels.values]
+        if not self.labels.by_color and (min(map(code_of, values)) < 0 or max(map(code_of, values)) > VOID[-1]):
+            problems.append(f"PNG masks hold 0 to 65535, not {values}: predict.py will need --format palette")
         names = sorted({*left_out.values()} - {*self.labels.names})
         if names:
             mask = next(file for file, name in left_out.items() if name == names[0])

@@ -102,7 +102,8 @@ def _find_twins(
     originals = {stem(name): name for name in first_names}
     twins = {}
     for name, outline in zip(names, outlines, strict=True):
-        likeness = first_outlines @ outline
+        mirrored = -outline.reshape(16, 16)[:, ::-1].ravel()  # what grew brighter to the right grows darker
+        likeness = np.maximum(first_outlines @ outline, first_outlines @ mirrored)
         original = originals.get(stem(name))
         if likeness.max() >= outline.size - 2 * NEAR:
             twins[name] = first_names[likeness.argmax()]

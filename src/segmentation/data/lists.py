@@ -11,6 +11,9 @@ from segmentation.data.io import IMAGE_SUFFIXES
 from segmentation.data.layout import Samples
 from segmentation.errors import InputError, readable
 
+#: What a column of splits is called; a cell of another column may say "train" too.
+SPLIT_COLUMNS = ("split", "set", "subset", "fold", "phase")
+
 
 def read_rows(source: Path) -> list[list[str]]:
     """Rows of a table: its cells; of a text: the line and its words.
@@ -50,11 +53,10 @@ def choose_samples(
     if source.suffix.lower() in (".yaml", ".yml", ".json"):
         rows = [[str(entry)] for entry in _read_lists(source).get(split) or []]
     else:
-        rows = []
-        for row in read_rows(source):
-            cells = map(str.lower, row)
-            if split is None or split.lower() in cells:
-                rows.append(row)
+        rows = read_rows(source)
+        if split is not None:
+            place = _split_column(rows)
+            rows = [row for row in rows if split.lower() in map(str.lower, row[place])]
     chosen = {}
     for number, row in enumerate(rows):
         by_length = sorted(row, key=len, reverse=True)  # a path rather than a number
@@ -65,6 +67,16 @@ def choose_samples(
         elif number or source.suffix.lower() != ".csv":  # whose first row may be a header
             raise InputError(f"{source}: lists {by_length[0]}, but no image of that name has all it needs")
     return chosen
+
+
+def _split_column(rows: list[list[str]]) -> slice:
+    """The cells of a row that may say its split: one, where a header names it, or all."""
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    for name in SPLIT_COLUMNS:
+        if name in header:
+            column = header.index(name)
+            return slice(column, column + 1)
+    return slice(None)
 
 
 def describe_list(source: Path) -> str:

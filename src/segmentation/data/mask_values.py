@@ -257,6 +257,9 @@ class MaskValues:
         are_wide = len(masks) > FEW and self.codes[-1] > 255  # more than a JPEG holds
         if are_wide and np.mean(masks == 1) > 0.9:
             return True
+        are_many = len(masks) > 2 * FEW and np.mean(masks == 1) > 0.5
+        if are_many and 2 * masks.max() <= len(held):  # some class would be common
+            return True
         if len(lengths) < 3 or max(lengths) < IDS:
             return False
         largest = (held * self.codes[above]).max(axis=1)
