@@ -202,6 +202,8 @@ def load_module(
         elif hparams["loss"]:
             arguments["loss"] = build(hparams["loss"], SegmentationLoss)
         module = _call(module_class, arguments)
+        # Lightning keeps a copy of its arguments: of the net's weights, too.
+        module.save_hyperparameters({"labels": arguments["labels"]}, ignore=["net", "loss"], logger=False)
         module.load_state_dict(state)
         if checkpoint.get("calibration"):
             module.set_calibration(checkpoint["calibration"])

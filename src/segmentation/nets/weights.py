@@ -41,7 +41,7 @@ def read_weights(path: str | Path) -> Any:
     """
     try:
         _check_size(Path(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than weights and plain types, or is no checkpoint; it was not loaded, as its contents "
