@@ -110,7 +110,7 @@ class NetOnDisk(SegmentationNet):
         self.path = path
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
-        saved = read_checkpoint(self.path)["state_dict"]
+        saved = read_checkpoint(self.path, mapped=True)["state_dict"]
         weights = {name: saved[f"net.{name}"].to(empty) for name, empty in self.net.state_dict().items()}
         heads = functional_call(self.net, weights, (image, self.net.predicting_head))
         return Heads((self.net.combine(heads),))
@@ -171,7 +171,7 @@ def adapt(
         module.net = NetOnDisk(module.net, first)
     modules = [module]
     for path in others:
-        other = load_module(SegmentationModule, read_checkpoint(path), str(path), with_loss=False)
+        other = load_module(SegmentationModule, read_checkpoint(path, mapped=True), str(path), with_loss=False)
         differ = [name for name in SHARED if getattr(other.labels, name) != getattr(module.labels, name)]
         if differ:
             raise InputError(
@@ -235,7 +235,7 @@ class Predictor:
         allow_large()
         paths = [path] if isinstance(path, str | Path) else path
         first = paths[0]
-        checkpoint = read_checkpoint(first)
+        checkpoint = read_checkpoint(first, mapped=True)
         module = load_module(SegmentationModule, checkpoint, str(first), with_loss=False)
         dataset = arguments_of(checkpoint["datamodule_hyper_parameters"]["dataset"])
         self.as_rgb = dataset.get("as_rgb") is True
