@@ -51,6 +51,21 @@ def test_probabilities_are_the_mean_of_the_nets(options: dict, trained: Path, ot
     assert np.array_equal(both.mask[clear], mean.argmax(axis=0)[clear])  # these classes stand for their own indices
 
 
+def test_nets_from_disk_predict_the_same(trained: Path, other: Path, image: np.ndarray) -> None:
+    held = Predictor([trained, other], "cpu", tta="flips")(image)
+    predictor = Predictor([trained, other], "cpu", tta="flips", from_disk=True)
+    np.testing.assert_allclose(predictor(image).probabilities, held.probabilities, atol=1e-6)
+    assert not any(weight.numel() for weight in predictor.module.net.parameters())  # nothing is held
+    options = [str(trained), *CPU, "--tile", "32", "--ensemble", str(other)]
+    assert evaluate([*options, "--from-disk"]) == pytest.approx(evaluate(options), abs=1e-6, nan_ok=True)
+    write_image(Path("photos/a.png"), image)
+    predict([str(trained), "photos", "masks", "--accelerator", "cpu", "--from-disk", "--ensemble", str(other)])
+    assert Path("masks/a.png").is_file()
+    for job in (predict, evaluate):
+        with pytest.raises(InputError, match="--from-disk belongs to --ensemble"):
+            job([str(trained), *(["photos", "new"] if job is predict else CPU), "--from-disk"])
+
+
 @pytest.mark.parametrize("options", [{}, {"tile": 32}])
 def test_a_checkpoint_twice_is_the_checkpoint(options: dict, trained: Path, image: np.ndarray) -> None:
     once = Predictor(trained, "cpu", **options)(image)

@@ -1,6 +1,9 @@
 """The notebooks: committed as executed, and run again from a copy, where each must show what it promises."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -90,6 +93,50 @@ def test_committed_as_executed(path: Path) -> None:
     assert not re.search(r"(?<![\w.])/(home|work|root|tmp|Users|opt|usr)/|Warning|ipywidgets|[━╸]{20}\s+\d+/\d+", said)
     assert not [output.text for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     assert path.stat().st_size < 1_000_000
+
+
+def run_first_cell(cell: str) -> subprocess.CompletedProcess:
+    Path("cell.ipy").write_text(cell)
+    command = [sys.executable, "-m", "IPython", "--quick", "--no-banner", "cell.ipy"]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def test_the_first_cell_fetches_the_project_in_colab_and_does_nothing_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repository's address stands for one on this machine, and pip notes what it is told to install."""
+    first = []
+    for path in NOTEBOOKS:
+        title, cell = nbformat.read(path, as_version=4).cells[:2]
+        (badge,) = re.findall(r"https://colab\.research\.google\.com/github/(\S+)/blob/main/(\S+)\)", title.source)
+        assert f"https://github.com/{badge[0]} " in cell.source
+        assert badge[1] == f"notebooks/{path.name}"
+        first.append(cell.source)
+    assert len(set(first)) == 1
+    repository = tmp_path / "github" / badge[0]
+    repository.mkdir(parents=True)
+    (repository / "requirements.txt").write_text("torch\n# tests\npytest\n")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "First"]):
+        subprocess.run(["git", *words], cwd=repository, check=True)
+    (tmp_path / "pip").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\ncat "$4" > {tmp_path}/packages\n')
+    (tmp_path / "pip").chmod(0o755)
+    (tmp_path / "google").mkdir()
+    (tmp_path / "google/colab.py").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{tmp_path}/github/.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/")
+
+    run_first_cell(first[0])
+    assert not Path("project").exists()
+    assert not Path("words").exists()
+    run_first_cell("import google.colab\n" + first[0] + "\nassert sys.path and open('requirements.txt')")
+    assert Path("project/.git").is_dir()
+    assert Path("words").read_text() == "install --quiet -r /dev/stdin\n"
+    assert Path("packages").read_text() == "torch\n"
 
 
 def test_there_is_a_claim_for_each() -> None:

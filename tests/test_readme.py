@@ -204,6 +204,20 @@ def fork(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_fork_has_its_own_address(fork: Path) -> None:
+    """The command of CONTRIBUTING.md gives it to badges, first cells of the notebooks and citation."""
+    (command,) = re.findall(r"^git grep -lI .* perl .*$", (fork / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    ((old, new),) = re.findall(r"s\{(\S+?)\}\{(\S+?)\}g", command)
+    files = [*fork.glob("notebooks/*.ipynb"), fork / "CITATION.cff"]
+    before = [path.read_text().count(f"https://github.com/{old}") for path in files]
+    assert min(before) == 1
+    subprocess.run(["bash", "-ec", command.replace(new, "me/crackseg")], cwd=fork, check=True)
+    for path in files:
+        assert path.read_text().count("https://github.com/me/crackseg") == 1
+        assert old not in path.read_text()
+    assert all(json.loads(path.read_text())["cells"] for path in files[:-1])
+
+
 @pytest.mark.slow
 def test_a_fork_with_a_metric_more_and_another_name(fork: Path) -> None:
     """What docs/extend.md tells to type, in a clone."""

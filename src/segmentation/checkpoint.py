@@ -99,11 +99,12 @@ def results_of(path: str) -> Path:
     return Path(path).with_suffix("")
 
 
-def read_checkpoint(path: str | Path) -> Values:
+def read_checkpoint(path: str | Path, mapped: bool = False) -> Values:
     """Read a checkpoint of train.py, or what share.py made of one, to the CPU.
 
     Args:
         path: as `weights_of` takes it.
+        mapped: as in `read_weights`; what training kept for itself is then never read.
 
     Raises:
         InputError: it is missing, cut off, of another project, or holds more than weights and plain values.
@@ -116,7 +117,7 @@ def read_checkpoint(path: str | Path) -> Values:
     if file.name == SHARED[0]:
         checkpoint = read_shared(file.parent)
     elif is_zipfile(file):
-        checkpoint = read_weights(path)
+        checkpoint = read_weights(path, mapped)
     else:
         raise InputError(f"{path}: is cut off, or no checkpoint")
     try:
@@ -202,6 +203,8 @@ def load_module(
         elif hparams["loss"]:
             arguments["loss"] = build(hparams["loss"], SegmentationLoss)
         module = _call(module_class, arguments)
+        # Lightning keeps a copy of its arguments: of the net's weights, too.
+        module.save_hyperparameters({"labels": arguments["labels"]}, ignore=["net", "loss"], logger=False)
         module.load_state_dict(state)
         if checkpoint.get("calibration"):
             module.set_calibration(checkpoint["calibration"])

@@ -41,7 +41,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     copies = [options.calibrate] if options.calibrate else []
     rank_zero_only(refuse_existing)(files + copies, options.overwrite)
     module, data, config, card = open_trained("eval", options, rest, options.split)
-    adapt(module, options.tile, options.tta, options.ensemble)
+    adapt(module, [options.checkpoint, *options.ensemble], options.tile, options.tta, options.from_disk)
     if options.ensemble and data.test_split != "test" and data.hparams["folds"]:
         rank_zero_warn(
             f"the nets of other folds were trained on these {data.test_split} images: the figures are too good. For an "

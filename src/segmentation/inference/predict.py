@@ -44,6 +44,7 @@ def predict(args: list[str] | None = None) -> int:
         options.accelerator,
         tile=options.tile,
         tta=options.tta,
+        from_disk=options.from_disk,
     )
     results = Results(images, options, predictor.labels)
     todo = results.begin()

@@ -12,6 +12,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
 from segmentation.data.io import WrongChannels, allow_large, hide_nodata, open_image, take_image
@@ -45,6 +46,11 @@ def add_options(parser: JobParser) -> None:
         default=[],
         metavar="CHECKPOINT",
         help="more checkpoints: all nets' probabilities are averaged, the rest is as CHECKPOINT has it; type it last",
+    )
+    parser.add_argument(
+        "--from-disk",
+        action="store_true",
+        help="of an ensemble, memory holds one net at a time: each is read anew for every image or tile",
     )
     parser.add_argument(
         "--tta",
@@ -86,6 +92,30 @@ class MeanOverSymmetries(SegmentationNet):
         return Heads((to_logits(total / len(self.symmetries)),))
 
 
+class NetOnDisk(SegmentationNet):
+    """A trained net whose weights are read anew for each image or tile, and let go after it: the memory of several such
+    nets is that of one.
+
+    Args:
+        net: the net.
+        path: its checkpoint.
+    """
+
+    def __init__(self, net: SegmentationNet, path: str | Path) -> None:
+        super().__init__(net.in_channels, net.num_classes)
+        self.stride = net.stride
+        for parameter in net.parameters():
+            parameter.data = parameter.data.new_empty(0)
+        self.net = net
+        self.path = path
+
+    def compute(self, image: Tensor, level: int | None = None) -> Heads:
+        saved = read_checkpoint(self.path, mapped=True)["state_dict"]
+        weights = {name: saved[f"net.{name}"].to(empty) for name, empty in self.net.state_dict().items()}
+        heads = functional_call(self.net, weights, (image, self.net.predicting_head))
+        return Heads((self.net.combine(heads),))
+
+
 class MeanOverNets(SegmentationNet):
     """An ensemble: the mean of several trained nets' probabilities. Its one head holds their logarithm, as above.
 
@@ -116,36 +146,46 @@ class MeanOverNets(SegmentationNet):
 
 def adapt(
     module: SegmentationModule,
+    paths: Sequence[str | Path],
     tile: int | None,
     tta: Symmetries,
-    ensemble: Sequence[str | Path] = (),
+    from_disk: bool = False,
 ) -> None:
     """Let a module predict by tiles of a side, by test-time augmentation, and together with other nets.
 
     Args:
         module: a trained module.
+        paths: its checkpoint; then those of the other nets of an ensemble: losses and metrics are then those of the
+            mean probabilities, and tiles lie on a grid that fits all nets.
         tile: side of the tiles; None: as in training's own test.
-        tta: symmetries to average over; losses and metrics are then those of the mean probabilities.
-        ensemble: checkpoints of the other nets; losses and metrics likewise, and tiles lie on a grid that fits all.
+        tta: symmetries to average over; losses and metrics likewise.
+        from_disk: read each net of an ensemble anew for every image or tile.
 
     Raises:
         InputError: the tile is too small for the nets; or another net has other classes, channels or types of image.
     """
+    first, *others = paths
+    if from_disk and not others:
+        raise InputError("--from-disk belongs to --ensemble: of one net it saves no memory")
+    if from_disk:
+        module.net = NetOnDisk(module.net, first)
     modules = [module]
-    for path in ensemble:
-        other = load_module(SegmentationModule, read_checkpoint(path), str(path), with_loss=False)
+    for path in others:
+        other = load_module(SegmentationModule, read_checkpoint(path, mapped=True), str(path), with_loss=False)
         differ = [name for name in SHARED if getattr(other.labels, name) != getattr(module.labels, name)]
         if differ:
             raise InputError(
                 f"{path}: was trained with other {' and '.join(differ)} than the first checkpoint. An ensemble takes "
                 "checkpoints of one data set"
             )
+        if from_disk:
+            other.net = NetOnDisk(other.net, path)
         modules.append(other)
-    if ensemble and any(each.calibration for each in modules):
+    if others and any(each.calibration for each in modules):
         raise InputError("a checkpoint of eval.py --calibrate is calibrated alone: give --ensemble the one before it")
     strides = [each.net.stride for each in modules]
     module.tiles = Tiles(math.lcm(*strides), tile)
-    if ensemble:
+    if others:
         module.net = MeanOverNets(modules)
         module.mean.zero_()  # the nets normalise
         module.std.fill_(1)
@@ -180,6 +220,7 @@ class Predictor:
         precision: likewise; None: that of training. Where the device cannot, 32-true.
         tile: side of tiles; None: images of more than 2 megapixels are cut into tiles of 512.
         tta: symmetries to average over.
+        from_disk: whether memory holds one net at a time of several: each is read anew for every image or tile.
     """
 
     def __init__(
@@ -189,10 +230,12 @@ class Predictor:
         precision: str | None = None,
         tile: int | None = None,
         tta: Symmetries = "none",
+        from_disk: bool = False,
     ) -> None:
         allow_large()
-        first, *others = [path] if isinstance(path, str | Path) else path
-        checkpoint = read_checkpoint(first)
+        paths = [path] if isinstance(path, str | Path) else path
+        first = paths[0]
+        checkpoint = read_checkpoint(first, mapped=True)
         module = load_module(SegmentationModule, checkpoint, str(first), with_loss=False)
         dataset = arguments_of(checkpoint["datamodule_hyper_parameters"]["dataset"])
         self.as_rgb = dataset.get("as_rgb") is True
@@ -202,7 +245,7 @@ class Predictor:
         self.labels = module.labels
         self.fabric = make_fabric(accelerator, precision or checkpoint["precision"])
         self.device = self.fabric.device
-        adapt(module, tile, tta, others)
+        adapt(module, paths, tile, tta, from_disk)
         self.module = module.to(self.device).requires_grad_(False)
         if module.channels_last:
             self.module.net.to(memory_format=torch.channels_last)

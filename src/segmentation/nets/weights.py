@@ -33,15 +33,19 @@ def read_shared(folder: Path) -> dict[str, Any]:
         raise InputError(f"{config}, or the weights beside it, cannot be loaded: {one_line(error)}") from error
 
 
-def read_weights(path: str | Path) -> Any:
+def read_weights(path: str | Path, mapped: bool = False) -> Any:
     """The contents of a file of torch.save, on the CPU.
+
+    Args:
+        path: the file.
+        mapped: leave the weights in the file until they are used. It must not be written to before.
 
     Raises:
         InputError: the file is cut off, holds other objects, or would unpack to more than its own size.
     """
     try:
         _check_size(Path(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than weights and plain types, or is no checkpoint; it was not loaded, as its contents "
