@@ -150,6 +150,18 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
     ("args", "parts"),
     [
         (["--model.net", "UNt"], ["model.net", "did you mean UNet?"]),
+        (["--model.net", "Unet"], ["UNetPlusPlus or a class of your own", "did you mean UNet?"]),
+        (["--model.net", "UNet++"], ["did you mean UNetPlusPlus?"]),
+        (["--model.net", "UNet3+"], ["did you mean UNet3Plus?"]),
+        (["--model.loss", "DiceLoss"], ["CrossEntropy, Focal, Dice"]),
+        (["--model", "UNet"], ["model is a section", "--model.net"]),
+        (["--loss", "Dice"], ["did you mean model.loss?"]),
+        (["--device", "cpu"], ["did you mean trainer.accelerator?"]),
+        (["--data.root", "x"], ["did you mean data.dataset.root?"]),
+        (["--data.dataset.root", "x"], ["root is an option of FolderData"]),
+        (["configs/data/nuclei.yaml"], ["did you mean --config configs/data/nuclei.yaml?"]),
+        (["--model.net.widths", "[4,-8]"], ["model.net.widths [4, -8]", "1 or more"]),
+        (["--data.dataset", "FolderData", "--data.dataset.classes", "{a:0,b:255}"], ["a space after each colon"]),
         (["--data.dataset", "FolderDat"], ["data.dataset", "did you mean FolderData?"]),
         (["--model.optimizer", "AdamWW"], ["model.optimizer", "did you mean AdamW?"]),
         (["--model.net.wdths", "[1]"], ["model.net", "UNet", "wdths", "did you mean widths?"]),
@@ -221,11 +233,16 @@ def test_refused_in_one_line(args: list[str], parts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("trainer: {max_epoch: 3}", "did you mean max_epochs?"),
+        ("trainer: {max_epoch: 3}", "did you mean trainer.max_epochs?"),
         ("modl: {loss: Dice}", "did you mean model.loss?"),
         ("model: {net: {init_args: {wdths: [4]}}}", "did you mean widths?"),
         ("model: {net: {class_path: UNet, init_args: {skip_channels: 4}}}", "widths"),
         ("trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitr: x}}]}", "did you mean monitor?"),
+        ("crop: 48", "did you mean data.crop?"),
+        ("data: {dataset: {class_path: FolderData, init_args: {root: ., clases: {a: 0}}}}", "did you mean classes?"),
+        ("data: {dataset: {class_path: FolderData, init_arg: {root: .}}}", "did you mean init_args?"),
+        ("data: {dataset: {classpath: FolderData, init_args: {root: .}}}", "write class_path: NAME"),
+        ("data:\n  dataset:\n    class_path:FolderData\n    init_args: {root: .}\n", "A colon needs a space after it"),
         ("data: [1, 2\n", "wrong.yaml: Problems parsing config"),
         ("data: [1, 2\n", "line 2"),
         ("trainer:\n\tmax_epochs: 3\n", "wrong.yaml: Problems parsing config"),
@@ -257,7 +274,7 @@ def test_a_missing_folder_names_those_that_are_there(tmp_path: Path) -> None:
         (tmp_path / "data" / name).mkdir(parents=True)
     options = ["--data.dataset", "FolderData", "--data.dataset.classes", "{a: 0, b: 255}", "--data.dataset.root"]
     assert "Images, labels" in refused(*options, "data")
-    assert f"{Path('.')} holds data" in refused(*options, "dat")
+    assert "this folder holds data" in refused(*options, "dat")
 
 
 def test_a_run_that_failed_may_begin_anew() -> None:

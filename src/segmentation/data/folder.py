@@ -353,8 +353,8 @@ class FolderData(SegmentationData):
         taken = (val and self.files["val"]) or (test and self.files["test"])
         if taken or min(val, test) < 0 or val + test >= 1:
             raise InputError(
-                f"val_fraction {val} and test_fraction {test} must leave some to train on. A split that has images of "
-                "its own needs no fraction: take it away"
+                f"val_fraction {val} and test_fraction {test} are shares of the images, e.g. 0.2, and must leave some "
+                "to train on. A split that has images of its own needs no fraction: take it away"
             )
         pool = self.files["train"]
         self.files["train"] = {}
@@ -506,5 +506,7 @@ def expand(root: str) -> Path:
     unset = re.search(r"\$\{?(\w+)", expanded)
     if unset:
         name = unset[1]
-        raise InputError(f"root is {root!r}, but the variable {name} is not set. Fix: export {name}=/path/to/your/data")
+        raise InputError(
+            f"data.dataset.root is {root!r}, but the variable {name} is not set. Fix: export {name}=/path/to/your/data"
+        )
     return Path(expanded)

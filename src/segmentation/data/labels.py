@@ -334,7 +334,9 @@ def _as_values(declared: Any, where: str) -> list[Value]:
 
 def _check_color(color: Any, where: str) -> str:
     if not isinstance(color, str) or not HEX.fullmatch(color):
-        raise InputError(f'{where} has the colour {color!r}: write it as "#RRGGBB", in quotes')
+        raise InputError(
+            f'{where} has the colour {color!r}: write it as "#RRGGBB", in quotes (a mask value: a whole number)'
+        )
     return color.upper()
 
 

@@ -197,7 +197,9 @@ def _match_files(
     """
     folder = folder_of(pattern)
     if not folder.exists():
-        raise no_such_folder(folder, "Set data.dataset.root, or the folder names images and masks")
+        raise no_such_folder(
+            folder, "Set data.dataset.root, or data.dataset.images and data.dataset.masks to the names of your folders"
+        )
     stands_for = {"name": ".+"}
     if classes:
         stands_for["class"] = "|".join(map(re.escape, classes))
@@ -268,9 +270,10 @@ def no_such_folder(folder: Path, fix: str) -> InputError:
     while not place.is_dir():
         place = place.parent
     name = folder.relative_to(place).parts[0]
-    names = [entry.name for entry in place.iterdir() if entry.is_dir()]
+    names = [entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     there = ", ".join(get_close_matches(name, names, n=6, cutoff=0))
-    holds = f", but {place} holds {there}" if there else ""
+    where = "this folder" if place == Path() else place
+    holds = f", but {where} holds {there}" if there else ""
     return InputError(f"{folder}: no such folder{holds}. {fix}")
 
 

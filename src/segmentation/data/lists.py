@@ -84,7 +84,9 @@ def describe_list(source: Path) -> str:
     if source.suffix.lower() in (".yaml", ".yml", ".json"):
         return f"has the lists {', '.join(map(str, _read_lists(source)))}"
     rows = read_rows(source)
-    return f"has the columns {', '.join(rows[0])}" if rows else "has no rows"
+    if not rows:
+        return "has no rows" if source.is_file() else "is missing"
+    return f"has the columns {', '.join(rows[0])}"
 
 
 def _read_lists(source: Path) -> dict[Any, Any]:

@@ -85,7 +85,8 @@ def predict(args: list[str] | None = None) -> int:
     done = len(todo) - len(bad)
     print(f"predicted  {done:,} of {plural(len(todo), 'image')} to {output}, on {predictor.device}")
     if len(images) > len(todo):
-        print(f"left out   {plural(len(images) - len(todo), 'image')} with a mask already")
+        count = plural(len(images) - len(todo), "image")
+        print(f"left out   {count} with a mask already; --overwrite predicts them again")
     results.end(bad)
     if bad:
         raise InputError(
@@ -184,7 +185,7 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
                 found[file] = file.relative_to(folder)
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError(f"{' '.join(inputs)}: no image here ({suffixes}) that is not in {output}")
+        raise InputError(f"{' '.join(inputs)}: no image here ({suffixes}) outside of OUTPUT, {output}")
     stems = Counter(path.with_suffix("") for path in found.values())
     images = {}
     for file, path in found.items():

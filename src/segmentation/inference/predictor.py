@@ -327,4 +327,4 @@ def make_fabric(accelerator: str, precision: Any) -> Fabric:
             return Fabric(accelerator=accelerator, devices=1, precision=choice)
         except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
             reason = str(error)
-    raise InputError(f"--accelerator {accelerator}: {reason}")
+    raise InputError(f"--accelerator {accelerator}: {reason} Fix: --accelerator auto, or cpu")

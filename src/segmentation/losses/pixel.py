@@ -98,7 +98,9 @@ class CrossEntropy(PixelLoss):
         super().setup(statistics)
         if self.auto_pos_weight and self.class_weights is not None:
             if len(self.class_weights) != 2:
-                raise InputError(f"pos_weight is for two classes, not {len(statistics.names)}: use class_weights")
+                raise InputError(
+                    f"model.loss.pos_weight is for two classes, not {len(statistics.names)}: use class_weights"
+                )
             self.class_weights = self.class_weights / self.class_weights[0]
 
     def of_pixel(self, log_p: Tensor) -> Tensor:

@@ -84,8 +84,8 @@ def build_encoder(
     Raises:
         InputError: fewer than two widths, weights or freezing without a name, or what `library_encoder` says.
     """
-    if len(widths) < 2:
-        raise InputError(f"widths: {list(widths)} has no level to go down to; give at least two, the finest first")
+    if len(widths) < 2 or min(widths) < 1:
+        raise InputError(f"model.net.widths {list(widths)}: give at least two, each 1 or more, the finest level first")
     if name is None:
         if weights is not None or freeze:
             raise InputError("encoder_weights and freeze_encoder need an encoder by name, e.g. encoder: resnet34")

@@ -131,7 +131,7 @@ class UNetPlusPlus(SegmentationNet):
         """What the pruned net is built with, for a checkpoint or a YAML file. Raises as `prune` does."""
         if self.num_heads == 1 or not 1 <= level <= self.num_heads:
             raise InputError(
-                f"level {level} is no head of this net, which has {self.num_heads}: "
-                "train with deep_supervision: true for one at every level"
+                f"level {level} is no head of this net, which has 1 to {self.num_heads}. "
+                "A net has a head at every level if it was trained with deep_supervision: true"
             )
         return self.init_args | {"widths": self.widths[: level + 1], "pad_to": self.stride}

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -224,6 +225,11 @@ class JobParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        options = [word.strip("[]") for word in self.format_usage().split() if "--" in word]
+        for word in message.split():
+            close = get_close_matches(word, options, n=1, cutoff=0.8)
+            if close and word != close[0]:
+                message += f" (did you mean {close[0]}?)"
         raise InputError(f"{message}. See --help")
 
     def add_checkpoint(self) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
+from segmentation import data, losses, nets
 from segmentation.data import SegmentationData
 from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
@@ -41,14 +42,26 @@ ELSEWHERE = {
     "backbone": "model.net.encoder",
     "batch": "data.batch_size",
     "batch_size": "data.batch_size",
+    "cpu": "trainer.accelerator",
+    "device": "trainer.accelerator",
     "epochs": "trainer.max_epochs",
+    "gpu": "trainer.accelerator",
     "gpus": "trainer.devices",
     "learning_rate": "model.optimizer.lr",
     "lr": "model.optimizer.lr",
     "pretrained": "model.net.encoder_weights",
+    "root": "data.dataset.root",
     "seed": "seed_everything",
     "weights": "model.init_from",
     "workers": "data.num_workers",
+}
+
+#: What the parser of YAML says -> what to look at.
+YAML_FIXES = {
+    "cannot start any token": "YAML is indented by spaces, never by tabs",
+    "mapping values are not allowed": "A colon needs a space after it; options of a section begin in one column",
+    "did not find expected key": "Options of a section begin in one column",
+    "did not find expected ','": "A bracket or a quote is open",
 }
 
 #: Types, as YAML has their values.
@@ -107,8 +120,12 @@ class Parser(LightningArgumentParser):
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
             cause: BaseException | None = error
-            while cause and not isinstance(cause, ModuleNotFoundError):  # a logger's library is missing, say
-                cause = cause.__cause__
+            while cause and not isinstance(
+                cause, ModuleNotFoundError | InputError
+            ):  # a logger's library is missing, say
+                cause = cause.__cause__ or cause.__context__
+            if isinstance(cause, InputError):
+                raise cause from error
             reason = one_line(cause or error)
             raise InputError(f"an option cannot be used: {reason}") from error
 
@@ -122,17 +139,26 @@ class Parser(LightningArgumentParser):
         elif key:
             line = self.wrong_value(key, lines[-1])
         else:
-            line = " ".join(message.split()).rstrip(".")
+            line = " ".join(message.split()).rstrip(".").replace('in "<unicode string>", ', "at ")
             if ex is None or isinstance(ex, KeyError):
-                options = self.option_names()
-                choices = "" if self.exit_on_error else f" (choices: {', '.join(options)})"
-                line += renamed(line) or hint(line, options) or choices
-            elif "cannot start any token" in line:  # a tab, most often
-                line += ". YAML is indented by spaces, never by tabs"
+                line += self.meant(line)
+            fixes = [fix for said, fix in YAML_FIXES.items() if said in line]
+            line = ". ".join([line, *fixes])
         if not self.exit_on_error:  # these are the options of a class
             start = "." if key else f": {self.classes[''].__name__}: "
             super().error(f"{MARK}{start}{line}{MARK}", ex)
         raise InputError(f"{self.file}{line}. All options: python src/train.py --help")
+
+    def meant(self, line: str) -> str:
+        """The option that an error was most likely about, in brackets; of a class, else all that it has."""
+        options = self.option_names()
+        if self.exit_on_error:
+            return renamed(line) or hint(line, options)
+        owner = owner_of(self.classes[""], line)
+        guess = hint(line, {**options, "class_path": "class_path", "init_args": "init_args"})
+        if not guess and not owner:
+            guess = renamed(line)
+        return guess or f" (choices: {', '.join(options)}{owner})"
 
     def wrong_value(self, key: str, reason: str) -> str:
         """What an option takes, where it was given something else.
@@ -144,6 +170,11 @@ class Parser(LightningArgumentParser):
         if PLATEAU in reason:
             return f"{key}: two classes are called {PLATEAU}{PLATEAU_FIX}"
         reason = reason.strip(" -").removeprefix(f'Parser key "{key}": ')
+        if reason.startswith("Unable to load config"):
+            example = next(name for name in self.option_names() if name.startswith(f"{key}."))
+            return f"{key} is a section: name an option of it, e.g. --{example}, or a YAML file that holds it"
+        if "implicit class_path" in reason:
+            return f"{key}: write class_path: NAME, and its options below init_args"
         given = reason.partition(": ")[2]
         group, _, name = key.rpartition(".")
         parameter = inspect.signature(self.classes.get(group, object)).parameters.get(name)
@@ -152,21 +183,24 @@ class Parser(LightningArgumentParser):
         choices = in_words(parameter.annotation)
         line = f"{key} cannot be {given}: it takes {' or '.join(choices)}"
         default = self.get_defaults(skip_validation=True).get(key)
-        if "," in given and "..." in line:
+        if ":" in given and WORDS[dict] in choices:
+            line += ", in quotes and with a space after each colon: '{a: 0, b: 255}'"
+        elif "," in given and "..." in line:
             line += f", e.g. [{given}]"
         elif type(default) in (int, float):
             line += f", e.g. {default}"
-        return line + hint(given, [*choices, *class_names()])
+        return line + hint(given, {name: name for name in [*choices, *class_names()]})
 
-    def option_names(self) -> list[str]:
-        """Names of all options, in full and their last parts: YAML has these."""
-        names: dict[str, None] = {}
+    def option_names(self) -> dict[str, str]:
+        """The full name of each option by that name, and by its last part, which YAML has."""
+        names: dict[str, str] = {}
         for key in vars(self.get_defaults(skip_validation=True).as_flat()):
             name = key.replace("init_args.", "").removesuffix(".class_path")
             last = name.rpartition(".")[2]
             if last not in NOT_FOR_USERS:
-                names |= {name: None, last: None}
-        return list(names)
+                names[name] = name
+                names.setdefault(last, name)
+        return names
 
 
 def in_words(kind: Any) -> list[str]:
@@ -183,35 +217,68 @@ def in_words(kind: Any) -> list[str]:
     if parts and origin in (list, Sequence, Iterable):
         each = ", ".join(in_words(parts[0]))
         return [f"[{each}, ...]"]
-    return [WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"]
+    if origin in (SegmentationData, SegmentationNet, SegmentationLoss):
+        everything = [*vars(data).values(), *vars(losses).values(), *vars(nets).values()]
+        public = filter(inspect.isclass, everything)
+        names = [each.__name__ for each in public if issubclass(each, origin) and each is not origin]
+        return [", ".join(names), "a class of your own by its import path"]
+    name = getattr(origin, "__name__", str(origin))
+    article = "an" if name.startswith(("A", "E", "I", "O", "LR")) else "a"
+    return [WORDS.get(origin) or f"{article} {name}"]
+
+
+def subclasses(*kinds: type) -> list[type]:
+    """The classes, and all that are derived from them."""
+    found = [*kinds]
+    for cls in found:
+        found += cls.__subclasses__()  # the loop goes on over these
+    return found
 
 
 def class_names() -> list[str]:
     """Names of all classes that an option takes."""
-    found: list[type] = [*KINDS]
-    for cls in found:
-        found += cls.__subclasses__()  # the loop goes on over these
-    return [cls.__name__ for cls in found]
+    return [cls.__name__ for cls in subclasses(*KINDS) if not cls.__module__.startswith("segmentation.training")]
+
+
+def owner_of(cls: type, line: str) -> str:
+    """Which other classes of the same kind have the option of an error."""
+    for kind in KINDS:
+        if issubclass(cls, kind):
+            for word in typed(line):
+                names = [each.__name__ for each in subclasses(kind) if word in inspect.signature(each).parameters]
+                if names:
+                    return f"; {word} is an option of {', '.join(names)}"
+    return ""
 
 
 def typed(line: str) -> list[str]:
-    """The words of an error that may be names, the last first: what the user typed stands last."""
-    return [word.strip("-'\"[]{},:;").partition("=")[0] for word in reversed(line.split())]
+    """The words of an error that may be names, the last first: what the user typed stands last. Of a.b also a."""
+    words = [word.strip("-'\"[]{},:;").partition("=")[0] for word in reversed(line.split())]
+    return [*words, *(word.partition(".")[0] for word in words if "." in word)]
 
 
 def renamed(line: str) -> str:
     """The option here that a word of an error means in other projects."""
     for word in typed(line):
+        if line.startswith("unrecognized") and word.endswith((".yaml", ".yml")):
+            return f" (did you mean --config {word}?)"
         last = word.rpartition(".")[2].replace("-", "_")
         if last in ELSEWHERE and word != ELSEWHERE[last]:
             return f" (did you mean {ELSEWHERE[last]}?)"
     return ""
 
 
-def hint(line: str, names: list[str]) -> str:
-    """The name that a word of an error was most likely meant to be."""
+def hint(line: str, names: Mapping[str, str]) -> str:
+    """The name that a word of an error was most likely meant to be.
+
+    Args:
+        line: the error.
+        names: what may be typed -> the name to propose.
+    """
+    by_letters = {typed_as.lower(): name for typed_as, name in names.items()}
     for word in typed(line):
-        close = difflib.get_close_matches(word, names, n=1, cutoff=0.8)
-        if close and word not in names:
-            return f" (did you mean {close[0]}?)"
+        letters = word.lower().replace("+", "plus")  # UNet++
+        close = difflib.get_close_matches(letters, by_letters, n=1, cutoff=0.8)
+        if close and by_letters[close[0]] != word:
+            return f" (did you mean {by_letters[close[0]]}?)"
     return ""
