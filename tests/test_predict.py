@@ -468,6 +468,12 @@ def test_options_that_cannot_be_are_one_line(job: Callable, args: list[str], mes
         job([str(trained), *given])
 
 
+def test_the_output_is_a_folder(trained: Path, photos: Path) -> None:
+    with pytest.raises(InputError, match="Fix: out/a$"):
+        predict([str(trained), "photos", "out/a.png", *CPU])
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("job", [evaluate, prune, compare])
 def test_a_file_where_a_folder_should_be(
     job: Callable, trained: Path, exit_raises: None, capsys: pytest.CaptureFixture[str]

@@ -97,6 +97,8 @@ class SegmentationDataModule(LightningDataModule):
         self.dataset = dataset
         if folds:
             self.dataset = cross_validation(dataset, folds, fold, seed)
+        elif fold:
+            raise InputError(f"data.fold {fold} is one part of a cross-validation: say of how many, --data.folds 5")
         self.labels = dataset.labels
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

@@ -38,6 +38,8 @@ def predict(args: list[str] | None = None) -> int:
     start_job()
     options = parse(args)
     output = Path(options.output)
+    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
+        raise InputError(f"OUTPUT, {output}, is a folder for the masks, not a file. Fix: {output.parent / output.stem}")
     images = find_images(options.input, output)
     predictor = Predictor(
         [options.checkpoint, *options.ensemble],
