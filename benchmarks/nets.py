@@ -41,8 +41,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from limits import Limits, Work, count_work, measure_limits
-from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
-from segmentation.nets.blocks import upsample
+from segmentation.nets import Heads, SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
+from segmentation.nets.blocks import DoubleConv, upsample
 from segmentation.training.entry import keep_freed_memory
 from timing import machine, peak_memory, seconds
 

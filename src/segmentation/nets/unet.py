@@ -80,10 +80,13 @@ class UNet(SegmentationNet):
         logits = []
         y = x[-1]
         for i in reversed(range(wanted[-1], len(self.up))):  # y3 .. y0
-            y = self.up[i](y)  # up-conv 2x2
-            if self.encoder.channels[i]:
-                y = torch.cat([x[i], y], dim=1)  # skip connection, the figure's "copy and crop"
-            y = self.fuse[i](y)  # twice: conv 3x3, norm, ReLU
+            skip = [x[i]] if self.encoder.channels[i] else []
+            if self.up[i].transposed is None:
+                y = self.fuse[i].with_upsampled(skip, y)
+            else:
+                y = self.up[i](y)  # up-conv 2x2
+                y = torch.cat([*skip, y], dim=1)  # skip connection, the figure's "copy and crop"
+                y = self.fuse[i](y)  # twice: conv 3x3, norm, ReLU
             if i in wanted:
                 head = self.heads[i](y)  # conv 1x1
                 logits.append(upsample(head, 2**i))

@@ -22,6 +22,8 @@ class Node(nn.Module):
         self.conv = DoubleConv(left + self.up.out_channels, width, norm)
 
     def forward(self, left: list[Tensor], below: Tensor) -> Tensor:
+        if self.up.transposed is None:  # the same as below, faster
+            return self.conv.with_upsampled(left, below)
         return self.conv(torch.cat([*left, self.up(below)], dim=1))
 
 
@@ -57,8 +59,8 @@ class UNetPlusPlus(SegmentationNet):
         encoder: null for the paper's, or an encoder of segmentation-models-pytorch: resnet34, tu-convnext_tiny, ...
         encoder_weights: null for random initialisation, a name such as imagenet, or a path.
         freeze_encoder: keep the encoder's weights as they are.
-        full_size_skip: false, with an `encoder`: no X(0,0), as in segmentation-models-pytorch. The first row is no longer
-            dense: each of its nodes sees X(1,j-1) alone, and only those with a head are there.
+        full_size_skip: false, with an `encoder`: no X(0,0), as in segmentation-models-pytorch. Then each X(0,j) sees
+            X(1,j-1) alone, and only those with a head are there.
         upsample: `bilinear` (the usual PyTorch form) or `transposed` (the authors' 2x2).
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, the `mean` (the paper's accurate mode), or a level (its fast mode).
