@@ -7,8 +7,11 @@ GPU most of the time is compiling: where a run is short of it, give some nets at
 Every row takes a turn, as many rounds as `--repeats`, all in one process on the same images, so that what else the
 machine does hits all rows alike (but `kept`, which come last: eager, with freed memory kept between steps as train.py
 does; they cannot be mixed with the others). The table has medians. Ratios are to the first row of the same net: with
-the defaults on a CPU float32, contiguous, eager. For UNet3+ that is the plain form, which convolves after up-sampling
-as the paper writes it; for nets with resnet34 that of segmentation-models-pytorch's; for pruned nets that of the whole.
+the defaults on a CPU float32, contiguous, eager. For UNet3+, UNet++ and the bilinear UNet that is the plain form, as
+public code has it: it convolves the concatenation, after up-sampling. For nets with resnet34 it is
+segmentation-models-pytorch's, for pruned nets the whole. MONAI's UNet++, which
+up-samples by transposed convolutions, has a row where `pip install --no-deps monai` was run. Beside other work
+`OMP_NUM_THREADS=1` and `--cpu-time`, the time of the process, disturb the figures least.
 
 A training step is forward, backward and SGD on `--batch` images; inference is `predict` of `--infer-batch`. On CUDA a
 turn is ten in a row, waited for at their end, as in training; cuDNN has tried its algorithms before. Mode `graphs`, on
@@ -22,6 +25,7 @@ or its bytes, with everything else for nothing, over the time taken.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import statistics
@@ -41,31 +45,62 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from limits import Limits, Work, count_work, measure_limits
-from segmentation.nets import SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
-from segmentation.nets.blocks import upsample
+from segmentation.nets import Heads, SegmentationNet, SmpNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
+from segmentation.nets.blocks import DoubleConv, upsample
 from segmentation.training.entry import keep_freed_memory
 from timing import machine, peak_memory, seconds
 
-PLAIN = "UNet3+, plain form"
+
+class MonaiNet(SegmentationNet):
+    """MONAI's UNet++ at the paper's widths, with batch norm, ReLU and four heads."""
+
+    def __init__(self) -> None:
+        from monai.networks.nets import BasicUNetPlusPlus
+
+        super().__init__(num_heads=4)
+        self.stride = 16
+        features = (32, 64, 128, 256, 512, 32)
+        self.model = BasicUNetPlusPlus(
+            2, 3, 1, features, deep_supervision=True, act=("relu", {"inplace": True}), norm="batch"
+        )
+
+    def compute(self, image: Tensor, level: int | None = None) -> Heads:
+        return Heads(tuple(self.model(image)))
+
+
+PLAIN = ", plain form"
+MONAI = "MONAI BasicUNetPlusPlus"
+R34 = {"encoder": "resnet34", "widths": (16, 32, 64, 128, 256, 512)}
 NETS: dict[str, Callable[[], SegmentationNet]] = {
     "UNet": UNet,
+    f"UNet, bilinear{PLAIN}": lambda: UNet(upsample="bilinear"),
+    "UNet, bilinear": lambda: UNet(upsample="bilinear"),
+    f"UNet++{PLAIN}": lambda: UNetPlusPlus(deep_supervision=True),
+    MONAI: MonaiNet,
     "UNet++": lambda: UNetPlusPlus(deep_supervision=True),
     "UNet++ pruned to L3": lambda: UNetPlusPlus(deep_supervision=True).prune(3),
     "UNet++ pruned to L2": lambda: UNetPlusPlus(deep_supervision=True).prune(2),
     "UNet++ pruned to L1": lambda: UNetPlusPlus(deep_supervision=True).prune(1),
-    PLAIN: lambda: UNet3Plus(deep_supervision=True),
+    f"UNet3+{PLAIN}": lambda: UNet3Plus(deep_supervision=True),
     "UNet3+": lambda: UNet3Plus(deep_supervision=True),
-    "UNet, resnet34": lambda: UNet(encoder="resnet34", widths=(16, 32, 64, 128, 256, 512)),
-    "UNet++, resnet34": lambda: UNetPlusPlus(encoder="resnet34", widths=(16, 32, 64, 128, 256, 512)),
+    "UNet, resnet34": lambda: UNet(**R34),
+    "UNet, resnet34, from stride 2": lambda: UNet(**R34, full_size_skip=False),
+    "UNet++, resnet34": lambda: UNetPlusPlus(**R34),
+    "UNet++, resnet34, from stride 2": lambda: UNetPlusPlus(**R34, full_size_skip=False),
     "smp Unet, resnet34": lambda: SmpNet(architecture="Unet"),
     "smp UnetPlusPlus, resnet34": lambda: SmpNet(architecture="UnetPlusPlus"),
     "UNet3+, vgg19": lambda: UNet3Plus(encoder="vgg19"),  # beside a published figure of benchmarks/gpu.py
 }
 #: The net whose first row a ratio is to; others: their own. Ours beside what a user can install, with one encoder.
 BASE = {
-    "UNet3+": PLAIN,
+    "UNet, bilinear": f"UNet, bilinear{PLAIN}",
+    "UNet++": f"UNet++{PLAIN}",
+    MONAI: f"UNet++{PLAIN}",
+    "UNet3+": f"UNet3+{PLAIN}",
     "UNet, resnet34": "smp Unet, resnet34",
+    "UNet, resnet34, from stride 2": "smp Unet, resnet34",
     "UNet++, resnet34": "smp UnetPlusPlus, resnet34",
+    "UNet++, resnet34, from stride 2": "smp UnetPlusPlus, resnet34",
 } | dict.fromkeys([name for name in NETS if name.startswith("UNet++ ")], "UNet++")
 #: What is measured unless asked for: on CUDA the setting to train in, and no variants of one net.
 DEFAULTS = {
@@ -80,7 +115,7 @@ DEFAULTS = {
         "repeats": 5,
     },
     "cuda": {
-        "nets": [name for name in NETS if not any(word in name for word in ("pruned", "vgg19"))],
+        "nets": [name for name in NETS if not any(word in name for word in ("pruned", "vgg19", "bilinear", "MONAI"))],
         "modes": ["eager", "compiled", "graphs"],
         "layouts": ["channels_last"],
         "dtypes": ["bf16"],
@@ -168,10 +203,14 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=defaults[name], help=f"{what} (%(default)s)"
         )
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, not of the clock on the wall")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the table there too")
     args = parser.parse_args()
     if "graphs" in args.modes and args.device != "cuda":
         parser.exit(2, "nets.py: --modes graphs needs a GPU: on a CPU leave it out\n")
+    if MONAI in args.nets and importlib.util.find_spec("monai") is None:
+        args.nets = [name for name in args.nets if name != MONAI]
+        print(f"left out: {MONAI}; pip install --no-deps monai", file=sys.stderr)
     return args
 
 
@@ -199,20 +238,22 @@ def build(name: str, layout: str, mode: str, device: str) -> SegmentationNet:
 
 @contextmanager
 def form(name: str) -> Iterator[None]:
-    """The plain form of UNet3+ while its row runs: the convolution after the up-sampling."""
-    fast = unet_3plus.conv3x3_after_upsample
-    if name == PLAIN:
+    """The plain form of a net while its row runs: the convolution after the up-sampling and the concatenation."""
+    fast = unet_3plus.conv3x3_after_upsample, DoubleConv.with_upsampled
+    if name.endswith(PLAIN):
         unet_3plus.conv3x3_after_upsample = lambda x, weight, factor: F.conv2d(upsample(x, factor), weight, padding=1)
+        DoubleConv.with_upsampled = lambda conv, left, below: conv(torch.cat([*left, upsample(below, 2)], dim=1))
     try:
         yield
     finally:
-        unet_3plus.conv3x3_after_upsample = fast
+        unet_3plus.conv3x3_after_upsample, DoubleConv.with_upsampled = fast
 
 
 def measure(row: Row, images: Tensor, args: argparse.Namespace) -> None:
     many = 10 if args.device == "cuda" else 1
     for job, count, times in ((train_step, args.batch, row.train), (infer, args.infer_batch, row.inference)):
-        turn = seconds(lambda job=job, count=count: [job(row, images[:count]) for _ in range(many)], args.device)
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        turn = seconds(lambda job=job, count=count: [job(row, images[:count]) for _ in range(many)], args.device, clock)
         times.append(turn / many)
 
 

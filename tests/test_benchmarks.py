@@ -106,6 +106,18 @@ def test_nets() -> None:
 
 
 @pytest.mark.slow
+def test_nets_of_other_packages() -> None:
+    net = "MONAI BasicUNetPlusPlus"
+    small = ["--size", "64", "--batch", "1", "--repeats", "1", "--cpu-time", "--dtypes", "float32"]
+    ours = ["UNet++", "UNet++, plain form"]
+    done = run("nets", *small, "--nets", net, *ours, "--modes", "eager", "--layouts", "contiguous")
+    assert done.returncode == 0, done.stderr
+    has_monai = importlib.util.find_spec("monai") is not None
+    assert [row["net"] for row in table(done.stdout, "net")] == [net, *ours] if has_monai else ours
+    assert ("pip install --no-deps monai" in done.stderr) is not has_monai
+
+
+@pytest.mark.slow
 def test_nets_refuses_graphs_without_a_gpu() -> None:
     done = run("nets", "--modes", "graphs")
     assert done.returncode == 2

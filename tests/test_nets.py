@@ -36,6 +36,13 @@ def test_contract(name, deep, encoder):
     check_contract(net, heads=HEADS[name] if deep else 1)
 
 
+@pytest.mark.parametrize("name", ["unet", "unet++"])
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-convnext_atto"])
+def test_contract_without_the_full_size_skip(name, encoder):
+    net = NETS[name](in_channels=2, num_classes=3, deep_supervision=True, encoder=encoder, full_size_skip=False)
+    check_contract(net, heads=4)
+
+
 @pytest.mark.parametrize("architecture", ["Unet", "UnetPlusPlus", "DeepLabV3Plus", "FPN", "PAN", "Segformer"])
 def test_contract_of_baselines(architecture):
     check_contract(SmpNet(in_channels=2, num_classes=3, architecture=architecture, encoder="resnet18"), heads=1)
@@ -98,6 +105,7 @@ def test_inference_rules(name):
         (lambda: UNet(widths=WIDTHS, inference=5, deep_supervision=True), "1, 2, 3, 4"),
         (lambda: UNet(widths=WIDTHS, encoder_weights="imagenet"), "need an encoder"),
         (lambda: UNet(widths=WIDTHS, freeze_encoder=True), "need an encoder"),
+        (lambda: UNet(widths=WIDTHS, full_size_skip=False), "needs an encoder"),
         (lambda: UNet(widths=WIDTHS).prune(1), "UNetPlusPlus"),
         (lambda: UNetPlusPlus(widths=WIDTHS).prune(1), "deep_supervision: true"),
         (lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(5), "which has 4"),

@@ -17,6 +17,7 @@ NETS = {
     "unet++": lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True),
     "unet3+": lambda: UNet3Plus(widths=WIDTHS, skip_channels=4, deep_supervision=True, classification_guided=True),
     "unet++ resnet18": lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True, encoder="resnet18"),
+    "unet++ without full size": lambda: UNetPlusPlus(widths=WIDTHS, encoder="resnet18", full_size_skip=False),
     "unet convnext": lambda: UNet(widths=WIDTHS, encoder="tu-convnext_atto"),
     "unet3+ group norm": lambda: UNet3Plus(widths=WIDTHS, skip_channels=4, norm="group"),
     "unet++ pruned": lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(2),

@@ -1,13 +1,14 @@
 """What the papers say: counts, connections, pruning, and UNet3+'s fast form against its plain one."""
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation.nets import SegmentationNet, UNet, UNet3Plus, UNetPlusPlus, unet_3plus
 from segmentation.nets.base import CLOSED
-from segmentation.nets.unet_3plus import conv3x3_after_upsample
+from segmentation.nets.blocks import DoubleConv, conv3x3_after_upsample
 
 WIDTHS = (4, 6, 8, 10, 12)
 
@@ -19,6 +20,10 @@ def size(net):
 def plain_form(x, weight, factor):
     """The oracle: up-sample, then convolve, as the paper writes it."""
     return F.conv2d(F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False), weight, padding=1)
+
+
+def plain_with_upsampled(self, left, below):
+    return self(torch.cat([*left, F.interpolate(below, scale_factor=2, mode="bilinear")], dim=1))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,18 @@ def plain_form(x, weight, factor):
 def test_parameter_counts(build, count):
     with torch.device("meta"):
         assert size(build()) == count
+
+
+def test_without_the_full_size_skip_the_nets_are_those_of_segmentation_models_pytorch():
+    """But for the head: a 3x3 convolution there, 128 weights more than 1x1. UNet++ there has the encoder's channels in
+    the nodes on the way, so its decoder is given the same."""
+    with torch.device("meta"):
+        theirs = smp.Unet("resnet34", encoder_weights=None)
+        ours = UNet(encoder="resnet34", widths=(16, 32, 64, 128, 256, 512), upsample="bilinear", full_size_skip=False)
+        assert size(ours) == size(theirs) - 128 == 24_436_241
+        theirs = smp.UnetPlusPlus("resnet34", encoder_weights=None, decoder_channels=(256, 128, 64, 64, 16))
+        ours = UNetPlusPlus(encoder="resnet34", widths=(16, 64, 64, 128, 256, 512), full_size_skip=False)
+        assert size(ours) == size(theirs) - 128
 
 
 def test_the_differences_are_biases_before_a_norm():
@@ -81,11 +98,23 @@ def heads_that_change(net, node, image, whole):
     return changed
 
 
-@pytest.mark.parametrize("encoder", [None, "resnet18", "tu-convnext_atto", "efficientnet-b0"])
+@pytest.mark.parametrize(
+    ("encoder", "full_size_skip"),
+    [
+        (None, True),
+        ("resnet18", True),
+        ("tu-convnext_atto", True),
+        ("efficientnet-b0", True),
+        ("resnet18", False),
+        ("tu-convnext_atto", False),
+    ],
+)
 @pytest.mark.parametrize("level", [1, 2, 3, 4])
-def test_pruned_net_is_the_parents_head(level, encoder):
+def test_pruned_net_is_the_parents_head(level, encoder, full_size_skip):
     torch.manual_seed(0)
-    net = UNetPlusPlus(widths=WIDTHS, deep_supervision=True, encoder=encoder, num_classes=2)
+    net = UNetPlusPlus(
+        widths=WIDTHS, deep_supervision=True, encoder=encoder, full_size_skip=full_size_skip, num_classes=2
+    )
     with torch.no_grad():
         net(torch.randn(2, 3, 64, 64))  # statistics that are not 0 and 1
         net.eval()
@@ -103,12 +132,15 @@ def test_pruned_net_is_the_parents_head(level, encoder):
     assert all(parameter.grad is not None for parameter in small.parameters())
 
 
-def test_pruning_saves_what_the_paper_promises():
+def test_pruning_saves_what_the_paper_promises(monkeypatch):
     with torch.device("meta"):
         net = UNetPlusPlus(deep_supervision=True).eval()
+        fast = [flops_of(net.prune(level)) / 1e9 for level in (1, 2, 3, 4)]
+        monkeypatch.setattr(DoubleConv, "with_upsampled", plain_with_upsampled)
         flops = [flops_of(net.prune(level)) / 1e9 for level in (1, 2, 3, 4)]
         assert [size(net.prune(level)) for level in (1, 2, 3, 4)] == [102_785, 518_401, 2_234_497, 9_159_681]
     assert flops == pytest.approx([8.0, 20.7, 40.6, 69.0], abs=0.1)
+    assert fast == pytest.approx([8.0, 18.8, 35.1, 58.1], abs=0.1)
 
 
 def test_a_pruned_net_keeps_the_memory_format():
@@ -147,6 +179,20 @@ def test_convolving_before_enlarging_is_exact(shape, factor):
     torch.testing.assert_close(
         conv3x3_after_upsample(x.float(), weight.float(), factor), plain.float(), atol=1e-4, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("make", [UNet, UNetPlusPlus])
+@pytest.mark.parametrize("options", [{}, {"encoder": "resnet18", "full_size_skip": False}], ids=["own", "resnet18"])
+def test_bilinear_nets_equal_their_plain_form(make, options, monkeypatch):
+    torch.manual_seed(0)
+    widths = (8, 8, 64, 64, 64)  # convolved after, and before up-sampling
+    net = make(widths=widths, upsample="bilinear", deep_supervision=True, **options).double()
+    image = torch.randn(2, 3, 17, 50, dtype=torch.double)
+    fast, fast_gradients = logits_and_gradients(net, image)
+    monkeypatch.setattr(DoubleConv, "with_upsampled", plain_with_upsampled)
+    plain, plain_gradients = logits_and_gradients(net, image)
+    for a, b in zip([*fast, *fast_gradients], [*plain, *plain_gradients], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (17, 50), (1, 1)])

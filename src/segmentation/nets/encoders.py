@@ -17,7 +17,8 @@ class Encoder(nn.Module):
     In all three papers two 3x3 convolutions make each level, with max-pooling between the levels. A `body` of
     segmentation-models-pytorch takes the place of the levels that it has. Most encoders lack the level at full size:
     here convolutions see the image itself, where the library's nets up-sample from half the size. Encoders that start
-    at stride 4 (convnext, mit) lack the level at stride 2 as well.
+    at stride 4 (convnext, mit) lack the level at stride 2 as well. Without `full_size` the first level has no channels,
+    and the image stands in its place.
 
     Args:
         in_channels: channels of the image.
@@ -25,6 +26,7 @@ class Encoder(nn.Module):
         norm: of the levels that the body lacks.
         body: encoder of the library.
         maps: what `probe` found that the body gives.
+        full_size: whether there is a level at full size.
     """
 
     body: nn.Module | None  # None if it gives no level
@@ -36,26 +38,35 @@ class Encoder(nn.Module):
         norm: Norm,
         body: nn.Module | None = None,
         maps: Sequence[Tensor] = (),
+        full_size: bool = True,
     ) -> None:
         super().__init__()
         self.stride = maps[0].shape[-1] if maps else 2 ** (len(widths) - 1)
         self.channels = list(widths)
+        self.full_size = full_size
         self.levels = nn.ModuleDict()
+        self.body = None
+        before = in_channels
         for level, width in enumerate(widths):
+            if level == 0 and not full_size:
+                self.channels[level] = 0
+                continue
             if maps and maps[level].grad_fn is not None:  # no placeholder, nor the image itself
                 self.channels[level] = maps[level].shape[1]
+                self.body = body
             else:
-                before = self.channels[level - 1] if level else in_channels
                 self.levels[str(level)] = DoubleConv(before, width, norm)
+            before = self.channels[level]
         init_he(self.levels)
-        self.body = body if len(self.levels) < len(widths) else None
 
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
         """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
         given = [] if self.body is None else self.body(image)
         maps: list[Tensor] = []
         for level in range(levels or len(self.channels)):
-            if str(level) in self.levels:
+            if level == 0 and not self.full_size:
+                maps.append(image)
+            elif str(level) in self.levels:
                 finer = F.max_pool2d(maps[-1], 2) if maps else image
                 maps.append(self.levels[str(level)](finer))
             else:
@@ -70,6 +81,7 @@ def build_encoder(
     name: str | None,
     weights: str | None,
     freeze: bool,
+    full_size: bool = True,
 ) -> Encoder:
     """The paper's encoder, or one with a body of segmentation-models-pytorch.
 
@@ -80,13 +92,16 @@ def build_encoder(
         name: null for the paper's, or as `library_encoder` has it.
         weights: of `library_encoder`.
         freeze: no gradients for the body; `SegmentationNet.train` then keeps its statistics too.
+        full_size: of `Encoder`.
 
     Raises:
-        InputError: fewer than two widths, weights or freezing without a name, or what `library_encoder` says.
+        InputError: fewer than two widths, an option that needs a name without one, or what `library_encoder` says.
     """
     if len(widths) < 2 or min(widths) < 1:
         raise InputError(f"model.net.widths {list(widths)}: give at least two, each 1 or more, the finest level first")
     if name is None:
+        if not full_size:
+            raise InputError("full_size_skip: false needs an encoder by name, e.g. encoder: resnet34")
         if weights is not None or freeze:
             raise InputError("encoder_weights and freeze_encoder need an encoder by name, e.g. encoder: resnet34")
         return Encoder(in_channels, widths, norm)
@@ -103,7 +118,7 @@ def build_encoder(
     )
     if freeze:
         body.requires_grad_(False)
-    return Encoder(in_channels, widths, norm, body, maps)
+    return Encoder(in_channels, widths, norm, body, maps, full_size)
 
 
 class Unused(nn.Module):

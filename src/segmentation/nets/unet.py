@@ -33,6 +33,7 @@ class UNet(SegmentationNet):
         encoder: null for the paper's, or an encoder of segmentation-models-pytorch: resnet34, tu-convnext_tiny, ...
         encoder_weights: null for random initialisation, a name such as imagenet, or a path.
         freeze_encoder: keep the encoder's weights as they are.
+        full_size_skip: false, with an `encoder`: no x0, as in segmentation-models-pytorch; y0 sees y1 alone.
         upsample: `transposed` (the paper's 2x2 up-convolution) or `bilinear`.
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: the head to predict from: `last`, the `mean` of all, or a number (1: the coarsest).
@@ -47,6 +48,7 @@ class UNet(SegmentationNet):
         encoder: str | None = None,
         encoder_weights: str | None = None,
         freeze_encoder: bool = False,
+        full_size_skip: bool = True,
         upsample: Upsample = "transposed",
         norm: Norm = "batch",
         inference: Inference = "last",
@@ -54,7 +56,9 @@ class UNet(SegmentationNet):
         depth = len(widths) - 1
         super().__init__(in_channels, num_classes, inference, num_heads=depth if deep_supervision else 1)
         # The left side of figure 1: two 3x3 convolutions at each level, max-pooling between the levels.
-        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
+        self.encoder = build_encoder(
+            in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, full_size_skip
+        )
         self.stride = self.encoder.stride
         # The right side, the finest level first.
         self.up = nn.ModuleList()
@@ -76,9 +80,13 @@ class UNet(SegmentationNet):
         logits = []
         y = x[-1]
         for i in reversed(range(wanted[-1], len(self.up))):  # y3 .. y0
-            y = self.up[i](y)  # up-conv 2x2
-            y = torch.cat([x[i], y], dim=1)  # skip connection, the figure's "copy and crop"
-            y = self.fuse[i](y)  # twice: conv 3x3, norm, ReLU
+            skip = [x[i]] if self.encoder.channels[i] else []
+            if self.up[i].transposed is None:
+                y = self.fuse[i].with_upsampled(skip, y)
+            else:
+                y = self.up[i](y)  # up-conv 2x2
+                y = torch.cat([*skip, y], dim=1)  # skip connection, the figure's "copy and crop"
+                y = self.fuse[i](y)  # twice: conv 3x3, norm, ReLU
             if i in wanted:
                 head = self.heads[i](y)  # conv 1x1
                 logits.append(upsample(head, 2**i))

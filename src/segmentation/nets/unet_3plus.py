@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmentation.nets.base import Heads, Inference, SegmentationNet
-from segmentation.nets.blocks import ConvNormReLU, Norm, init_he, norm_layer, upsample
+from segmentation.nets.blocks import ConvNormReLU, Norm, conv3x3_after_upsample, init_he, norm_layer, upsample
 from segmentation.nets.encoders import build_encoder
 
 
@@ -137,24 +137,3 @@ class UNet3Plus(SegmentationNet):
             maps[i] = self.nodes[i](maps)  # of En_k for k <= i, which become De_k one by one
         logits = [upsample(self.heads[i](maps[i]), 2**i) for i in wanted]
         return Heads(tuple(logits), class_logits)
-
-
-def conv3x3_after_upsample(x: Tensor, weight: Tensor, factor: int) -> Tensor:
-    """Equals `F.conv2d(upsample(x, factor), weight, padding=1)`, but convolves at the size of x, with far less work.
-
-    A 3x3 convolution is a sum of nine 1x1 convolutions (taps), each shifted by (dy, dx). All steps are linear, so a 1x1
-    convolution can be applied before the up-sampling, to factor^2 times fewer pixels. Shifts and bilinear up-sampling
-    are separable, into rows and columns:
-
-        conv(up(x)) = sum over dy of  shift_dy( up_y( sum over dx of  shift_dx( up_x( W[dy, dx] . x ))))
-
-    With x (N, C, h, w) and weight (O, C, 3, 3) it is (N, O, factor * h, factor * w).
-    """
-    taps = weight.permute(3, 2, 0, 1).flatten(0, 2)[:, :, None, None]  # (dx dy O, C, 1, 1)
-    y = F.conv2d(x, taps)  # (N, dx dy O, h, w)
-    y = F.interpolate(y, scale_factor=(1.0, float(factor)), mode="bilinear")  # (N, dx dy O, h, factor w)
-    left, middle, right = y.chunk(3, dim=1)
-    y = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))  # (N, dy O, h, factor w); the zeros are the padding
-    y = F.interpolate(y, scale_factor=(float(factor), 1.0), mode="bilinear")  # (N, dy O, factor h, factor w)
-    above, middle, below = y.chunk(3, dim=1)
-    return F.pad(above, (0, 0, 1, -1)) + middle + F.pad(below, (0, 0, -1, 1))  # (N, O, factor h, factor w)

@@ -22,6 +22,8 @@ class Node(nn.Module):
         self.conv = DoubleConv(left + self.up.out_channels, width, norm)
 
     def forward(self, left: list[Tensor], below: Tensor) -> Tensor:
+        if self.up.transposed is None:  # the same as below, faster
+            return self.conv.with_upsampled(left, below)
         return self.conv(torch.cat([*left, self.up(below)], dim=1))
 
 
@@ -57,6 +59,8 @@ class UNetPlusPlus(SegmentationNet):
         encoder: null for the paper's, or an encoder of segmentation-models-pytorch: resnet34, tu-convnext_tiny, ...
         encoder_weights: null for random initialisation, a name such as imagenet, or a path.
         freeze_encoder: keep the encoder's weights as they are.
+        full_size_skip: false, with an `encoder`: no X(0,0), as in segmentation-models-pytorch. Then each X(0,j) sees
+            X(1,j-1) alone, and only those with a head are there.
         upsample: `bilinear` (the usual PyTorch form) or `transposed` (the authors' 2x2).
         norm: `batch`, or `group` where batches are very small. An `encoder` by name keeps its own.
         inference: which head predicts: `last`, the `mean` (the paper's accurate mode), or a level (its fast mode).
@@ -72,6 +76,7 @@ class UNetPlusPlus(SegmentationNet):
         encoder: str | None = None,
         encoder_weights: str | None = None,
         freeze_encoder: bool = False,
+        full_size_skip: bool = True,
         upsample: Upsample = "bilinear",
         norm: Norm = "batch",
         inference: Inference = "last",
@@ -86,19 +91,25 @@ class UNetPlusPlus(SegmentationNet):
             "num_classes": num_classes,
             "encoder": encoder,
             "freeze_encoder": freeze_encoder,
+            "full_size_skip": full_size_skip,
             "upsample": upsample,
             "norm": norm,
         }
-        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
+        self.encoder = build_encoder(
+            in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, full_size_skip
+        )
         self.stride = math.lcm(pad_to or 1, self.encoder.stride)
+        self.first_row = 0 if full_size_skip else 1  # of the dense rows
         channels = [[first] for first in self.encoder.channels]  # channels[i][j] of X(i, j)
         self.nodes = nn.ModuleDict()
         for j in range(1, depth + 1):
-            for i in range(depth - j + 1):
+            for i in range(self.first_row, depth - j + 1):
                 self.nodes[f"{i}_{j}"] = Node(sum(channels[i]), channels[i + 1][j - 1], widths[i], upsample, norm)
                 channels[i].append(widths[i])
         self.heads = nn.ModuleDict()
         for j in range(1 if deep_supervision else depth, depth + 1):
+            if not full_size_skip:
+                self.nodes[f"0_{j}"] = Node(0, channels[1][j - 1], widths[0], upsample, norm)
             self.heads[str(j)] = nn.Conv2d(widths[0], num_classes, kernel_size=1)
         init_he(self.nodes, self.heads)
 
@@ -106,11 +117,14 @@ class UNetPlusPlus(SegmentationNet):
         depth = level if level and self.num_heads > 1 else self.depth
         x = [[first] for first in self.encoder(image, depth + 1)]  # x[i][j] is X(i, j), at H / 2^i x W / 2^i
         for j in range(1, depth + 1):  # column by column, so that each comes after those that it sees
-            for i in range(depth - j + 1):
+            for i in range(self.first_row, depth - j + 1):
                 node = self.nodes[f"{i}_{j}"]
                 x[i].append(node(left=x[i], below=x[i + 1][j - 1]))
-        heads = [str(depth)] if level else list(self.heads)
-        return Heads(tuple(self.heads[j](x[0][int(j)]) for j in heads))
+        logits = []
+        for j in [depth] if level else map(int, self.heads):
+            y = self.nodes[f"0_{j}"](left=[], below=x[1][j - 1]) if self.first_row else x[0][j]
+            logits.append(self.heads[str(j)](y))
+        return Heads(tuple(logits))
 
     def prune(self, level: int) -> "UNetPlusPlus":
         """The net that head `level` needs, with its own copy of the weights: its output equals that head's.
