@@ -22,7 +22,7 @@ from segmentation.data.statistics import available_cores
 from segmentation.data.writing import write_text
 from segmentation.errors import InputError, Problem, plural
 from segmentation.training.cli import SegmentationCLI
-from segmentation.training.parser import Parser
+from segmentation.training.parser import Parser, to_yaml
 from segmentation.training.trainer import has_bf16
 from segmentation.training.wandb_run import WandbOptions
 from segmentation.visualize import evenly, sample_grid, save_png, shrink, table
@@ -166,13 +166,7 @@ def _write_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[
     options = section.get("dataset", {}).get("init_args", {})
     if options.get("ignore") == []:  # YAML's form of the default, an empty tuple
         options.pop("ignore")
-    overlay = yaml.safe_dump(
-        {"data": section},
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=None,
-        width=110,
-    )
+    overlay = to_yaml({"data": section})
     write_text(path, overlay)
     print(f"suggested overlay: python src/train.py --config {path}\n{overlay}")
 

@@ -21,7 +21,7 @@ from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet
 from segmentation.training.callbacks import CountFromOne, EpochPrinter, RunSummary, StopAtNonFinite, Throughput
 from segmentation.training.entry import outcome, start_job
-from segmentation.training.parser import Parser
+from segmentation.training.parser import Parser, to_yaml
 from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place, check_processes
 from segmentation.training.report import PictureOptions, Pictures, report
 from segmentation.training.run_folder import (
@@ -232,13 +232,14 @@ class SegmentationCLI(LightningCLI):
             options["precision"] = "bf16-mixed" if has_bf16(options["accelerator"]) else "32-true"
         self.best_checkpoint = BestCheckpoint(run)
         self.throughput = Throughput()
+        self.pictures = Pictures(run, config.pictures)
         self.last_checkpoint = LastCheckpoint(run, config.checkpoint.every_minutes)
         options["callbacks"] = [
             self.best_checkpoint,
             RunSummary(run),
             StopAtNonFinite(),
             self.throughput,
-            Pictures(run, config.pictures),
+            self.pictures,
             LearningRateMonitor("step"),
             EpochPrinter(),
             self.last_checkpoint,
@@ -305,7 +306,16 @@ class SegmentationCLI(LightningCLI):
         trainer.callbacks = without_finders(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
-            report(trainer, self.model, run, tested, self.throughput)
+            options = self.parser.dump(self.config, skip_default=True)
+            report(
+                trainer,
+                self.model,
+                run,
+                tested,
+                self.throughput,
+                self.pictures.worst_and_best,
+                to_yaml(yaml.safe_load(options)),
+            )
             if self.wandb:
                 self.wandb.log_results(tested if self.config.wandb.log_checkpoint else None)
 
