@@ -21,7 +21,7 @@ from segmentation.module import SegmentationModule
 from segmentation.nets import SegmentationNet
 from segmentation.training.callbacks import CountFromOne, EpochPrinter, RunSummary, StopAtNonFinite, Throughput
 from segmentation.training.entry import outcome, start_job
-from segmentation.training.parser import Parser, to_yaml
+from segmentation.training.parser import Parser
 from segmentation.training.preemption import LastCheckpoint, check_launch, check_meeting_place, check_processes
 from segmentation.training.report import PictureOptions, Pictures, report
 from segmentation.training.run_folder import (
@@ -306,7 +306,6 @@ class SegmentationCLI(LightningCLI):
         trainer.callbacks = without_finders(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
-            options = self.parser.dump(self.config, skip_default=True)
             report(
                 trainer,
                 self.model,
@@ -314,7 +313,7 @@ class SegmentationCLI(LightningCLI):
                 tested,
                 self.throughput,
                 self.pictures.worst_and_best,
-                to_yaml(yaml.safe_load(options)),
+                self.parser.dump(self.config, skip_default=True),
             )
             if self.wandb:
                 self.wandb.log_results(tested if self.config.wandb.log_checkpoint else None)

@@ -7,7 +7,6 @@ from itertools import chain
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -216,14 +215,3 @@ def hint(line: str, names: list[str]) -> str:
         if close and word not in names:
             return f" (did you mean {close[0]}?)"
     return ""
-
-
-def to_yaml(options: dict[str, Any]) -> str:
-    """Options as YAML, short lists and mappings on one line."""
-    return yaml.safe_dump(
-        options,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=None,
-        width=110,
-    )

@@ -23,7 +23,7 @@ from segmentation.errors import one_line, plural
 from segmentation.metrics import confusion_counts, mean_iou, table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
-from segmentation.training.page import curves, gallery, test_figures, write_page
+from segmentation.training.page import write_page
 from segmentation.training.run_folder import RunFolder
 from segmentation.visualize import Shown, confusion_figure, evenly, iou_table, sample_grid, save_png, shrink, to_rgb
 
@@ -206,13 +206,15 @@ def report(
             write_page(
                 run.page,
                 title=run.name,
-                about=f"{type(module.net).__name__} on {data.description}: {data.test_split} images, best checkpoint",
-                heading="Worst and best images",
-                plots=curves(trainer.logger.rows),
-                facts={key: value for key, value in summary.items() if "/" not in key},
+                lines=[f"{type(module.net).__name__} on {data.description}: {data.test_split} images"],
+                metrics=metrics,
+                matrix=matrix,
+                counts=counts,
+                labels=labels,
+                samples=samples,
+                rows=trainer.logger.rows,
+                facts=summary,
                 options=options,
-                **test_figures(metrics, matrix, counts, labels),
-                **gallery(samples, labels),
             )
         except Exception as error:  # the run has its results without it
             rank_zero_warn(f"{run.page} is not written: {one_line(error)}")
