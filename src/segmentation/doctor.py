@@ -85,7 +85,7 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     page = output / "report.html"
     for name in ("overlay.yaml", "bad_files.txt", "train.png", "val.png", "test.png", page.name):
         (output / name).unlink(missing_ok=True)  # of an earlier call
-    sections: dict[str, Any] = {"title": "doctor"}
+    sections: dict[str, Any] = {"title": "The doctor's report"}
     try:
         sections |= _examine_data(cli, problems)
     except InputError as error:

@@ -238,7 +238,7 @@ def shorten(name: str) -> str:
 
 
 def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict[str, Any]:
-    """The colours of the classes that are shown, and of errors, by their names."""
+    """Name -> colour of the classes that are shown, and of errors."""
     present: set[int] = set()
     for sample in samples:
         present.update(np.unique(sample["mask"]).tolist())

@@ -16,7 +16,7 @@ from PIL import Image
 from segmentation.data.writing import write_text
 from segmentation.errors import readable
 from segmentation.metrics import class_scores
-from segmentation.visualize import OVERALL, legend_colors, panels
+from segmentation.visualize import OVERALL, legend_colors, panels, shorten
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -38,6 +38,7 @@ def write_page(path: Path, **sections: Any) -> None:
         legend_colors=legend_colors,
         panels=panels,
         readable=readable,
+        shorten=shorten,
         data_uri=data_uri,
         curve=curve,
         ticks=MaxNLocator(4).tick_values,
