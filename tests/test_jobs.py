@@ -52,7 +52,7 @@ def test_what_training_tests_are_the_averaged_weights_of_the_checkpoint() -> Non
 def test_eval_writes_metrics_counts_and_a_grid_once(trained: Path) -> None:
     found = evaluate([str(trained), "--instances", "--output", "out/val.json", *CPU])
     assert set(map(str, Path("out").iterdir())) == {
-        f"out/{name}" for name in ("val.json", "val_per_image.csv", "val_worst_and_best.png")
+        f"out/{name}" for name in ("val.json", "val_per_image.csv", "val_worst_and_best.png", "val_report.html")
     }
     assert 0 <= found["instances/ap"] <= found["instances/ap50"] <= 1
     assert found["instances/true"] > 5

@@ -22,10 +22,11 @@ from segmentation.data.statistics import available_cores
 from segmentation.data.writing import write_text
 from segmentation.errors import InputError, Problem, plural
 from segmentation.training.cli import SegmentationCLI
+from segmentation.training.page import write_page
 from segmentation.training.parser import Parser
 from segmentation.training.trainer import has_bf16
 from segmentation.training.wandb_run import WandbOptions
-from segmentation.visualize import evenly, sample_grid, save_png, shrink, table
+from segmentation.visualize import Shown, evenly, sample_grid, save_png, shrink, table
 
 
 class DoctorCLI(SegmentationCLI):
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def diagnose(args: list[str] | None = None) -> list[Problem]:
-    """Print the report, and write grids of images, the list of bad files and the suggested overlay.
+    """Print the report, and write it as a page, grids of images, the list of bad files and the suggested overlay.
 
     Args:
         args: the command line, by default the process's own.
@@ -81,10 +82,12 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     cli = DoctorCLI(args)
     problems: list[Problem] = []
     output = Path(cli.config.output)
-    for name in ("overlay.yaml", "bad_files.txt", "train.png", "val.png", "test.png"):
+    page = output / "report.html"
+    for name in ("overlay.yaml", "bad_files.txt", "train.png", "val.png", "test.png", page.name):
         (output / name).unlink(missing_ok=True)  # of an earlier call
+    sections: dict[str, Any] = {"title": "The doctor's report"}
     try:
-        _examine_data(cli, problems)
+        sections |= _examine_data(cli, problems)
     except InputError as error:
         problems.append(Problem(str(error), stops=True))
     _examine_machine(cli.config, problems)
@@ -94,11 +97,17 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
         print(f"{mark} {problem.text}")
     if not problems:
         print("✓ nothing is wrong")
+    write_page(page, problems=problems, **sections)
+    print(f"page       {page}")
     return problems
 
 
-def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
-    """Read all data. Where options would mend what is wrong, set them and read again; then print and write the rest."""
+def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> dict[str, Any]:
+    """Read all data. Where options would mend what is wrong, set them and read again; then print and write the rest.
+
+    Returns:
+        The sections of the page.
+    """
     data = cli.config.data
     given = data.on_bad_file
     data.on_bad_file = "skip"  # to find all that is wrong
@@ -134,17 +143,21 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> None:
     problems += others
     if not module.skipped():
         data.on_bad_file = given
-    _print_data(module)
+    sections = _print_data(module)
     output = Path(cli.config.output)
-    _write_grids(output, module)
+    samples = _write_grids(output, module)
     bad_files = output / "bad_files.txt"
     write_text(bad_files, "".join(f"{message}\n" for message in bad))
     print(f"bad files  {len(bad):,}, listed in {bad_files}\n")
-    _write_overlay(cli, module, others)
+    return {
+        **sections,
+        "samples": samples,
+        "options": _write_overlay(cli, module, others),
+    }
 
 
-def _write_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[Problem]) -> None:
-    """Write the YAML that trains on this data, unless something stops a run that no option mends.
+def _write_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[Problem]) -> str:
+    """Write the YAML that trains on this data, and return it; "" where something stops a run that no option mends.
 
     Args:
         cli: the command line with the options that mend what was found.
@@ -160,7 +173,7 @@ def _write_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[
         others = list(build_data(cli.config).find_problems())
     if any(problem.stops for problem in others):
         print("no overlay: these options do not mend what stops a run\n")
-        return
+        return ""
     given_options = cli.parser.dump(cli.config, skip_default=True)
     section = yaml.safe_load(given_options).get("data", {})
     options = section.get("dataset", {}).get("init_args", {})
@@ -175,6 +188,7 @@ def _write_overlay(cli: DoctorCLI, module: SegmentationDataModule, others: list[
     )
     write_text(path, overlay)
     print(f"suggested overlay: python src/train.py --config {path}\n{overlay}")
+    return overlay
 
 
 def build_data(config: Namespace) -> SegmentationDataModule:
@@ -215,12 +229,14 @@ def _known_values(module: SegmentationDataModule) -> list[Counts]:
     return masks
 
 
-def _print_data(module: SegmentationDataModule) -> None:
-    """Print what each split holds, and how often each class occurs."""
+def _print_data(module: SegmentationDataModule) -> dict[str, Any]:
+    """Print what each split holds, and how often each class occurs; return it as sections of the page."""
     labels = module.labels
     found = module.counted
-    print(f"{module.description}: {labels.task}, {labels.num_classes} classes")
-    print(f"{plural(labels.channels, 'channel')} of {labels.dtype or 'any type'}")
+    lines = [
+        f"{module.description}: {labels.task}, {labels.num_classes} classes",
+        f"{plural(labels.channels, 'channel')} of {labels.dtype or 'any type'}",
+    ]
     for split, statistics in found.items():
         records = statistics.records
         line = f"{split:<6} {plural(len(records), 'image')}, {len(statistics.bad)} bad"
@@ -230,18 +246,24 @@ def _print_data(module: SegmentationDataModule) -> None:
             low = min(record.low for record in records)
             high = max(record.high for record in records)
             line += f"; sizes {' to '.join(ends)}; values {low:g} to {high:g}"
-        print(line)
+        lines.append(line)
+    print(*lines, sep="\n")
     images = (found["train"].counts > 0).sum(axis=0)
-    shown = table("", "class", "images", *found, "mask value")
-    for index, name in enumerate(labels.names):
-        shares = [f"{statistics.shares[index]:.2%}" for statistics in found.values()]
-        shown.add_row(name, f"{images[index]:,}", *shares, str(labels.values[index]))
+    columns = {"images": [f"{count:,}" for count in images]}
+    for split, statistics in found.items():
+        columns[split] = [f"{share:.2%}" for share in statistics.shares]
+    columns["mask value"] = [str(values) for values in labels.values]
+    shown = table("", "class", *columns)
+    for name, *cells in zip(labels.names, *columns.values(), strict=True):
+        shown.add_row(name, *cells)
     Console(markup=False).print(shown)
+    return {"lines": lines, "labels": labels, "columns": columns}
 
 
-def _write_grids(output: Path, module: SegmentationDataModule) -> None:
-    """A picture of eight samples of each split."""
+def _write_grids(output: Path, module: SegmentationDataModule) -> list[Shown]:
+    """A picture of eight samples of each split. Returns two of each."""
     data = module.dataset
+    chosen = []
     for split in filter(data.names, SPLITS):
         names = data.names(split)
         samples = []
@@ -249,10 +271,12 @@ def _write_grids(output: Path, module: SegmentationDataModule) -> None:
             sample = data.load(split, index)
             shown = {"name": names[index], "image": shrink(sample["image"]), "mask": shrink(sample["mask"])}
             samples.append(shown)
+        chosen += samples[::4]
         grid = sample_grid(samples, module.labels, f"{split}: {len(samples)} of {len(names):,}")
         path = output / f"{split}.png"
         save_png(grid, path)
         print(f"pictures   {path}")
+    return chosen
 
 
 def _examine_machine(config: Namespace, problems: list[Problem]) -> None:

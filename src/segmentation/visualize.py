@@ -192,7 +192,7 @@ def sample_grid(
         height, width = sample["mask"].shape
         heights.append(3 * np.clip(height / width, 0.1, 1))
     columns = len(rows[0])
-    legend = _legend(samples, labels)
+    legend = _legend(legend_colors(samples, labels))
     longest = max(cell_len(patch.get_label()) for patch in legend)
     entries = max(1, int(3.1 * columns / (0.7 + 0.09 * longest)))  # of the legend, a line
     places: list[Any] = ["outside upper left"]
@@ -237,10 +237,8 @@ def shorten(name: str) -> str:
     return f"{name[: NAME // 2]}…{name[-NAME // 2 :]}"
 
 
-def _legend(samples: Sequence[Shown], labels: Labels) -> list[Any]:
-    """The colours of the classes that are shown, and of errors."""
-    from matplotlib.patches import Patch
-
+def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict[str, Any]:
+    """Name -> colour of the classes that are shown, and of errors."""
     present: set[int] = set()
     for sample in samples:
         present.update(np.unique(sample["mask"]).tolist())
@@ -257,6 +255,12 @@ def _legend(samples: Sequence[Shown], labels: Labels) -> list[Any]:
             colors[f"missed {labels.names[1]}"] = MISSED
         else:
             colors["wrong class"] = WRONG
+    return colors
+
+
+def _legend(colors: dict[str, Any]) -> list[Any]:
+    from matplotlib.patches import Patch
+
     return [Patch(color=np.divide(color, 255), label=shorten(name)) for name, color in colors.items()]
 
 

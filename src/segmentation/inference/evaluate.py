@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image
 from rich.console import Console
 
 from segmentation.data.writing import atomic_write_all, write_csv, write_json
@@ -16,9 +15,9 @@ from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import adapt, add_options
 from segmentation.inference.source import open_trained
 from segmentation.metrics import table_rows
-from segmentation.module import SegmentationModule
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
-from segmentation.training.report import predict_samples, provenance
+from segmentation.training.page import write_page
+from segmentation.training.report import predict_samples, provenance, worst_and_best
 from segmentation.training.trainer import make_trainer, refused
 from segmentation.visualize import iou_table, sample_grid, save_png, table
 
@@ -31,15 +30,17 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     start_job()
     options, rest = parse(args)
     files: list[Path] = []
+    pages: list[Path] = []
     if options.output:
         beside = options.output.with_suffix("")
+        pages = [Path(f"{beside}_report.html")]
         files = [
             Path(f"{beside}_per_image.csv"),
             Path(f"{beside}_worst_and_best.png"),
             options.output,
         ]
     copies = [options.calibrate] if options.calibrate else []
-    rank_zero_only(refuse_existing)(files + copies, options.overwrite)
+    rank_zero_only(refuse_existing)(files + pages + copies, options.overwrite)
     module, data, config, card = open_trained("eval", options, rest, options.split)
     adapt(module, [options.checkpoint, *options.ensemble], options.tile, options.tta, options.from_disk)
     if options.ensemble and data.test_split != "test" and data.hparams["folds"]:
@@ -93,11 +94,25 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
                 shown.add_row(key, str(round(value, 4)))
             Console().print(shown)
         if files:
+            samples = predict_samples(trainer, module, data.test_split, worst_and_best(counts, 4))
             with atomic_write_all(*files) as (per_image, grid, output):
                 write_csv(per_image, table_rows(counts, names, module.labels.names))
-                save_png(worst_and_best(trainer, module, data.test_split), grid)
+                title = f"{data.test_split} images, the worst first, the best last"
+                save_png(sample_grid(samples, module.labels, title), grid)
                 write_json(output, evaluation)
+            write_page(
+                pages[0],
+                title=beside.name,
+                lines=[f"{options.checkpoint} on {data.description}: {data.test_split} images"],
+                metrics=logged,
+                matrix=matrix,
+                counts=counts,
+                labels=module.labels,
+                samples=samples,
+                facts=evaluation,
+            )
             print(f"metrics    {files[2]}; counts of each image: {files[0]}\nimages     {files[1]}")
+            print(f"page       {pages[0]}")
         if card:
             try:
                 said = compare_with_card(evaluation, card)
@@ -126,17 +141,6 @@ def compare_with_card(found: dict[str, Any], card: dict[str, Any]) -> str:
         f"card       {len(differ)} of {len(card['metrics'])} figures are others: {', '.join(differ[:4])}. What else "
         f"differs: {', '.join(causes) or 'an option'}"
     )
-
-
-def worst_and_best(trainer: Any, module: SegmentationModule, split: str) -> Image.Image:
-    """A grid of the four images with the lowest and the four with the highest mIoU."""
-    tp, fp, fn = module.test_counts[1].double().unbind(dim=1)
-    scores = (tp / (tp + fp + fn)).nanmean(dim=1)
-    order = scores.argsort()[: scores.isfinite().sum()].tolist()  # NaN comes last
-    if len(order) > 8:
-        order = order[:4] + order[-4:]
-    samples = predict_samples(trainer, module, split, order)
-    return sample_grid(samples, module.labels, f"{split} images, the worst first, the best last")
 
 
 def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
@@ -183,7 +187,7 @@ def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
         "--output",
         metavar="FILE.json",
         type=file_name,
-        help="write the metrics there, FILE_per_image.csv and FILE_worst_and_best.png beside it",
+        help="write the metrics there; FILE_per_image.csv, FILE_worst_and_best.png and FILE_report.html beside it",
     )
     options, rest = parser.parse_known_args(args)
     if options.max_missed is not None and not options.calibrate:

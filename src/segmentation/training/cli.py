@@ -232,13 +232,14 @@ class SegmentationCLI(LightningCLI):
             options["precision"] = "bf16-mixed" if has_bf16(options["accelerator"]) else "32-true"
         self.best_checkpoint = BestCheckpoint(run)
         self.throughput = Throughput()
+        self.pictures = Pictures(run, config.pictures)
         self.last_checkpoint = LastCheckpoint(run, config.checkpoint.every_minutes)
         options["callbacks"] = [
             self.best_checkpoint,
             RunSummary(run),
             StopAtNonFinite(),
             self.throughput,
-            Pictures(run, config.pictures),
+            self.pictures,
             LearningRateMonitor("step"),
             EpochPrinter(),
             self.last_checkpoint,
@@ -305,7 +306,15 @@ class SegmentationCLI(LightningCLI):
         trainer.callbacks = without_finders(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if trainer.is_global_zero:
-            report(trainer, self.model, run, tested, self.throughput)
+            report(
+                trainer,
+                self.model,
+                run,
+                tested,
+                self.throughput,
+                self.pictures.worst_and_best,
+                self.parser.dump(self.config, skip_default=True),
+            )
             if self.wandb:
                 self.wandb.log_results(tested if self.config.wandb.log_checkpoint else None)
 

@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from rich.console import Console
+from torch import Tensor
 
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data.labels import IGNORE_INDEX
 from segmentation.data.writing import write_csv, write_json
-from segmentation.errors import plural
+from segmentation.errors import one_line, plural
 from segmentation.metrics import confusion_counts, mean_iou, table_rows
 from segmentation.module import SegmentationModule
 from segmentation.training.callbacks import Throughput
+from segmentation.training.page import write_page
 from segmentation.training.run_folder import RunFolder
 from segmentation.visualize import Shown, confusion_figure, evenly, iou_table, sample_grid, save_png, shrink, to_rgb
 
@@ -44,6 +47,7 @@ class Pictures(Callback):
     def __init__(self, run: RunFolder, options: PictureOptions) -> None:
         self.run = run
         self.options = options
+        self.worst_and_best: list[Shown] = []  # tested images, for the page
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch
@@ -61,6 +65,9 @@ class Pictures(Callback):
             "test",
             f"{split} images, best checkpoint",
         )
+        if self.options.images and trainer.is_global_zero:
+            indices = worst_and_best(pl_module.test_counts[1], 3)
+            self.worst_and_best = predict_samples(trainer, pl_module, split, indices)
 
     def show(self, trainer: Any, module: Any, split: str, name: str, title: str) -> None:
         """Save and log evenly spaced images of a split, in rank 0 alone."""
@@ -104,6 +111,19 @@ def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -
     return samples
 
 
+def worst_and_best(counts: Tensor, count: int) -> list[int]:
+    """Indices of the images with the lowest mIoU and with the highest, so many of each, the worst first.
+
+    Args:
+        counts: true positives, false positives and false negatives of each image, (images, 3, K).
+        count: images of each kind at most.
+    """
+    tp, fp, fn = counts.double().unbind(dim=1)
+    scores = (tp / (tp + fp + fn)).nanmean(dim=1)
+    order = scores.argsort()[: scores.isfinite().sum()].tolist()  # NaN comes last
+    return order if len(order) <= 2 * count else order[:count] + order[-count:]
+
+
 def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -> None:
     """Give images to loggers that take them, with truth and prediction as masks that can be switched on and off."""
     labels = {**dict(enumerate(names)), 255: "ignored"}
@@ -145,9 +165,21 @@ def report(
     run: RunFolder,
     tested: Path,
     throughput: Throughput,
+    samples: list[Shown],
+    options: str,
 ) -> None:
-    """Write per_image.csv, the plot of the confusion matrix and, last, summary.json; print the table of IoU per class.
-    Called in rank 0, after the test of the checkpoint `tested`."""
+    """Write per_image.csv, the plot of the confusion matrix, summary.json and report.html; print the table of IoU per
+    class. Called in rank 0, after the test of the checkpoint `tested`.
+
+    Args:
+        trainer: after the test.
+        module: the one that was tested.
+        run: where to write.
+        tested: the checkpoint.
+        throughput: of the run.
+        samples: tested images to show, with their predictions.
+        options: those that differ from the defaults, as YAML.
+    """
     data = trainer.datamodule
     labels = module.labels
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -170,6 +202,22 @@ def report(
         log_picture(trainer, "test/confusion", run.confusion)
     write_json(run.summary, summary)
     if trainer.limit_test_batches:  # after all files: a terminal may fail
+        try:
+            write_page(
+                run.page,
+                title=run.name,
+                lines=[f"{type(module.net).__name__} on {data.description}: {data.test_split} images"],
+                metrics=metrics,
+                matrix=matrix,
+                counts=counts,
+                labels=labels,
+                samples=samples,
+                rows=trainer.logger.rows,
+                facts=summary,
+                options=options,
+            )
+        except Exception as error:  # the run has its results without it
+            rank_zero_warn(f"{run.page} is not written: {one_line(error)}")
         Console().print(iou_table(metrics, labels, data.test_split, matrix))
     print(f"run folder {run.path}   ({summary['minutes']:.1f} minutes; tested checkpoint: {name})", flush=True)
 

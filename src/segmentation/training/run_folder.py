@@ -34,6 +34,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
+        self.page = self.path / "report.html"
         self.per_image = self.path / "per_image.csv"
         self.skipped = self.path / "skipped_files.txt"
         self.pictures = self.path / "pictures"
@@ -49,7 +50,8 @@ class RunFolder:
     def create(self, config: str) -> None:
         """Make the folder, in rank 0, with the config."""
         remove_stale(self.path)
-        self.summary.unlink(missing_ok=True)  # a run that is lengthened is unfinished again
+        for result in (self.summary, self.page):  # a run that is lengthened is unfinished again
+            result.unlink(missing_ok=True)
         write_text(self.config, config)
 
 
