@@ -78,7 +78,7 @@ def test_a_run_is_on_one_page(place: Path) -> None:
     summary = json.loads((place / "runs/run/summary.json").read_text())
     for key in ("miou", "pixel_accuracy", "iou/ring", "dice/star", "recall/disk", "precision/background"):
         value = summary[f"test/{key}"]
-        assert ("–" if value is None else f"{value:.4f}") in page.words, key
+        assert ("\u2013" if value is None else f"{value:.4f}") in page.words, key
     for name in ("background", "disk", "ring", "triangle", "star"):
         assert page.words.count(name) >= 3  # in the table, and twice in the confusion matrix
     assert len([each for each in page.all("input") if each["type"] == "range"]) == 5  # of six images

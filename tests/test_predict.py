@@ -469,7 +469,7 @@ def test_options_that_cannot_be_are_one_line(job: Callable, args: list[str], mes
 
 
 def test_the_output_is_a_folder(trained: Path, photos: Path) -> None:
-    with pytest.raises(InputError, match="Fix: out/a$"):
+    with pytest.raises(InputError, match=r"Fix: out/a$"):
         predict([str(trained), "photos", "out/a.png", *CPU])
     assert not Path("out").exists()
 

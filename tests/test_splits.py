@@ -74,7 +74,7 @@ def test_cross_validation_validates_on_each_sample_once_and_leaves_the_test_spli
     for folds, number in ((1, 0), (3, 3), (3, -1)):
         with pytest.raises(InputError, match=f"data.fold {number} of data.folds {folds}"):
             SegmentationDataModule(FolderData(str(root), {"a": 0, "b": 255}), folds=folds, fold=number)
-    with pytest.raises(InputError, match="--data.folds 5"):
+    with pytest.raises(InputError, match=r"--data\.folds 5"):
         SegmentationDataModule(FolderData(str(root), {"a": 0, "b": 255}), fold=1)
 
 

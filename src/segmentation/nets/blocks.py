@@ -56,9 +56,9 @@ class DoubleConv(nn.Sequential):
         up-sampled part is a slice of the whole's; on a CPU, up-sampling copies it into another memory format and
         takes about eight times as long. Alone, that part can also be convolved before it is up-sampled.
         """
-        conv, norm, relu = self[0]
-        of_left, of_below = conv.weight.tensor_split([-below.shape[1]], dim=1)
-        if conv.out_channels < 64:  # the nine taps of few channels cost more time to move than they save
+        conv, norm, relu = self[0].children()
+        of_left, of_below = conv.get_parameter("weight").tensor_split([-below.shape[1]], dim=1)
+        if len(of_below) < 64:  # the nine taps of few channels cost more time to move than they save
             y = F.conv2d(upsample(below, 2), of_below, padding=1)
         else:
             y = conv3x3_after_upsample(below, of_below, 2)

@@ -82,7 +82,7 @@ class UNet(SegmentationNet):
         for i in reversed(range(wanted[-1], len(self.up))):  # y3 .. y0
             skip = [x[i]] if self.encoder.channels[i] else []
             if self.up[i].transposed is None:
-                y = self.fuse[i].with_upsampled(skip, y)
+                y = self.fuse[i].with_upsampled(skip, y)  # type: ignore[operator]  # a DoubleConv
             else:
                 y = self.up[i](y)  # up-conv 2x2
                 y = torch.cat([*skip, y], dim=1)  # skip connection, the figure's "copy and crop"
