@@ -240,7 +240,8 @@ def test_nothing_of_an_earlier_call_stays(place: Path) -> None:
     assert Path("doctor/train.png").is_file()
     (place / "data/masks").rename(place / "data/elsewhere")
     diagnose(given)
-    assert [path.name for path in Path("doctor").iterdir()] == []
+    assert [path.name for path in Path("doctor").iterdir()] == ["report.html"]
+    assert "train.png" not in Path("doctor/report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

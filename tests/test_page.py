@@ -78,7 +78,7 @@ def test_a_run_is_on_one_page(place: Path) -> None:
     summary = json.loads((place / "runs/run/summary.json").read_text())
     for key in ("miou", "pixel_accuracy", "iou/ring", "dice/star", "recall/disk", "precision/background"):
         value = summary[f"test/{key}"]
-        assert ("\u2013" if value is None else f"{value:.4f}") in page.words, key
+        assert ("\N{EN DASH}" if value is None else f"{value:.4f}") in page.words, key
     for name in ("background", "disk", "ring", "triangle", "star"):
         assert page.words.count(name) >= 3  # in the table, and twice in the confusion matrix
     assert len([each for each in page.all("input") if each["type"] == "range"]) == 5  # of six images
@@ -150,10 +150,11 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         commands, self.commands = os.pipe()
         self.answers, answers = os.pipe()
-        options = f"--headless=new --no-sandbox --disable-gpu --remote-debugging-pipe --user-data-dir={profile}"
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" {options} 3<&{commands} 4>&{answers}', str(CHROME)],
-            pass_fds=(commands, answers),
+            [str(CHROME), *options, f"--user-data-dir={profile}"],
+            preexec_fn=lambda: (os.dup2(commands, 3), os.dup2(answers, 4)),  # where it looks for the pipes
+            pass_fds=(3, 4),
             stderr=subprocess.DEVNULL,
         )
         os.close(commands)
