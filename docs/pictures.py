@@ -9,7 +9,7 @@ docs/report.png is the head of a page, by any browser without a window:
 python src/eval.py weights/nuclei-unet3plus --output nuclei.json
 chromium --headless=new --hide-scrollbars --window-size=1120,935 --screenshot=docs/report.png $PWD/nuclei_report.html
 
-The others predict images of the tested split, the first two those of these numbers, shown whole, or cut from their middle,
+The others predict images of the tested split, the first two those of these numbers, whole or cut from their middle,
 width by height; mIoU is that of what is shown. The plot of docs/levels.png is prune.py's.
 """
 
