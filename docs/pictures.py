@@ -4,7 +4,12 @@ python docs/pictures.py predictions docs/predictions.png runs/first:0,2
 python docs/pictures.py predictions docs/predictions_real.png "runs/one:3,7:384x288:A title" runs/two:0:384x288
 python docs/pictures.py logged docs/logged.png runs/first
 
-All predict images of the tested split, the first two those of these numbers, shown whole, or cut from their middle,
+docs/report.png is the head of a page, by any browser without a window:
+
+python src/eval.py weights/nuclei-unet3plus --output nuclei.json
+chromium --headless=new --hide-scrollbars --window-size=1120,935 --screenshot=docs/report.png $PWD/nuclei_report.html
+
+The others predict images of the tested split, the first two those of these numbers, whole or cut from their middle,
 width by height; mIoU is that of what is shown. The plot of docs/levels.png is prune.py's.
 """
 

@@ -94,7 +94,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
                 shown.add_row(key, str(round(value, 4)))
             Console().print(shown)
         if files:
-            samples = predict_samples(trainer, module, data.test_split, worst_and_best(counts, 4))
+            samples = predict_samples(trainer, module, data.test_split, worst_and_best(counts))
             with atomic_write_all(*files) as (per_image, grid, output):
                 write_csv(per_image, table_rows(counts, names, module.labels.names))
                 title = f"{data.test_split} images, the worst first, the best last"

@@ -66,7 +66,7 @@ class Pictures(Callback):
             f"{split} images, best checkpoint",
         )
         if self.options.images and trainer.is_global_zero:
-            indices = worst_and_best(pl_module.test_counts[1], 3)
+            indices = worst_and_best(pl_module.test_counts[1])
             self.worst_and_best = predict_samples(trainer, pl_module, split, indices)
 
     def show(self, trainer: Any, module: Any, split: str, name: str, title: str) -> None:
@@ -111,17 +111,16 @@ def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -
     return samples
 
 
-def worst_and_best(counts: Tensor, count: int) -> list[int]:
-    """Indices of the images with the lowest mIoU and with the highest, so many of each, the worst first.
+def worst_and_best(counts: Tensor) -> list[int]:
+    """Indices of the three images with the lowest and the three with the highest mIoU, the worst first.
 
     Args:
         counts: true positives, false positives and false negatives of each image, (images, 3, K).
-        count: images of each kind at most.
     """
     tp, fp, fn = counts.double().unbind(dim=1)
     scores = (tp / (tp + fp + fn)).nanmean(dim=1)
     order = scores.argsort()[: scores.isfinite().sum()].tolist()  # NaN comes last
-    return order if len(order) <= 2 * count else order[:count] + order[-count:]
+    return order if len(order) <= 6 else order[:3] + order[-3:]
 
 
 def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -> None:
