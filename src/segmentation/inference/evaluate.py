@@ -82,7 +82,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
             "metrics": metrics,
             "data": data.statistics(data.test_split).digest(names),
             "precision": trainer.precision,
-            **provenance(module.device.type),
+            **provenance(trainer.strategy.root_device.type),
         }
         if more:
             shown = table(

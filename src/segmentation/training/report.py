@@ -189,7 +189,7 @@ def report(
         "split": data.test_split,
         "epoch": checkpoint["epoch"],
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
-        **provenance(module.device.type),
+        **provenance(trainer.strategy.root_device.type),
         **throughput.metrics(),
     }
     name = "none, as trainer.limit_test_batches is 0"
