@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import TINY, train, write_image
+from conftest import ROOT, TINY, train, write_image
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import ShapesData
 from segmentation.errors import InputError
@@ -49,6 +49,14 @@ def test_probabilities_are_the_mean_of_the_nets(options: dict, trained: Path, ot
     clear = np.diff(np.sort(mean, axis=0)[-2:], axis=0)[0] > 1e-5  # rounding decides between classes that are as likely
     assert clear.mean() > 0.5
     assert np.array_equal(both.mask[clear], mean.argmax(axis=0)[clear])  # these classes stand for their own indices
+
+
+@pytest.mark.parametrize("name", ["nuclei-unet", "nuclei-unet3plus", "nuclei-unet-plus-plus"])
+def test_any_net_is_read_from_disk(name: str, image: np.ndarray) -> None:
+    paths = [ROOT / "weights" / name, ROOT / "weights/nuclei-unet"]
+    held = Predictor(paths, "cpu", "32-true")(image)
+    read = Predictor(paths, "cpu", "32-true", from_disk=True)(image)
+    np.testing.assert_allclose(read.probabilities, held.probabilities, atol=1e-6)
 
 
 def test_nets_from_disk_predict_the_same(trained: Path, other: Path, image: np.ndarray) -> None:

@@ -12,7 +12,6 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
 from segmentation.data.io import WrongChannels, allow_large, hide_nodata, open_image, take_image
@@ -104,16 +103,22 @@ class NetOnDisk(SegmentationNet):
     def __init__(self, net: SegmentationNet, path: str | Path) -> None:
         super().__init__(net.in_channels, net.num_classes)
         self.stride = net.stride
-        for parameter in net.parameters():
-            parameter.data = parameter.data.new_empty(0)
         self.net = net
         self.path = path
+        self.release()
 
     def compute(self, image: Tensor, level: int | None = None) -> Heads:
         saved = read_checkpoint(self.path, mapped=True)["state_dict"]
-        weights = {name: saved[f"net.{name}"].to(empty) for name, empty in self.net.state_dict().items()}
-        heads = functional_call(self.net, weights, (image, self.net.predicting_head))
-        return Heads((self.net.combine(heads),))
+        for name, weight in self.net.named_parameters():
+            weight.data = saved[f"net.{name}"].to(weight)
+        logits = self.net.predict(image)
+        self.release()
+        return Heads((logits,))
+
+    def release(self) -> None:
+        """Free the weights."""
+        for weight in self.net.parameters():
+            weight.data = weight.new_empty(0)
 
 
 class MeanOverNets(SegmentationNet):
