@@ -1,6 +1,7 @@
 """The benchmarks: each runs with its smallest options and prints its table; what they compute from times is right."""
 
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -113,7 +114,7 @@ def test_nets_of_other_packages() -> None:
     done = run("nets", *small, "--nets", net, *ours, "--modes", "eager", "--layouts", "contiguous")
     assert done.returncode == 0, done.stderr
     has_monai = importlib.util.find_spec("monai") is not None
-    assert [row["net"] for row in table(done.stdout, "net")] == [net, *ours] if has_monai else ours
+    assert [row["net"] for row in table(done.stdout, "net")] == ([net, *ours] if has_monai else ours)
     assert ("pip install --no-deps monai" in done.stderr) is not has_monai
 
 
