@@ -238,10 +238,11 @@ def test_nothing_of_an_earlier_call_stays(place: Path) -> None:
     write_case(place / "data", lambda index: np.uint8(DISCS * 255))
     overlay(given)
     assert Path("doctor/train.png").is_file()
+    assert "data:image" in Path("doctor/report.html").read_text(encoding="utf-8")
     (place / "data/masks").rename(place / "data/elsewhere")
     diagnose(given)
     assert [path.name for path in Path("doctor").iterdir()] == ["report.html"]
-    assert "train.png" not in Path("doctor/report.html").read_text(encoding="utf-8")
+    assert "data:image" not in Path("doctor/report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

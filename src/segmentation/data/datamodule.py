@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from segmentation.data.base import SPLITS, SegmentationData
 from segmentation.data.leaks import find_leaks
-from segmentation.data.loading import Batch, RareCrops, SplitDataset, collate, outlast_signals, unpack
+from segmentation.data.loading import Batch, RareCrops, SplitDataset, collate, end_with_parent, unpack
 from segmentation.data.sampler import TrainBatches, TrainLoader, eval_batches
 from segmentation.data.splits import cross_validation, without
 from segmentation.data.statistics import SplitStatistics, available_cores, compute_statistics
@@ -343,7 +343,7 @@ class SegmentationDataModule(LightningDataModule):
             workers = min(8, max(1, cores))
         return {
             "collate_fn": collate,
-            "worker_init_fn": partial(outlast_signals, parent=os.getpid()),
+            "worker_init_fn": partial(end_with_parent, parent=os.getpid()),
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "timeout": PATIENCE if workers else 0,

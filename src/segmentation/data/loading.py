@@ -94,10 +94,12 @@ class SplitDataset(Dataset):
         return {**sample, "mask": sample["mask"].short()}
 
 
-def outlast_signals(worker: int, parent: int) -> None:
-    """A scheduler signals all processes of a job, and a worker that died of it would take the run with it, unsaved. So
-    a worker ends by SIGTERM only when its own parent, who is done with it, has sent it; and when its parent is dead.
-    torch's own watch over the parent begins late: it waits for ever if the parent has died in the worker's start."""
+def end_with_parent(worker: int, parent: int) -> None:
+    """Let a worker end by its parent's SIGTERM or death only, on Linux.
+
+    A scheduler signals all processes of a job, and a worker that ended by that would take the run with it, unsaved.
+    torch notes the parent's id only after the worker's start, and so misses a death before.
+    """
     if not hasattr(signal, "sigtimedwait"):  # Linux has it
         return
     signals = {signal.SIGTERM, signal.SIGUSR1}

@@ -28,6 +28,9 @@ from segmentation.errors import InputError
 #: Raised when what a cache file holds changes, so that old ones are not read.
 VERSION = 10
 
+#: All bytes and their squares, (256, 2).
+BYTES = np.stack([np.arange(256), np.arange(256) ** 2], axis=1)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -240,7 +243,7 @@ def examine(
         last = labels.num_classes - 1
         raise InputError(f"{where}: the mask must be int64 in 0..{last}, or {IGNORE_INDEX} to ignore")
     values = image.numpy()
-    sums = _sum_up(values)
+    sums, low, high = _sum_up(values)
     if not np.isfinite(sums).all():
         raise InputError(f"{where}: the image holds NaN or infinite values. Replace them")
     total, squares = sums.T
@@ -251,8 +254,8 @@ def examine(
         pixels=pixels[:-1].tolist(),
         total=(total / scale).tolist(),
         squares=(squares / scale**2).tolist(),
-        low=float(values.min()),
-        high=float(values.max()),
+        low=float(low),
+        high=float(high),
         outline=outline_of(values),
     )
 
@@ -266,14 +269,14 @@ def outline_of(image: np.ndarray) -> str:
     return np.packbits(bits).tobytes().hex()
 
 
-def _sum_up(image: np.ndarray) -> np.ndarray:
-    """Of each channel the sum of its pixels and of their squares, (C, 2) float64."""
-    # Single precision adds up a row of bytes, and is twice as fast.
-    precise = np.float32 if image.dtype == np.uint8 else np.float64
+def _sum_up(image: np.ndarray) -> tuple[np.ndarray, Any, Any]:
+    """Of each channel the sum of its pixels and of their squares, (C, 2); the smallest number, and the largest."""
+    if image.dtype == np.uint8:
+        counts = np.array([Image.fromarray(channel).histogram() for channel in image])
+        present = np.flatnonzero(counts.any(axis=0))
+        return counts @ BYTES, present[0], present[-1]
     sums = []
     for channel in image:
-        rows = channel.astype(precise)
-        total = rows.sum(axis=1)
-        squares = np.einsum("hw,hw->h", rows, rows)
-        sums.append([total.sum(dtype=np.float64), squares.sum(dtype=np.float64)])
-    return np.array(sums)
+        pixels = channel.ravel().astype(np.float64)
+        sums.append([pixels.sum(), pixels @ pixels])
+    return np.array(sums), image.min(), image.max()

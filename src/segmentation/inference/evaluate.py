@@ -15,6 +15,7 @@ from segmentation.inference.instances import InstanceScores
 from segmentation.inference.predictor import adapt, add_options
 from segmentation.inference.source import open_trained
 from segmentation.metrics import table_rows
+from segmentation.module import SegmentationModule
 from segmentation.training.entry import JobParser, file_name, refuse_existing, start_job
 from segmentation.training.page import write_page
 from segmentation.training.report import predict_samples, provenance, worst_and_best
@@ -30,17 +31,12 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     start_job()
     options, rest = parse(args)
     files: list[Path] = []
-    pages: list[Path] = []
     if options.output:
         beside = options.output.with_suffix("")
-        pages = [Path(f"{beside}_report.html")]
-        files = [
-            Path(f"{beside}_per_image.csv"),
-            Path(f"{beside}_worst_and_best.png"),
-            options.output,
-        ]
+        files = [Path(f"{beside}_{end}") for end in ("per_image.csv", "worst_and_best.png", "report.html")]
+        files.append(options.output)
     copies = [options.calibrate] if options.calibrate else []
-    rank_zero_only(refuse_existing)(files + pages + copies, options.overwrite)
+    rank_zero_only(refuse_existing)(files + copies, options.overwrite)
     module, data, config, card = open_trained("eval", options, rest, options.split)
     adapt(module, [options.checkpoint, *options.ensemble], options.tile, options.tta, options.from_disk)
     if options.ensemble and data.test_split != "test" and data.hparams["folds"]:
@@ -74,16 +70,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         more |= scores.metrics.compute()  # on every process: their counts are added
     metrics |= more
     if trainer.is_global_zero:
-        matrix, counts = module.test_counts
-        Console().print(iou_table(logged, module.labels, data.test_split, matrix))
-        names = data.dataset.names(data.test_split)
-        evaluation = {
-            "split": data.test_split,
-            "metrics": metrics,
-            "data": data.statistics(data.test_split).digest(names),
-            "precision": trainer.precision,
-            **provenance(trainer.strategy.root_device.type),
-        }
+        Console().print(iou_table(logged, module.labels, data.test_split, module.test_counts[0]))
         if more:
             shown = table(
                 "instances, calibration",
@@ -93,33 +80,63 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
             for key, value in more.items():
                 shown.add_row(key, str(round(value, 4)))
             Console().print(shown)
-        if files:
-            samples = predict_samples(trainer, module, data.test_split, worst_and_best(counts))
-            with atomic_write_all(*files) as (per_image, grid, output):
-                write_csv(per_image, table_rows(counts, names, module.labels.names))
-                title = f"{data.test_split} images, the worst first, the best last"
-                save_png(sample_grid(samples, module.labels, title), grid)
-                write_json(output, evaluation)
-            write_page(
-                pages[0],
-                title=beside.name,
-                lines=[f"{options.checkpoint} on {data.description}: {data.test_split} images"],
-                metrics=logged,
-                matrix=matrix,
-                counts=counts,
-                labels=module.labels,
-                samples=samples,
-                facts=evaluation,
-            )
-            print(f"metrics    {files[2]}; counts of each image: {files[0]}\nimages     {files[1]}")
-            print(f"page       {pages[0]}")
-        if card:
-            try:
-                said = compare_with_card(evaluation, card)
-            except (AttributeError, LookupError, TypeError) as error:
-                raise InputError(f"{options.checkpoint}: the figures of its card are damaged") from error
-            print(readable(said)[:2000])
+        if files or card:
+            names = data.dataset.names(data.test_split)
+            evaluation = {
+                "split": data.test_split,
+                "metrics": metrics,
+                "data": data.statistics(data.test_split).digest(names),
+                "precision": trainer.precision,
+                **provenance(trainer.strategy.root_device.type),
+            }
+            if files:
+                write_results(files, trainer, module, evaluation, options.checkpoint)
+            if card:
+                try:
+                    said = compare_with_card(evaluation, card)
+                except (AttributeError, LookupError, TypeError) as error:
+                    raise InputError(f"{options.checkpoint}: the figures of its card are damaged") from error
+                print(readable(said)[:2000])
     return metrics
+
+
+def write_results(
+    files: list[Path],
+    trainer: Any,
+    module: SegmentationModule,
+    evaluation: dict[str, Any],
+    checkpoint: str,
+) -> None:
+    """Write all files of --output, or none.
+
+    Args:
+        files: counts of each image, the worst and best of them, report.html, the metrics.
+        trainer: after the test.
+        module: the one that was tested.
+        evaluation: the metrics, and what they depend on.
+        checkpoint: as the user named it.
+    """
+    data = trainer.datamodule
+    split = data.test_split
+    labels = module.labels
+    matrix, counts = module.test_counts
+    samples = predict_samples(trainer, module, split, worst_and_best(counts))
+    with atomic_write_all(*files) as (per_image, grid, page, output):
+        write_csv(per_image, table_rows(counts, data.dataset.names(split), labels.names))
+        save_png(sample_grid(samples, labels, f"{split} images, the worst first, the best last"), grid)
+        write_page(
+            page,
+            title=files[-1].stem,
+            lines=[f"{checkpoint} on {data.description}: {split} images"],
+            metrics={f"test/{key}": value for key, value in evaluation["metrics"].items()},
+            matrix=matrix,
+            counts=counts,
+            labels=labels,
+            samples=samples,
+            facts=evaluation,
+        )
+        write_json(output, evaluation)
+    print(f"metrics    {files[3]}; counts of each image: {files[0]}\nimages     {files[1]}\npage       {files[2]}")
 
 
 def compare_with_card(found: dict[str, Any], card: dict[str, Any]) -> str:

@@ -120,9 +120,8 @@ class Parser(LightningArgumentParser):
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
             cause: BaseException | None = error
-            while cause and not isinstance(
-                cause, ModuleNotFoundError | InputError
-            ):  # a logger's library is missing, say
+            plain = ModuleNotFoundError, InputError  # a logger's library is missing, say
+            while cause and not isinstance(cause, plain):
                 cause = cause.__cause__ or cause.__context__
             if isinstance(cause, InputError):
                 raise cause from error
