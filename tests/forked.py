@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ def run_forked(command: list[str], env: dict[str, str], timeout: float) -> subpr
         if hangs:
             os.killpg(process.pid, signal.SIGABRT)  # faulthandler prints the stacks
             time.sleep(2)
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # ended by the first
+                os.killpg(process.pid, signal.SIGKILL)
             process.join()
         stdout, stderr = [path.read_text(errors="replace") for path in outputs]
     finally:

@@ -30,7 +30,7 @@ class Started:
     """`python src/train.py` by a launcher, and all processes that come of it, known by a word in their environment."""
 
     def __init__(self, launcher: list[str], *args: str, **env: str) -> None:
-        self.word = uuid4().hex
+        self.word, self.begun = uuid4().hex, time.time()
         command = [sys.executable, *launcher, str(ROOT / "src/train.py"), *RUN, *args, "--resume"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAMILY": self.word, **env}
         with open("out.txt", "w") as out, open("err.txt", "w") as err:
@@ -73,14 +73,13 @@ class Started:
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_for_steps(name: str, than: float, started: Started) -> float:
-    """Until a checkpoint has come that is newer than `than`; returns its time."""
+def wait_for_steps(name: str, started: Started) -> None:
+    """Until this start of the run has saved a checkpoint."""
     last, end = Path("runs") / name / "checkpoints/last.ckpt", time.monotonic() + 90
-    while not (last.exists() and last.stat().st_mtime > than):
+    while not (last.exists() and last.stat().st_mtime > started.begun):
         assert started.process.poll() is None, Path("err.txt").read_text()
         assert time.monotonic() < end, f"no new {last}\n{Path('out.txt').read_text()}"
         time.sleep(0.05)
-    return last.stat().st_mtime
 
 
 def assert_same(name: str, other: str) -> None:
@@ -95,11 +94,10 @@ def assert_same(name: str, other: str) -> None:
 
 def test_sudden_deaths() -> None:
     """SIGKILL of all processes, as a power cut would, at a seeded random moment after a new checkpoint, five times."""
-    rng, longer = random.Random(0), ["--name", "run", "--trainer.max_epochs", "24"]
-    saved = 0.0
+    rng, longer = random.Random(0), ["--name", "run", "--trainer.max_epochs", "40"]
     for _ in range(5):
         started = Started([], *longer)
-        saved = wait_for_steps("run", saved, started)
+        wait_for_steps("run", started)
         time.sleep(rng.uniform(0, 1))
         assert started.process.poll() is None, "the run ended before its fifth death: give it more epochs"
         started.kill()
@@ -115,9 +113,9 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-po
 @pytest.mark.parametrize("launcher", ["plain", "torchrun"])
 def test_death_of_one_process_of_two(launcher: str) -> None:
     """Whichever process dies, the others end within seconds, none is left behind, and somebody says so."""
-    rng, last = random.Random(launcher), 0.0
+    rng = random.Random(launcher)
     # Long enough not to be done by the third kill, however quick the machine.
-    args = ["--trainer.devices", "2", "--data.num_workers", "1", "--trainer.max_epochs", "20"]
+    args = ["--trainer.devices", "2", "--data.num_workers", "1", "--trainer.max_epochs", "30"]
 
     def start(name: str) -> Started:
         port = [*TORCHRUN, str(rng.randint(20000, 30000))] if launcher == "torchrun" else []
@@ -125,7 +123,7 @@ def test_death_of_one_process_of_two(launcher: str) -> None:
 
     for victim in ("rank 1", "rank 0", "launcher")[: 2 if launcher == "plain" else 3]:  # plain: rank 0 is the launcher
         started = start("run")
-        last = wait_for_steps("run", last, started)
+        wait_for_steps("run", started)
         time.sleep(rng.uniform(0, 1.5))
         mine = victim == "launcher" or (launcher == "plain" and victim == "rank 0")
         os.kill(started.process.pid if mine else started.rank(int(victim[-1])), signal.SIGKILL)
@@ -180,7 +178,7 @@ def test_a_signal_to_every_process() -> None:
     """As SLURM's scancel does, which finds workers of the loader and W&B's own process, too."""
     args = ["--data.num_workers", "1", "--trainer.max_epochs", "40", "--trainer.log_every_n_steps", "1"]
     started = Started([], *args, "--name", "run", WANDB_MODE="offline")
-    wait_for_steps("run", 0, started)
+    wait_for_steps("run", started)
     family = started.family()
     assert len(family) >= 3  # the run, a worker, W&B
     for pid in family:
@@ -195,7 +193,7 @@ def test_a_signal_to_one_process_of_two() -> None:
     """Both finish the step, which takes four batches here, save, and stop; then they go on."""
     args = ["--trainer.devices", "2", "--trainer.accumulate_grad_batches", "4", "--trainer.max_epochs", "8"]
     started = Started([], *args, "--name", "run")
-    wait_for_steps("run", 0, started)
+    wait_for_steps("run", started)
     os.kill(started.rank(1), signal.SIGUSR1)
     said = started.ends_within(60)
     assert started.process.returncode == 143
@@ -216,7 +214,7 @@ def test_death_of_a_node() -> None:
         return tuple(Started(node, *args, "--name", name) for _ in range(2))
 
     one, other = both("run")
-    wait_for_steps("run", 0, one)
+    wait_for_steps("run", one)
     other.kill()
     other.process.wait()
     one.ends_within(60)
@@ -244,7 +242,7 @@ def test_full_disk(small_disk: Path) -> None:
     """One line, and the last good checkpoint intact; with room again the same command goes on."""
     args = ["--name", "run", "--trainer.max_epochs", "10"]
     started = Started([], *args, WANDB_MODE="offline")
-    wait_for_steps("run", 0, started)
+    wait_for_steps("run", started)
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(8 * 2**20))
@@ -280,7 +278,7 @@ def test_two_writers_of_one_run() -> None:
     endless = ["--name", "run", "--trainer.max_epochs", "4000"]
     first = Started([], *endless)
     try:
-        wait_for_steps("run", 0, first)
+        wait_for_steps("run", first)
         second = subprocess.run(
             [sys.executable, str(ROOT / "src/train.py"), *RUN, *endless, "--resume"],
             capture_output=True,

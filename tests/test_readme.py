@@ -25,8 +25,8 @@ SHORT += ["--data.num_workers", "0", "--pictures.images", "1", "--trainer.check_
 
 
 def commands(text: str) -> list[str]:
-    """As typed, without the comment behind them; each once."""
-    found = re.findall(r"python src/\w+\.py[^`\n|&]*", text)
+    """As typed, on one line, without the comment behind them; each once."""
+    found = re.findall(r"python src/\w+\.py[^`\n|&]*", text.replace("\\\n", ""))
     return list(dict.fromkeys(command.partition("  #")[0].strip() for command in found))
 
 

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NoReturn
@@ -343,7 +342,7 @@ class SegmentationDataModule(LightningDataModule):
             workers = min(8, max(1, cores))
         return {
             "collate_fn": collate,
-            "worker_init_fn": partial(end_with_parent, parent=os.getpid()),
+            "worker_init_fn": end_with_parent,
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "timeout": PATIENCE if workers else 0,

@@ -5,6 +5,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,21 +95,22 @@ class SplitDataset(Dataset):
         return {**sample, "mask": sample["mask"].short()}
 
 
-def end_with_parent(worker: int, parent: int) -> None:
+def end_with_parent(worker: int) -> None:
     """Let a worker end by its parent's SIGTERM or death only, on Linux.
 
     A scheduler signals all processes of a job, and a worker that ended by that would take the run with it, unsaved.
     torch notes the parent's id only after the worker's start, and so misses a death before.
     """
-    if not hasattr(signal, "sigtimedwait"):  # Linux has it
+    parent = parent_process()
+    if parent is None or not hasattr(signal, "sigtimedwait"):  # Linux has it
         return
     signals = {signal.SIGTERM, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def listen() -> None:
-        while os.getppid() == parent:
+        while parent.is_alive():
             received = signal.sigtimedwait(signals, 1)
-            if received and received.si_pid == parent:
+            if received and received.si_pid == parent.pid:
                 break
         os._exit(0)
 
