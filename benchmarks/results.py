@@ -200,13 +200,13 @@ def print_tables(sets: list[str], rows: list[str]) -> None:
         print(f"{measured['machine']}; {size}; training steps of {batch}, inference of 1; medians\n")
     heading("net", *(f"mIoU, {data}" for data in sets), *SHOWN)
     for title in titles:
-        scores = (miou(tables[data][title]) if title in tables[data] else "" for data in sets)
+        scores = (miou_of_seeds(counts_of_seeds(tables[data][title])) if title in tables[data] else "" for data in sets)
         cost = measured["costs"].get(title, {})
         print_row(title, *scores, *(show(cost[key]) if key in cost else "" for key, show in SHOWN.values()))
     for data in sets:
         print(f"\nIoU of each class, {data}\n")
         for number, (title, table) in enumerate(tables[data].items()):
-            *each, _ = score(table).items()
+            *each, _ = score(counts_of_seeds(table)).items()
             if not number:
                 heading("net", *(name for name, _ in each))
             print_row(title, *(f"{one.value:.3f}" for _, one in each))
@@ -222,24 +222,27 @@ SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def miou(table: Path) -> str:
+#: Names, classes and counts of a tested run's images.
+Counts = tuple[list[str], list[str], np.ndarray]
+
+
+def miou_of_seeds(seeds: list[Counts]) -> str:
     """mIoU and its interval; of several seeds, the mean and its interval, and the standard deviation between them."""
-    each, found = [iou(counts.sum(axis=0))[-1] for counts in counts_of_seeds(table)[1]], score(table)["mIoU"]
+    each, found = [iou(counts.sum(axis=0))[-1] for *_, counts in seeds], score(seeds)["mIoU"]
     return f"{found}" if len(each) == 1 else f"{found}".replace(" ", f" ± {statistics.stdev(each):.3f} ", 1)
 
 
-def score(table: Path) -> dict[str, Estimate]:
+def score(seeds: list[Counts]) -> dict[str, Estimate]:
     """IoU of each class and, last, mIoU, with intervals; means over seeds, for which the same images are drawn."""
-    classes, counts = counts_of_seeds(table)
+    counts = [each for *_, each in seeds]
     values, drawn = [iou(each.sum(axis=0)) for each in counts], bootstrap(counts)
-    return intervals([*classes, "mIoU"], np.mean(values, axis=0), np.mean(drawn, axis=0))
+    return intervals([*seeds[0][1], "mIoU"], np.mean(values, axis=0), np.mean(drawn, axis=0))
 
 
-def counts_of_seeds(table: Path) -> tuple[list[str], list[np.ndarray]]:
-    """Classes, and the counts of a tested run and of its like with other seeds."""
+def counts_of_seeds(table: Path) -> list[Counts]:
+    """A tested run and its like with other seeds."""
     seeds = [table, *sorted(table.parent.parent.glob(f"{table.parent.name}-seed*/{table.name}"))]
-    read = [read_counts(path) for path in seeds]
-    return read[0][1], [counts for *_, counts in read]
+    return [read_counts(path) for path in seeds]
 
 
 def print_row(*cells: str) -> None:

@@ -1,5 +1,7 @@
 """Models of segmentation-models-pytorch behind our contract, so that a run is compared by changing one line."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from segmentation.errors import InputError
@@ -17,6 +19,7 @@ class SmpNet(SegmentationNet):
         encoder: a name that the library knows: resnet34, tu-convnext_tiny.
         encoder_weights: null for random ones, a name such as imagenet, or a file.
         freeze_encoder: keep the encoder's weights as they are.
+        options: further arguments of the architecture, such as `{decoder_channels: [64, 48, 32, 16, 16]}`.
 
     Raises:
         InputError: the library knows no such architecture or encoder.
@@ -30,6 +33,7 @@ class SmpNet(SegmentationNet):
         encoder: str = "resnet34",
         encoder_weights: str | None = None,
         freeze_encoder: bool = False,
+        options: dict[str, Any] | None = None,
     ) -> None:
         import segmentation_models_pytorch as smp  # takes seconds
 
@@ -44,6 +48,7 @@ class SmpNet(SegmentationNet):
                 encoder_weights=None,
                 in_channels=in_channels,
                 classes=num_classes,
+                **(options or {}),
             )
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{architecture} cannot be built with encoder {encoder}: {error}") from error
