@@ -92,7 +92,7 @@ def command(data: str, row: str, seed: int, steps: int, name: str) -> list[str]:
     overlays = [word for overlay in (f"data/{data}", "experiment/budget") for word in ("--config", path_of(overlay))]
     seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
     length = ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "1000", "--data.cache", "true"]
-    curve = ["--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", str(-(-steps // 4))]
+    curve = ["--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", str(max(1, steps // 4))]
     return [str(ROOT / "src/train.py"), *overlays, *ROWS[row][2], *seeds, *length, *curve, "--name", name]
 
 
@@ -139,7 +139,8 @@ def cost(data: str, row: str) -> dict[str, float]:
 
 
 def steps_of(data: str, row: str) -> int:
-    return round(MINUTES * 60e3 / cost(data, row)["ms"])
+    """A multiple of four, so that the last validation comes with the last step."""
+    return 4 * max(1, round(MINUTES * 60e3 / cost(data, row)["ms"] / 4))
 
 
 def runs_of(data: str, row: str) -> list[Path]:
@@ -148,14 +149,15 @@ def runs_of(data: str, row: str) -> list[Path]:
 
 
 def print_table(sets: list[str]) -> None:
-    print(f"{json.loads(MEASURED.read_text())['machine']}; {MINUTES} minutes of training steps\n")
+    measured = json.loads(MEASURED.read_text())
+    print(f"{measured['machine']}; {MINUTES} minutes of training steps\n")
     heading("net", "parameters", *(f"mIoU, {data} (steps)" for data in sets))
-    for row, (title, *_) in ROWS.items():
+    for row in measured["costs"][sets[0]]:
         scores = []
         for data in sets:
             counts = [read_counts(run / "per_image.csv") for run in runs_of(data, row)]
             scores.append(f"{miou_of_seeds(counts)} ({steps_of(data, row):,})" if counts else "")
-        print_row(title, f"{cost(sets[0], row)['parameters'] / 1e6:.2f} M", *scores)
+        print_row(ROWS[row][0], f"{cost(sets[0], row)['parameters'] / 1e6:.2f} M", *scores)
 
 
 def curve(run: Path) -> list[tuple[int, float]]:

@@ -48,6 +48,12 @@ def test_contract_of_baselines(architecture):
     check_contract(SmpNet(in_channels=2, num_classes=3, architecture=architecture, encoder="resnet18"), heads=1)
 
 
+def test_further_options_of_a_baseline():
+    narrow = [16, 8, 8, 4, 4]
+    net = SmpNet(encoder="resnet18", options={"decoder_channels": narrow})
+    assert [block.conv2[0].out_channels for block in net.model.decoder.blocks] == narrow
+
+
 def check_contract(net, heads):
     """Every parameter gets a gradient, every size its logits, every level what the whole pass gives."""
     assert net.num_heads == heads
@@ -110,6 +116,7 @@ def test_inference_rules(name):
         (lambda: UNetPlusPlus(widths=WIDTHS).prune(1), "deep_supervision: true"),
         (lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(5), "which has 1 to 4"),
         (lambda: SmpNet(architecture="Unett"), "Unett .*'unet'"),
+        (lambda: SmpNet(encoder="resnet18", options={"decoder_channel": [4]}), "no option .*decoder_channels"),
     ],
 )
 def test_errors_say_the_fix(build, says):

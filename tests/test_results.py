@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from test_configs import fake_data
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import equal_time
 import results
 
 
@@ -67,3 +69,26 @@ def test_a_row_is_its_overlay_and_every_overlay_a_row() -> None:
         overlay = yaml.safe_load((ROOT / f"configs/experiment/{row}.yaml").read_text())
         assert list(overlay) == ["model"]
         assert {*overlay["model"]} <= {"net", "loss"}
+
+
+@pytest.mark.slow
+def test_nets_of_equal_time(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A small net and a baseline, each trained as long as the other, then their table and plot."""
+    monkeypatch.setenv("SEG_DATA", str(Path("data").resolve()))
+    monkeypatch.setattr(equal_time, "MINUTES", 0.02)
+    fake_data(Path("data"), yaml.safe_load((ROOT / "configs/data/nuclei.yaml").read_text()))
+    for words in (["--measure"], [], ["--plot", "plot.png"]):
+        monkeypatch.setattr(sys, "argv", ["equal_time.py", "--data", "nuclei", "--rows", "unet", "smp_small", *words])
+        equal_time.main()
+    costs = json.loads(Path("runs/equal_time.json").read_text())["costs"]["nuclei"]
+    assert costs["unet"]["parameters"] == 486_553  # one head
+    rows = {line.split(" | ")[0]: line for line in capfd.readouterr().out.splitlines()}
+    for row, title in (("unet", "| UNet"), ("smp_small", "| smp Unet, mobilenetv3_small_050")):
+        summary = json.loads(Path(f"runs/equal-nuclei-{row}-seed0/summary.json").read_text())
+        curve = equal_time.curve(Path(f"runs/equal-nuclei-{row}-seed0"))
+        steps = curve[-1][0]
+        assert len(curve) == 4
+        assert steps * costs[row]["ms"] / 60e3 == pytest.approx(0.02, abs=2 * costs[row]["ms"] / 60e3)
+        assert f"{summary['test/miou']:.3f}" in rows[title]
+        assert f"({steps:,})" in rows[title]
+    assert Path("plot.png").stat().st_size > 10_000

@@ -1,5 +1,6 @@
 """Models of segmentation-models-pytorch behind our contract, so that a run is compared by changing one line."""
 
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class SmpNet(SegmentationNet):
         options: further arguments of the architecture, such as `{decoder_channels: [64, 48, 32, 16, 16]}`.
 
     Raises:
-        InputError: the library knows no such architecture or encoder.
+        InputError: the library knows no such architecture, encoder or option.
     """
 
     def __init__(
@@ -52,6 +53,12 @@ class SmpNet(SegmentationNet):
             )
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{architecture} cannot be built with encoder {encoder}: {error}") from error
+        known = signature(type(self.model)).parameters
+        for option in options or {}:  # the library lets unknown ones pass
+            if option not in known:
+                raise InputError(
+                    f"{architecture} has no option {option}; model.net.options can hold {', '.join(known)}"
+                )
         if encoder_weights is not None:
             pretrained = library_encoder(encoder, in_channels, 5, encoder_weights)
             state = pretrained.state_dict()
