@@ -39,12 +39,13 @@ class SoftOverlap(SegmentationLoss):
         p = probabilities(logits)
         y = one_hot(mask, logits.shape[1], logits)
         over_pixels = (0, 2, 3)
-        w = w.unsqueeze(1)
-        tp = (w * p * y).sum(over_pixels)
-        fp = (w * p * (1 - y)).sum(over_pixels)
-        fn = (w * (1 - p) * y).sum(over_pixels)
+        p = p * w.unsqueeze(1)
+        tp = (p * y).sum(over_pixels)
+        fp = p.sum(over_pixels) - tp
+        true = (w.unsqueeze(1) * y).sum(over_pixels)
+        fn = true - tp
         overlap = divide(tp, tp + self.alpha * fp + self.beta * fn)
-        share = (tp + fn > 0).to(logits.dtype)  # of each class in the mean
+        share = (true > 0).to(logits.dtype)  # of each class in the mean
         weights = self.weights_of_classes(len(share), logits)
         if weights is not None:
             share = share * weights
