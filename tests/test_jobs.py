@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,16 @@ def test_eval_on_a_full_disk_leaves_no_part_of_its_results(trained: Path, monkey
             with pytest.raises(OSError, match=r"No space left on device: 'out/"):
                 evaluate([str(trained), "--output", "out/val.json", *CPU])
         assert not list(Path("out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("job", "option", "meant"),
+    [(evaluate, "--out=x.json", "--output"), (prune, "--max-mss", "--max-ms"), (export, "--quantise", "--quantize")],
+)
+def test_a_slip_in_an_option_of_a_job(job: Callable, option: str, meant: str, trained: Path) -> None:
+    with pytest.raises(InputError, match=rf"did you mean {meant}\?.* src/\w+\.py --help") as caught:
+        job([str(trained), option])
+    assert "train.py" not in str(caught.value)
 
 
 def test_data_that_has_moved_is_said_to_be_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,7 @@ def test_a_run_is_on_one_page(place: Path) -> None:
     options = next(word for word in page.words if word.startswith("#"))
     assert "max_epochs: 2" in options
     assert "weight_decay" not in options  # as in default.yaml
+    assert page.words[page.words.index("epoch") + 1] == str(summary["epoch"] + 1)  # as the run prints it, from 1
     assert not [image for image in page.all("img") if not image["alt"]]
 
 

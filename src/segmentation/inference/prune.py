@@ -176,6 +176,8 @@ def levels_figure(levels: list[Level]) -> "Figure":
             va="top",
         )
     axes.margins(0.2)
+    axes.set_xlim(left=0)
+    axes.set_title("Levels of the net and their parameters")
     axes.set_xlabel("milliseconds per image")
     axes.set_ylabel("validation mIoU")
     return figure

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -122,6 +123,11 @@ def configure(
     )
     parser.add_class_arguments(Trainer, "trainer", skip=OURS | {"callbacks"}, **typed)
     words = {word.partition("=")[0] for word in rest}
+    for word in words:
+        if word.startswith("--") and "." not in word and word != "--config":
+            close = get_close_matches(word[2:].replace("-", "_"), vars(options), n=1)
+            meant = "".join(f" (did you mean --{name.replace('_', '-')}?)" for name in close)
+            raise InputError(f"unrecognized option {word}{meant}. All options: python src/{job}.py --help")
     if "dataset" in section or words & {"--data.dataset", "--data.dataset.class_path"}:
         parser.add_subclass_arguments(SegmentationData, "data.dataset", fail_untyped=False)
     else:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -109,9 +110,14 @@ class Parser(LightningArgumentParser):
     def parse_path(self, cfg_path: Any, *args: Any, **options: Any) -> Any:
         self.file = f"{cfg_path}: "
         try:
-            return super().parse_path(cfg_path, *args, **options)
+            config = super().parse_path(cfg_path, *args, **options)
+            with suppress(TypeError):  # values are checked later, when all files are merged
+                self.validate(config, skip_required=True)
+            return config
         except UnicodeDecodeError as error:
             raise InputError(f"{self.file}is no UTF-8 text ({error}): save it as UTF-8") from error
+        except KeyError as error:
+            self.error(str(error), error)
         finally:
             self.file = ""
 
@@ -180,6 +186,8 @@ class Parser(LightningArgumentParser):
         if parameter is None or not given:
             return f"{key}: {reason}"
         choices = in_words(parameter.annotation)
+        if key == "trainer.logger":  # `cli.name_run` refuses true and false
+            choices.remove(WORDS[bool])
         line = f"{key} cannot be {given}: it takes {' or '.join(choices)}"
         default = self.get_defaults(skip_validation=True).get(key)
         if ":" in given and WORDS[dict] in choices:

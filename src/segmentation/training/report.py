@@ -212,7 +212,7 @@ def report(
                 labels=labels,
                 samples=samples,
                 rows=trainer.logger.rows,
-                facts=summary,
+                facts=summary | {"epoch": checkpoint["epoch"] + 1},  # as printed
                 options=options,
             )
         except Exception as error:  # the run has its results without it
