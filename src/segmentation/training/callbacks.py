@@ -52,7 +52,12 @@ class EpochPrinter(Checkpoint):
 
 
 class CountFromOne(RichProgressBar):
-    """Lightning's progress bar, with the epochs numbered as EpochPrinter does, from 1."""
+    """Lightning's progress bar, with the epochs numbered as EpochPrinter does, from 1, and without the run's id."""
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_start(trainer, pl_module)

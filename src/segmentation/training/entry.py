@@ -17,9 +17,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from segmentation.errors import ENLARGE_SHARED_MEMORY, InputError, readable
+
+PACKAGE = Path(__file__).parents[1]
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -192,6 +194,22 @@ def start_job() -> None:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     for message in SMALL_TALK:
         warnings.filterwarnings("ignore", message)
+    warnings.showwarning = show_warning
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning; one of this project in one line, without the place in the source."""
+    text = f"warning: {message}\n"
+    if PACKAGE not in Path(filename).parents:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(text, end="", file=file or sys.stderr)
 
 
 def keep_freed_memory() -> None:
