@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from conftest import ROOT, TINY, make_folder, script, train, write_image
 from segmentation.errors import InputError
 from segmentation.training.cli import SegmentationCLI
-from segmentation.training.entry import run_job
+from segmentation.training.entry import run_job, start_job
 
 
 def parse(*args: str) -> SegmentationCLI:
@@ -542,3 +543,15 @@ def test_declared_colours_arrive(tmp_path: Path) -> None:
     assert SegmentationCLI(none).datamodule.labels.ignore == []
     typed = ["--config", "colour.yaml", "--data.dataset.ignore", '["#010101"]']
     assert SegmentationCLI(typed).datamodule.labels.ignore == ["#010101"]
+
+
+def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """This project's say no place in the source; those of libraries do."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
+    start_job()
+    for path, said in (
+        (ROOT / "src/segmentation/module.py", "warning: rare\n"),
+        (Path("library.py"), "library.py:1: "),
+    ):
+        warnings.warn_explicit("rare", UserWarning, str(path), 1)
+        assert capsys.readouterr().err.startswith(said)
