@@ -10,8 +10,9 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import EnumType
+from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -25,6 +26,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from segmentation.data import Labels
 from segmentation.errors import InputError, one_line
@@ -62,6 +64,8 @@ PRECISIONS = (
 MAX_VALUES = 300_000
 MAX_LENGTH = 10_000_000
 
+#: How often each weight is in a net, at most, on average: layers may share weights, which the file holds once.
+MAX_SHARED = 4
 
 #: How the name of a model on the Hugging Face hub begins.
 HUB = "hf://"
@@ -144,14 +148,18 @@ def _check_plain(values: Any) -> None:
 
 
 def _check_weights(weights: Values, size: int) -> None:
-    """Raise unless the weights are dense tensors that fit into `size` bytes.
+    """Raise unless the weights are dense tensors that together take little more than the `size` bytes of their file.
 
-    An expanded one would fill the memory.
+    An expanded one would fill the memory, and so would one that is there many times.
     """
+    total = 0
     for name, weight in weights.items():
         dense = isinstance(weight, Tensor) and weight.layout is torch.strided and not weight.is_quantized
-        if not dense or weight.device.type != "cpu" or weight.nbytes > size:
+        if not dense or weight.device.type != "cpu":
             raise ValueError(f"{name} is no weight")
+        total += weight.nbytes
+    if total > MAX_SHARED * size:
+        raise ValueError(f"its weights are {total} bytes")
 
 
 @contextmanager
@@ -193,10 +201,13 @@ def load_module(
     with blame(source), warnings.catch_warnings():
         # Lightning warns that net and loss are both modules and hyper-parameters.
         warnings.simplefilter("ignore", UserWarning)
-        labels = _call(Labels, hparams["labels"])
-        labels.check()
+        given = dict(hparams["labels"])
+        # `checked` looks at these. jsonargparse takes seconds for a thousand classes, and minutes for four.
+        lists = {key: given.pop(key) for key in ("names", "values", "colors", "ignore")}
+        labels = _call(partial(Labels, **lists), given).checked()
         arguments = {key: hparams[key] for key in KEPT if key in hparams}
         arguments["labels"] = labels.as_dict()
+        _check_net(hparams["net"], state)
         arguments["net"] = build(hparams["net"], SegmentationNet)
         if not with_loss:
             state = {key: weight for key, weight in state.items() if not key.startswith("loss.")}
@@ -209,6 +220,34 @@ def load_module(
         if checkpoint.get("calibration"):
             module.set_calibration(checkpoint["calibration"])
     return module.eval()
+
+
+class NumbersInMemory(TorchFunctionMode):
+    """Under `torch.device("meta")`, give memory to what mit encoders read back as numbers."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.linspace:
+            kwargs = {**kwargs, "device": "cpu"}
+        return function(*args, **kwargs)
+
+
+def _check_net(section: Values, weights: Values) -> None:
+    """Build a net without memory, and compare the shapes of its tensors with the file's: options may say any width.
+
+    Raises:
+        InputError: a tensor of the net has another shape, or is not there.
+    """
+    package = SegmentationNet.__module__.rpartition(".")[0]
+    ignored: tuple[type[Exception], ...] = ()
+    if not section["class_path"].startswith(f"{package}."):
+        ignored = (RuntimeError, TypeError)  # a net of the user's own may read back numbers that are not there
+    with suppress(*ignored), torch.device("meta"), NumbersInMemory():
+        for name, tensor in build(section, SegmentationNet).state_dict().items():
+            given = weights.get(f"net.{name}")
+            found = None if given is None else list(given.shape)
+            if found != list(tensor.shape):
+                raise InputError(f"its net has {name} of shape {list(tensor.shape)}, but the file {found}")
 
 
 def build(section: Values, base: type, given: Values | None = None) -> Any:

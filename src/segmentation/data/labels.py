@@ -7,7 +7,7 @@ import colorsys
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -31,6 +31,9 @@ PALETTE = (
     "FFD2E1 692D3C 69785A 692D0F A59678 78A5A5 5A4B78 3C4B2D A55AF0 00A50F "
     "003C87 00E1FF 00E1A5 4B3C2D 690096 A57800 B4E1FF 87C300 C3B45A 1E4B5A"
 )
+
+#: Confusion matrices hold the square of their number: at this one 128 MiB each.
+MAX_CLASSES = 4096
 
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -116,6 +119,8 @@ class Labels:
                 f"classes declares {list(classes)}: segmentation needs at least two, "
                 "e.g. classes: {background: 0, nucleus: 255}"
             )
+        if len(classes) > MAX_CLASSES:
+            raise InputError(f"classes declares {len(classes):,}: {MAX_CLASSES:,} at most")
         values: list[list[Value]] = []
         colors: list[str] = []
         for index, (name, given) in enumerate(classes.items()):
@@ -188,12 +193,23 @@ class Labels:
         """Plain types only: what a checkpoint keeps. `Labels(**labels.as_dict())` gives it back."""
         return asdict(self)
 
-    def check(self) -> None:
-        """Raises InputError, or ValueError, where these are no labels that `parse` could give: a file was changed."""
+    def checked(self) -> "Labels":
+        """These, as `parse` gives them.
+
+        Raises:
+            InputError: or ValueError: `parse` could give no such labels; a file was changed.
+        """
         classes: dict[str, Any] = {}
         for name, values, color in zip(self.names, self.values, self.colors, strict=True):
             classes[name] = {"value": values, "color": color}
-        self.parse(classes, self.ignore)
+        parsed = self.parse(classes, self.ignore)
+        return replace(
+            self,
+            names=parsed.names,
+            values=parsed.values,
+            colors=parsed.colors,
+            ignore=parsed.ignore,
+        )
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
         """Class indices, (H, W) int64 in 0..K-1 or IGNORE_INDEX, of a mask as `read_mask` gives it.
