@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import resource
 import shutil
 import sys
 import zipfile
@@ -347,19 +346,26 @@ def test_a_weight_that_is_larger_than_its_file(gadgets: None) -> None:
 
 #: Nets of gigabytes, by their options alone.
 HUGE: dict[str, dict[str, Any]] = {
-    "wide": {"class_path": "segmentation.nets.unet_plus_plus.UNetPlusPlus", "init_args": {"widths": [4000, 4000, 4000]}},
+    "wide": {
+        "class_path": "segmentation.nets.unet_plus_plus.UNetPlusPlus",
+        "init_args": {"widths": [9000, 9000, 9000]},
+    },
     "wider than any memory": {"class_path": "segmentation.nets.unet.UNet", "init_args": {"widths": [10**9, 10**9]}},
-    "many skip channels": {"class_path": "segmentation.nets.unet_3plus.UNet3Plus", "init_args": {"skip_channels": 6000}},
+    "many skip channels": {
+        "class_path": "segmentation.nets.unet_3plus.UNet3Plus",
+        "init_args": {"skip_channels": 6000},
+    },
     "of a library": {"class_path": "segmentation.nets.smp.SmpNet", "init_args": {"encoder": "tu-convnext_large"}},
     "with an encoder that reads numbers back": {
         "class_path": "segmentation.nets.unet.UNet",
-        "init_args": {"encoder": "mit_b0", "widths": [4000, 4000, 4000]},
+        "init_args": {"encoder": "mit_b0", "widths": [9000, 9000, 9000]},
     },
 }
 
 
 def peak() -> int:
     """The most memory that this process has had, in MiB."""
+    resource = pytest.importorskip("resource")  # Windows has none
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 
 
@@ -370,7 +376,12 @@ def test_a_net_that_is_larger_than_its_file(kind: str, run: Path, gadgets: None)
     torch.save(change(run / "checkpoints/best.ckpt", net=net), "huge.ckpt")
     before = peak()
     for job in (predicted, evaluated, exported, pruned) if kind == "wide" else (predicted,):
-        with pytest.raises(InputError, match=r"^huge\.ckpt: [^\n]*$"):
+        with pytest.raises(
+            InputError,
+            match=r"^huge\.ckpt: [^\n]*$"
+            if "memory" in kind
+            else r"^huge\.ckpt: [^\n]*: (size mismatch|Missing key)[^\n]*$",
+        ):
             job("huge.ckpt")
     assert peak() < before + 400
 

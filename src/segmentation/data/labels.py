@@ -7,7 +7,7 @@ import colorsys
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Literal
 
@@ -120,7 +120,7 @@ class Labels:
                 "e.g. classes: {background: 0, nucleus: 255}"
             )
         if len(classes) > MAX_CLASSES:
-            raise InputError(f"classes declares {len(classes):,}: {MAX_CLASSES:,} at most")
+            raise InputError(f"classes declares more than {MAX_CLASSES:,} classes")
         values: list[list[Value]] = []
         colors: list[str] = []
         for index, (name, given) in enumerate(classes.items()):
@@ -193,23 +193,14 @@ class Labels:
         """Plain types only: what a checkpoint keeps. `Labels(**labels.as_dict())` gives it back."""
         return asdict(self)
 
-    def checked(self) -> "Labels":
-        """These, as `parse` gives them.
-
-        Raises:
-            InputError: or ValueError: `parse` could give no such labels; a file was changed.
-        """
+    def check(self) -> None:
+        """Raises InputError, or ValueError, where these are no labels that `parse` could give: a file was changed."""
         classes: dict[str, Any] = {}
         for name, values, color in zip(self.names, self.values, self.colors, strict=True):
+            if not isinstance(name, str):
+                raise ValueError("a name is no text")
             classes[name] = {"value": values, "color": color}
-        parsed = self.parse(classes, self.ignore)
-        return replace(
-            self,
-            names=parsed.names,
-            values=parsed.values,
-            colors=parsed.colors,
-            ignore=parsed.ignore,
-        )
+        self.parse(classes, self.ignore)
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
         """Class indices, (H, W) int64 in 0..K-1 or IGNORE_INDEX, of a mask as `read_mask` gives it.
