@@ -202,6 +202,25 @@ def test_classes_from_folders_and_options_that_were_given(place: Path) -> None:
     SegmentationDataModule(FolderData(**dataset), folds=3).check()
 
 
+def test_colours_with_smooth_edges(place: Path) -> None:
+    """Declared colours, mixed where they meet: training and the doctor say the one option to type."""
+
+    def mask_of(index: int) -> np.ndarray:
+        levels = np.where(np.roll(DISCS, index, 0), 1, np.where(np.roll(DISCS, 24, 1), 2, 0))
+        rgb = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[levels[::2, ::2]]
+        return np.asarray(Image.fromarray(rgb).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+    classes = {"ground": "#000000", "disc": "#FF0000", "other": "#00FF00"}
+    root = str(write_case(place / "data", mask_of))
+    given = ["--data.dataset", "FolderData", "--data.dataset.root", root, "--data.dataset.classes", str(classes)]
+    with pytest.raises(InputError, match=r"Fix: mask_tolerance: 170 \("):
+        SegmentationDataModule(FolderData(root, classes)).check()
+    dataset = overlay(given)["dataset"]["init_args"]
+    assert dataset["classes"] == classes
+    assert dataset["mask_tolerance"] == 170
+    SegmentationDataModule(FolderData(**dataset)).check()
+
+
 def test_edges_of_objects_do_not_count_unasked(place: Path) -> None:
     options = by_folder(place / "data", smeared)
     classes = {"background": 0, "MT_Break": 1, "MT_Crack": 2}

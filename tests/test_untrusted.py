@@ -380,7 +380,7 @@ def test_a_net_that_is_larger_than_its_file(kind: str, run: Path, gadgets: None)
             InputError,
             match=r"^huge\.ckpt: [^\n]*$"
             if "memory" in kind
-            else r"^huge\.ckpt: [^\n]*: (size mismatch|Missing key)[^\n]*$",
+            else r"^huge\.ckpt: [^\n]*: (size mismatch|Missing key|Unexpected key)[^\n]*$",
         ):
             job("huge.ckpt")
     assert peak() < before + 400
@@ -424,7 +424,7 @@ def test_classes_without_end(run: Path, gadgets: None) -> None:
     torch.save(
         change(run / "checkpoints/best.ckpt", labels={**clean["hyper_parameters"]["labels"], **labels}), "many.ckpt"
     )
-    with pytest.raises(InputError, match=r"^many\.ckpt: [^\n]*4,096[^\n]*$"):
+    with pytest.raises(InputError, match=r"^many\.ckpt: is not a checkpoint"):
         predicted("many.ckpt")
 
 

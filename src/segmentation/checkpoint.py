@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import EnumType
-from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -61,7 +60,7 @@ PRECISIONS = (
 )
 
 #: Options of more parts than this (a comma is one) are an attack: nested references to one list can unfold to billions.
-MAX_VALUES = 300_000
+MAX_VALUES = 80_000
 MAX_LENGTH = 10_000_000
 
 #: How the name of a model on the Hugging Face hub begins.
@@ -198,10 +197,7 @@ def load_module(
     with blame(source), warnings.catch_warnings():
         # Lightning warns that net and loss are both modules and hyper-parameters.
         warnings.simplefilter("ignore", UserWarning)
-        given = dict(hparams["labels"])
-        # `check` looks at these. jsonargparse takes seconds for a thousand classes, and minutes for four.
-        lists = {key: given.pop(key) for key in ("names", "values", "colors", "ignore")}
-        labels = _call(partial(Labels, **lists), given)
+        labels = _call(Labels, hparams["labels"])
         labels.check()
         arguments = {key: hparams[key] for key in KEPT if key in hparams}
         arguments["labels"] = labels.as_dict()

@@ -32,9 +32,6 @@ PALETTE = (
     "003C87 00E1FF 00E1A5 4B3C2D 690096 A57800 B4E1FF 87C300 C3B45A 1E4B5A"
 )
 
-#: Confusion matrices hold the square of their number: at this one 128 MiB each.
-MAX_CLASSES = 4096
-
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -119,8 +116,6 @@ class Labels:
                 f"classes declares {list(classes)}: segmentation needs at least two, "
                 "e.g. classes: {background: 0, nucleus: 255}"
             )
-        if len(classes) > MAX_CLASSES:
-            raise InputError(f"classes declares more than {MAX_CLASSES:,} classes")
         values: list[list[Value]] = []
         colors: list[str] = []
         for index, (name, given) in enumerate(classes.items()):
@@ -197,8 +192,6 @@ class Labels:
         """Raises InputError, or ValueError, where these are no labels that `parse` could give: a file was changed."""
         classes: dict[str, Any] = {}
         for name, values, color in zip(self.names, self.values, self.colors, strict=True):
-            if not isinstance(name, str):
-                raise ValueError("a name is no text")
             classes[name] = {"value": values, "color": color}
         self.parse(classes, self.ignore)
 
