@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from conftest import TINY_RUN, train, write_image
 from segmentation.data import FolderData, SegmentationDataModule
@@ -206,9 +206,11 @@ def test_colours_with_smooth_edges(place: Path) -> None:
     """Declared colours, mixed where they meet: training and the doctor say the one option to type."""
 
     def mask_of(index: int) -> np.ndarray:
-        levels = np.where(np.roll(DISCS, index, 0), 1, np.where(np.roll(DISCS, 24, 1), 2, 0))
-        rgb = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[levels[::2, ::2]]
-        return np.asarray(Image.fromarray(rgb).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        picture = Image.new("RGB", (1024, 1024))
+        draw = ImageDraw.Draw(picture)
+        draw.ellipse((100 + 9 * index, 200, 700, 800), "#FF0000")
+        draw.polygon([(400, 400), (990, 500 + 7 * index), (450, 950)], "#00FF00")
+        return np.asarray(picture.resize((192, 192), Image.Resampling.BILINEAR))
 
     classes = {"ground": "#000000", "disc": "#FF0000", "other": "#00FF00"}
     root = str(write_case(place / "data", mask_of))

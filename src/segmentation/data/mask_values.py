@@ -116,9 +116,9 @@ class MaskValues:
             self.options["mask_tolerance"] = int(distance.max())  # files that were not looked at may hold any value
             self.reasons.append(f"These are {len(levels)} values with smeared edges, as JPEG and resizing leave them")
             return [[value] for value in levels.tolist()]
-        mixed = ~np.isin(self.codes, list(map(code_of, self.declared)))
+        mixed = ~np.isin(self.values(), self.declared)
         pixels = self.pixels.sum(axis=0)
-        if self.by_color and mixed.sum() > FEW and 10 * pixels[mixed].sum() < pixels.sum():
+        if self.by_color and mixed.sum() > MANY // 2 and 10 * pixels[mixed].sum() < pixels.sum():
             self.options["mask_tolerance"] = 170  # mixtures of three are two thirds of 255 from the nearest, at most
             self.reasons.append("These look like smooth edges between the declared colours")
             return []
