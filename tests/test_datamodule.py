@@ -197,6 +197,8 @@ def test_a_crop_larger_than_every_image_is_told() -> None:
     assert texts["[64, 48]"] == texts["48"] == []
     (text,) = texts["64"]
     assert text.endswith("Fix: --data.crop '[48,48]'")
+    with pytest.raises(InputError, match=r"data\.crop 9999x9999 .*Fix: --data\.crop '\[48,48\]'"):
+        SegmentationDataModule(data, 2, crop=9999).check()  # 800 MB a mask
 
 
 def test_transforms_that_make_sizes_unequal_are_refused_too() -> None:

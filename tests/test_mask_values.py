@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from conftest import TINY_RUN, train, write_image
 from segmentation.data import FolderData, SegmentationDataModule
@@ -200,6 +200,27 @@ def test_classes_from_folders_and_options_that_were_given(place: Path) -> None:
     assert dataset["classes"] == {"background": 0, "MT_Break": 1, "MT_Crack": 2}
     assert dataset["mask_threshold"] == 128
     SegmentationDataModule(FolderData(**dataset), folds=3).check()
+
+
+def test_colours_with_smooth_edges(place: Path) -> None:
+    """Declared colours, mixed where they meet: training and the doctor say the one option to type."""
+
+    def mask_of(index: int) -> np.ndarray:
+        picture = Image.new("RGB", (1024, 1024))
+        draw = ImageDraw.Draw(picture)
+        draw.ellipse((100 + 9 * index, 200, 700, 800), "#FF0000")
+        draw.polygon([(400, 400), (990, 500 + 7 * index), (450, 950)], "#00FF00")
+        return np.asarray(picture.resize((192, 192), Image.Resampling.BILINEAR))
+
+    classes = {"ground": "#000000", "disc": "#FF0000", "other": "#00FF00"}
+    root = str(write_case(place / "data", mask_of))
+    given = ["--data.dataset", "FolderData", "--data.dataset.root", root, "--data.dataset.classes", str(classes)]
+    with pytest.raises(InputError, match=r"Fix: mask_tolerance: 170 \("):
+        SegmentationDataModule(FolderData(root, classes)).check()
+    dataset = overlay(given)["dataset"]["init_args"]
+    assert dataset["classes"] == classes
+    assert dataset["mask_tolerance"] == 170
+    SegmentationDataModule(FolderData(**dataset)).check()
 
 
 def test_edges_of_objects_do_not_count_unasked(place: Path) -> None:

@@ -344,6 +344,90 @@ def test_a_weight_that_is_larger_than_its_file(gadgets: None) -> None:
             job("expanded.ckpt")
 
 
+#: Nets of gigabytes, by their options alone.
+HUGE: dict[str, dict[str, Any]] = {
+    "wide": {
+        "class_path": "segmentation.nets.unet_plus_plus.UNetPlusPlus",
+        "init_args": {"widths": [9000, 9000, 9000]},
+    },
+    "wider than any memory": {"class_path": "segmentation.nets.unet.UNet", "init_args": {"widths": [10**9, 10**9]}},
+    "many skip channels": {
+        "class_path": "segmentation.nets.unet_3plus.UNet3Plus",
+        "init_args": {"skip_channels": 6000},
+    },
+    "of a library": {"class_path": "segmentation.nets.smp.SmpNet", "init_args": {"encoder": "tu-convnext_large"}},
+    "with an encoder that reads numbers back": {
+        "class_path": "segmentation.nets.unet.UNet",
+        "init_args": {"encoder": "mit_b0", "widths": [9000, 9000, 9000]},
+    },
+}
+
+
+def peak() -> int:
+    """The most memory that this process has had, in MiB."""
+    resource = pytest.importorskip("resource")  # Windows has none
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_net_that_is_larger_than_its_file(kind: str, run: Path, gadgets: None) -> None:
+    net = copy.deepcopy(HUGE[kind])
+    net["init_args"] |= {"in_channels": 3, "num_classes": 3}
+    torch.save(change(run / "checkpoints/best.ckpt", net=net), "huge.ckpt")
+    before = peak()
+    for job in (predicted, evaluated, exported, pruned) if kind == "wide" else (predicted,):
+        with pytest.raises(
+            InputError,
+            match=r"^huge\.ckpt: [^\n]*$"
+            if "memory" in kind
+            else r"^huge\.ckpt: [^\n]*: (size mismatch|Missing key|Unexpected key)[^\n]*$",
+        ):
+            job("huge.ckpt")
+    assert peak() < before + 400
+
+
+def test_a_net_whose_weights_are_one_tensor_many_times(run: Path, gadgets: None) -> None:
+    """Such a tensor is once in the file, and would be as often in memory as the net has weights."""
+    net = UNetPlusPlus(num_classes=3, widths=[16] * 8)
+    checkpoint = change(
+        run / "checkpoints/best.ckpt",
+        net={
+            "class_path": "segmentation.nets.unet_plus_plus.UNetPlusPlus",
+            "init_args": {"in_channels": 3, "num_classes": 3, "widths": [16] * 8},
+        },
+    )
+    once = torch.zeros(max(weight.numel() for weight in net.parameters()))
+    weights = {name: once[: weight.numel()].view(weight.shape) for name, weight in net.state_dict().items()}
+    checkpoint["state_dict"] = {f"net.{name}": weight for name, weight in weights.items()}
+    checkpoint["state_dict"] |= {"mean": torch.zeros(3), "std": torch.ones(3)}
+    torch.save(checkpoint, "many.ckpt")
+    with pytest.raises(InputError, match=r"^many\.ckpt: is not a checkpoint"):
+        predicted("many.ckpt")
+
+
+@pytest.mark.parametrize("options", [{"train": 10**12}, {"test": 10**12}, {"size": 10**9}, {"size": 10**5}])
+def test_generated_images_without_end(options: dict[str, int], trained: Path) -> None:
+    """In a checkpoint, and as a user may type them."""
+    checkpoint = read_checkpoint(trained)
+    checkpoint["datamodule_hyper_parameters"]["dataset"]["init_args"].update(options)
+    torch.save(checkpoint, "endless.ckpt")
+    with pytest.raises(InputError, match=r"^endless\.ckpt: [^\n]*1,000,000[^\n]*$"):
+        evaluated("endless.ckpt")
+
+
+def test_classes_without_end(run: Path, gadgets: None) -> None:
+    """A confusion matrix has the square of their number."""
+    number = 40_000
+    labels = {"names": list(map(str, range(number))), "values": [[value] for value in range(number)]}
+    labels["colors"] = ["#000000"] * number
+    clean = read_checkpoint(run / "checkpoints/best.ckpt")
+    torch.save(
+        change(run / "checkpoints/best.ckpt", labels={**clean["hyper_parameters"]["labels"], **labels}), "many.ckpt"
+    )
+    with pytest.raises(InputError, match=r"^many\.ckpt: is not a checkpoint"):
+        predicted("many.ckpt")
+
+
 def test_a_tensor_in_the_place_of_anything_is_one_line(run: Path, gadgets: None) -> None:
     for place in ((), ("hyper_parameters",), ("datamodule_hyper_parameters",), ("hyper_parameters", "net")):
         changed: Any = read_checkpoint(run / "checkpoints/best.ckpt")

@@ -215,6 +215,13 @@ class SegmentationDataModule(LightningDataModule):
         sizes = self.statistics("train").sizes
         train = SplitDataset(self.dataset, "train", self.augment, self.seed)
         crop = self.augment.crop
+        height, width = np.max(sizes, axis=0)
+        if crop and crop[0] > height and crop[1] > width:
+            yield Problem(
+                f"data.crop {crop[0]}x{crop[1]} is larger than every training image: the rest is padding, which costs "
+                f"memory and time. Fix: --data.crop '[{height},{width}]'",
+                stops=crop[0] > 4 * height,
+            )
         shapes = set()
         try:
             for index in {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}:
@@ -225,12 +232,6 @@ class SegmentationDataModule(LightningDataModule):
             fix = "transforms in data.augment that keep the size" if crop else f"data.crop: {suggest_crop(sizes)}"
             text = f"training images of unequal sizes cannot be batched. Fix: {fix}, or data.batch_size: 1"
             yield Problem(text, stops=True)
-        height, width = np.max(sizes, axis=0)
-        if crop and crop[0] > height and crop[1] > width:
-            yield Problem(
-                f"data.crop {crop[0]}x{crop[1]} is larger than every training image ({height}x{width} at most): the "
-                f"rest is padding, which costs memory and time. Fix: --data.crop '[{height},{width}]'"
-            )
 
     def setup(self, stage: str) -> None:
         """Give every process the statistics that rank 0 has counted: nodes need not share a cache."""

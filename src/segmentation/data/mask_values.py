@@ -98,7 +98,7 @@ class MaskValues:
         few: bool,
         objects: bool,
     ) -> list[list[Value]]:
-        """Find the mask values of each class, the background first; none: these are no label masks.
+        """Find the mask values of each class, the background first; none: they stay, or these are no label masks.
 
         Args:
             few: whether there may be just two classes.
@@ -116,6 +116,12 @@ class MaskValues:
             self.options["mask_tolerance"] = int(distance.max())  # files that were not looked at may hold any value
             self.reasons.append(f"These are {len(levels)} values with smeared edges, as JPEG and resizing leave them")
             return [[value] for value in levels.tolist()]
+        mixed = ~np.isin(self.values(), self.declared)
+        pixels = self.pixels.sum(axis=0)
+        if self.by_color and mixed.sum() > MANY // 2 and 10 * pixels[mixed].sum() < pixels.sum():
+            self.options["mask_tolerance"] = 170  # mixtures of three are two thirds of 255 from the nearest, at most
+            self.reasons.append("These look like smooth edges between the declared colours")
+            return []
         strays = self.are_strays()
         if two_integers and (self.is_smeared(~strays) or self.is_averaged()):
             low = int(self.codes[0])

@@ -56,8 +56,10 @@ class ShapesData(SegmentationData):
         seed: int = 0,
     ) -> None:
         super().__init__(replace(Labels.parse(CLASSES), dtype="uint8"))
-        if min(train, val, test, seed, size - 1) < 0:
-            raise InputError("data.dataset: train, val, test and seed must be 0 or more, and size 1 or more")
+        if min(train, val, test, seed, size - 1) < 0 or max(train, val, test) > 1_000_000 or size > 4096:
+            raise InputError(
+                "data.dataset: train, val and test must be 0 to 1,000,000, size 1 to 4096 and seed 0 or more"
+            )
         self.counts = {
             "train": train,
             "val": val,
