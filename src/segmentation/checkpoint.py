@@ -255,7 +255,7 @@ def find_class(path: str, base: type) -> Any:
     """
     package = base.__module__.rpartition(".")[0]
     module, _, name = path.rpartition(".")
-    found: Any = None
+    found = None
     if f"{module}.".startswith(f"{package}.") or module == "__main__":
         found = sys.modules.get(module)
     elif _is_own(module, name):

@@ -85,7 +85,7 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     page = output / "report.html"
     for name in ("overlay.yaml", "bad_files.txt", "train.png", "val.png", "test.png", page.name):
         (output / name).unlink(missing_ok=True)  # of an earlier call
-    sections: dict[str, Any] = {"title": "The doctor's report"}
+    sections = {"title": "The doctor's report"}
     try:
         sections |= _examine_data(cli, problems)
     except InputError as error:
@@ -111,7 +111,7 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> dict[str, Any]:
     data = cli.config.data
     given = data.on_bad_file
     data.on_bad_file = "skip"  # to find all that is wrong
-    tried: list[dict[str, Any]] = []
+    tried = []
     bad: list[str] = []
     while True:
         try:

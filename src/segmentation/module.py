@@ -109,7 +109,7 @@ class SegmentationModule(LightningModule):
         self.schedule = lambda built: schedule(built)
         self.schedule_interval = schedule_interval
         self.encoder_lr = encoder_lr
-        self.lr: float | None = None  # LearningRateFinder sets it; it replaces the optimizer's
+        self.lr = None  # LearningRateFinder sets it; it replaces the optimizer's
         if not 0 < threshold < 1:
             raise InputError(f"model.threshold {threshold} must be between 0 and 1")
         if not 0 <= (boundary_iou or 0) < 1:

@@ -239,7 +239,7 @@ def shorten(name: str) -> str:
 
 def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict[str, Any]:
     """Name -> colour of the classes that are shown, and of errors."""
-    present: set[int] = set()
+    present = set()
     for sample in samples:
         present.update(np.unique(sample["mask"]).tolist())
         present.update(np.unique(sample.get("prediction", [])).tolist())

@@ -171,7 +171,7 @@ def _read_runs(text: str) -> Drawings:
     for row in csv.DictReader(text.splitlines()):
         columns = {key.lower().replace("_", ""): value for key, value in row.items()}
         name = _first_of(columns, NAME_COLUMNS) or next(iter(row.values()))
-        category: Category = _first_of(columns, CLASS_COLUMNS) or 1
+        category = _first_of(columns, CLASS_COLUMNS) or 1
         image, _, ending = name.rpartition("_")
         if PurePath(image).suffix.lower() in IMAGE_SUFFIXES:  # a.png_cat
             name = image
@@ -217,7 +217,7 @@ def class_indices(
             found.update(shape.category for shape in drawing.shapes)
     if not found and not classes:
         raise InputError(empty)
-    indices: dict[Category, int] = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
+    indices = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
     indices |= {0: 0, "background": 0}
     if classes:
         labels = Labels.parse(classes)

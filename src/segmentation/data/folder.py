@@ -150,7 +150,7 @@ class FolderData(SegmentationData):
                 reason = self._explain_empty(split, where)
                 raise InputError(problems[0] if problems else reason)
         first = self._first_image(channels)
-        mask_files: list[Path] = []
+        mask_files = []
         for samples in self.files.values():
             for files in samples.values():
                 mask_files += files["mask"]

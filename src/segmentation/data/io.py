@@ -333,7 +333,7 @@ def _decode_variables(path: Path) -> np.ndarray:
         from scipy.io import loadmat  # it takes long to import
 
         variables = loadmat(path, simplify_cells=True)
-    masks: dict[str, np.ndarray] = {}
+    masks = {}
     for fields in [variables, *variables.values()]:
         if not isinstance(fields, dict):
             continue

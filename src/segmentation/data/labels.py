@@ -59,7 +59,7 @@ def codes_of(mask: np.ndarray, source: str) -> np.ndarray:
 def count_values(mask: np.ndarray, source: str) -> Counts:
     """Value -> pixels."""
     values, pixels = np.unique(codes_of(mask, source), return_counts=True)
-    names: list[Value] = values.tolist()
+    names = values.tolist()
     if mask.ndim == 3:
         names = [f"#{value:06X}" for value in values]
     return Counter(dict(zip(names, pixels.tolist(), strict=True)))
@@ -116,8 +116,8 @@ class Labels:
                 f"classes declares {list(classes)}: segmentation needs at least two, "
                 "e.g. classes: {background: 0, nucleus: 255}"
             )
-        values: list[list[Value]] = []
-        colors: list[str] = []
+        values = []
+        colors = []
         for index, (name, given) in enumerate(classes.items()):
             where = f"class {name!r}"
             if type(name) not in (str, int):
@@ -131,7 +131,7 @@ class Labels:
             color = spec.get("color") or own_color
             values.append(own)
             colors.append(_check_color(color, where))
-        ignored: list[Value] = []
+        ignored = []
         if ignore not in (None, (), []):
             ignored = _as_values(ignore, "ignore")
         declared = [*chain.from_iterable(values), *ignored]
@@ -190,7 +190,7 @@ class Labels:
 
     def check(self) -> None:
         """Raises InputError, or ValueError, where these are no labels that `parse` could give: a file was changed."""
-        classes: dict[str, Any] = {}
+        classes = {}
         for name, values, color in zip(self.names, self.values, self.colors, strict=True):
             classes[name] = {"value": values, "color": color}
         self.parse(classes, self.ignore)

@@ -88,12 +88,12 @@ def find_samples(
     words = _words(patterns["image"])
     if "class" in words:
         classes = []
-    images: set[str] = set()
+    images = set()
     if "class" in set(_words(patterns["mask"])) - set(words):
         images = {match.get("name", "") for _, match in _match_files(patterns["image"], [])}
-    class_of: dict[Path, str] = {}
-    match_of: dict[str, Match] = {}
-    problems: list[str] = []
+    class_of = {}
+    match_of = {}
+    problems = []
     found: dict[str, Files] = {}
     first_of: dict[tuple[str, str, str | None], Path] = {}  # of a kind, name and class
     taken: set[Path] = set()
@@ -125,11 +125,11 @@ def find_samples(
         if folder_of(pattern).is_file():
             found[kind] = _name_by_stem(found[kind], found["image"])
     samples = {}
-    used: set[Path] = set()
+    used = set()
     for name in sorted(set.intersection(*map(set, found.values()))):
         samples[name] = {kind: found[kind][name] for kind in patterns}
         used.update(samples[name]["mask"])
-    left_out: dict[Path, str] = {}
+    left_out = {}
     if classes and "{class}" in str(patterns["mask"]):
         for file, match in _match_files(patterns["mask"], [], images):
             name = "/".join(match[word] for word in words)

@@ -307,7 +307,7 @@ def name_groups(
         for group in groups:
             if group[0] not in known:
                 classes[name_of(group[0])] = group
-    written: dict[str, Any] = {}
+    written = {}
     for name, group in classes.items():
         written[name] = group[0] if len(group) == 1 else group
     return written

@@ -30,7 +30,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     """Test a checkpoint on its own data or an overlay's; return the metrics by their logged keys without the split."""
     start_job()
     options, rest = parse(args)
-    files: list[Path] = []
+    files = []
     if options.output:
         beside = options.output.with_suffix("")
         files = [Path(f"{beside}_{end}") for end in ("per_image.csv", "worst_and_best.png", "report.html")]

@@ -124,7 +124,7 @@ class InstanceMetrics(CountMetric):
             "sq": iou * UNIT / tp[0],
             "rq": tp[0] / (total / 2),
         }
-        metrics: dict[str, float] = {}
+        metrics = {}
         for name, values in by_class.items():
             metrics[f"instances/{name}"] = float(values[self.classes].nanmean())
             for k in self.classes:

@@ -167,7 +167,7 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
     Raises:
         InputError: there is none. An image in OUTPUT is none: it may be an earlier run's mask.
     """
-    found: dict[Path, Path] = {}  # file -> its path below what was given
+    found = {}  # file -> its path below what was given
     for text in inputs:
         folder = Path(text)
         if folder.is_dir():

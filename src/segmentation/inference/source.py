@@ -109,7 +109,7 @@ def configure(
     section = read_section(options.data)
     parser = Parser(usage=f"python src/{job}.py CHECKPOINT [--any.option value]", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
-    typed: dict[str, Any] = {
+    typed = {
         "fail_untyped": False,
         "instantiate": False,
         "sub_configs": True,

@@ -36,7 +36,7 @@ class SegmentationLoss(nn.Module, ABC):
         super().__init__()
         self.terms: dict[str, Tensor] = {}
         self.max_weight = max_weight
-        self.rule: str | None = None
+        self.rule = None
         if isinstance(class_weights, str):
             self.rule = class_weights
             class_weights = []  # until `setup`

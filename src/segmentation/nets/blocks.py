@@ -101,7 +101,7 @@ class Up(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, mode: Upsample = "transposed") -> None:
         super().__init__()
         self.out_channels = in_channels
-        self.transposed: nn.Module | None = None
+        self.transposed = None
         if mode == "transposed":
             self.out_channels = out_channels
             self.transposed = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)

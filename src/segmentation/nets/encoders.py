@@ -62,7 +62,7 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
         """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
         given = [] if self.body is None else self.body(image)
-        maps: list[Tensor] = []
+        maps = []
         for level in range(levels or len(self.channels)):
             if level == 0 and not self.full_size:
                 maps.append(image)

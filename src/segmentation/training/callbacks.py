@@ -278,7 +278,7 @@ class StopAtNonFinite(Callback):
         gradient, *losses = step.finite.tolist()
         if gradient:
             return
-        found: list[str] = []
+        found = []
         for loss, names in zip(losses, step.names, strict=True):
             if not loss:
                 found += names

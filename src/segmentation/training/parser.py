@@ -192,7 +192,7 @@ class Parser(LightningArgumentParser):
 
     def option_names(self) -> dict[str, str]:
         """The full name of each option by that name, and by its last part, which YAML has."""
-        names: dict[str, str] = {}
+        names = {}
         for key in vars(self.get_defaults(skip_validation=True).as_flat()):
             name = key.replace("init_args.", "").removesuffix(".class_path")
             last = name.rpartition(".")[2]

@@ -243,7 +243,7 @@ def provenance(device: str) -> dict[str, str]:
 
 def _logged_metrics(rows: list[dict[str, Any]], epoch: int, step: int) -> dict[str, float]:
     """Of the rows of metrics.csv, training metrics of a checkpoint's epoch and validation metrics of its step."""
-    metrics: dict[str, float] = {}
+    metrics = {}
     for row in rows:
         if str(row.get("epoch")) != str(epoch):
             continue

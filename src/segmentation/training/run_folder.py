@@ -128,7 +128,7 @@ class MetricsFile(Logger):
     def __init__(self, run: RunFolder, step: int | None) -> None:
         super().__init__()
         self.path = run.metrics
-        self.rows: list[dict[str, Any]] = []
+        self.rows = []
         self.written = 0
         if step is None or not self.path.is_file():
             return
