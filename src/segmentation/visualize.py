@@ -178,19 +178,9 @@ def sample_grid(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = []
-    heights = []  # in inches: a panel is at most 3 x 3
-    for sample in samples:
-        rows.append(
-            panels(
-                sample["image"],
-                sample["mask"],
-                sample.get("prediction"),
-                labels,
-            )
-        )
-        height, width = sample["mask"].shape
-        heights.append(3 * np.clip(height / width, 0.1, 1))
+    rows = [panels(sample["image"], sample["mask"], sample.get("prediction"), labels) for sample in samples]
+    ratios = [np.divide(*sample["mask"].shape) for sample in samples]
+    heights = 3 * np.clip(ratios, 0.1, 1)  # in inches: a panel is at most 3 x 3
     columns = len(rows[0])
     legend = _legend(legend_colors(samples, labels))
     longest = max(cell_len(patch.get_label()) for patch in legend)
@@ -237,16 +227,13 @@ def shorten(name: str) -> str:
     return f"{name[: NAME // 2]}…{name[-NAME // 2 :]}"
 
 
-def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict[str, Any]:
+def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict:
     """Name -> colour of the classes that are shown, and of errors."""
     present = set()
     for sample in samples:
         present.update(np.unique(sample["mask"]).tolist())
         present.update(np.unique(sample.get("prediction", [])).tolist())
-    colors = {}
-    for index, name in enumerate(labels.names):
-        if index in present:
-            colors[name] = labels.palette[index]
+    colors: dict = {name: labels.palette[index] for index, name in enumerate(labels.names) if index in present}
     if IGNORE_INDEX in present:
         colors["ignored"] = IGNORED
     if "prediction" in samples[0]:
@@ -258,7 +245,7 @@ def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict[str, Any]:
     return colors
 
 
-def _legend(colors: dict[str, Any]) -> list[Any]:
+def _legend(colors: dict) -> list[Any]:
     from matplotlib.patches import Patch
 
     return [Patch(color=np.divide(color, 255), label=shorten(name)) for name, color in colors.items()]
@@ -301,7 +288,7 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
         interpolation="nearest",
     )
     axes.grid(visible=False)
-    names = [shorten(name) for name in labels.names]
+    names = list(map(shorten, labels.names))
     axes.set_xticks(range(size), names, rotation=90)
     axes.set_yticks(range(size), names)
     axes.set_xlabel("predicted")

@@ -153,10 +153,9 @@ def hide_nodata(
     found = np.nan if nodata is None and hidden.any() else None
     if nodata is not None:
         hidden |= image == nodata
-    if image.dtype == np.float32:
-        lowest = float(image.min(initial=0, where=~hidden))
-        if lowest in NODATA or lowest < -1e30:
-            found = lowest
+    lowest = float(image.min(initial=0, where=~hidden))
+    if lowest in NODATA or lowest < -1e30:
+        found = lowest
     if found is not None:
         value = NODATA[0] if np.isnan(found) else found
         text = f"{source}: holds {found:.9g}, where it has no data. Fix: nodata: {value:.9g} ignores them, and NaN"
@@ -302,10 +301,8 @@ def _decode_tiff(
     channels: int | None,
 ) -> np.ndarray:
     """Pixels (H, W) or (H, W, C) of a TIFF with any number of channels and bits."""
-    pages = []
-    for page in file.pages[:]:
-        if isinstance(page, tifffile.TiffPage) and not (page.is_reduced or page.is_mask):
-            pages.append(page)
+    full = [page for page in file.pages[:] if isinstance(page, tifffile.TiffPage)]
+    pages = [page for page in full if not (page.is_reduced or page.is_mask)]
     first = pages[0]  # others may be of a pyramid, or GDAL's mask of the pixels that hold data
     area = first.imagelength * first.imagewidth
     limit = 2 * (Image.MAX_IMAGE_PIXELS or area)
@@ -333,13 +330,11 @@ def _decode_variables(path: Path) -> np.ndarray:
         from scipy.io import loadmat  # it takes long to import
 
         variables = loadmat(path, simplify_cells=True)
-    masks = {}
-    for fields in [variables, *variables.values()]:
-        if not isinstance(fields, dict):
-            continue
-        for name, value in fields.items():
-            if np.ndim(value) == 2:
-                masks[name] = value
+    fields = dict(variables)
+    for value in variables.values():
+        if isinstance(value, dict):
+            fields |= value
+    masks = {name: value for name, value in fields.items() if np.ndim(value) == 2}
     if len(masks) != 1:
         names = ", ".join(masks or variables)
         raise InputError(f"{path}: must hold one array (H, W), but holds {names}. Save the mask alone")

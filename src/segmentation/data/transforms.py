@@ -45,9 +45,9 @@ class Coverage(tv_tensors.TVTensor):
 def _change(
     function: Callable[..., Tensor],
     coverage: Coverage,
-    *args: Any,
-    fill: Any = None,
-    **options: Any,
+    *args,
+    fill=None,
+    **options,
 ) -> Coverage:
     """Do to coverage what a function of torchvision does to images; but fill with 0, whatever the image's `fill` is."""
     changed = function(coverage.as_subclass(Tensor), *args, **options)

@@ -1,7 +1,5 @@
 """Instances: objects of a class told apart, and the metrics that say how well."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from lightning.pytorch import Callback
@@ -144,11 +142,11 @@ class InstanceScores(Callback):
 
     def on_test_batch_end(
         self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        *others: Any,
+        trainer,
+        pl_module,
+        outputs,
+        batch,
+        *others,
     ) -> None:
         predictions = outputs["prediction"].cpu().numpy()
         truths = batch["instance"].cpu().numpy()

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from itertools import product
 from pathlib import Path
 from threading import Lock
 
@@ -91,9 +92,7 @@ def predict(args: list[str] | None = None) -> int:
         print(f"left out   {count} with a mask already; --overwrite predicts them again")
     results.end(bad)
     if bad:
-        raise InputError(
-            f"{bad[0]} ({len(bad)} of {plural(len(images), 'image')} left out, listed in {results.unreadable})"
-        )
+        raise InputError(f"{bad[0]} ({plural(len(bad), 'image')} left out, listed in {results.unreadable})")
     return done
 
 
@@ -150,11 +149,8 @@ def parse(args: list[str] | None) -> Namespace:
 def without_masks(files: list[Path]) -> list[Path]:
     """Of the files of a folder those that are no masks by their names: x_mask.png beside x.png."""
     stems = {file.with_suffix("") for file in files}
-    images = []
-    for file in files:
-        start, _, end = file.stem.rpartition("_")
-        if end not in MASK_ENDINGS or file.with_name(start) not in stems:
-            images.append(file)
+    masks = {f"{stem}_{end}" for stem, end in product(stems, MASK_ENDINGS)}
+    images = [file for file in files if str(file.with_suffix("")) not in masks]
     if len(images) < len(files):
         count = plural(len(files) - len(images), "mask")
         print(f"left out   {count} by name, beside images. To predict such files, name them")
@@ -176,7 +172,7 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
             files = [folder]
             folder = folder.parent
         elif glob.has_magic(text):
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+            matches = map(Path, sorted(glob.glob(text, recursive=True)))
             files = [file for file in matches if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()]
             while glob.has_magic(str(folder)):
                 folder = folder.parent

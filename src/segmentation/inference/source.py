@@ -29,8 +29,8 @@ class Trained(NamedTuple):
 
     module: SegmentationModule  # in eval mode
     data: SegmentationDataModule  # checked; its `test_split` is the one to be tested
-    trainer: dict[str, Any]  # options of the trainer
-    card: dict[str, Any] | None  # what the model card of share.py was made of
+    trainer: dict  # options of the trainer
+    card: dict | None  # what the model card of share.py was made of
 
 
 def open_trained(
@@ -88,7 +88,7 @@ def open_trained(
     return Trained(module, data, trainer, checkpoint.get("evaluation"))
 
 
-def read_section(overlay: str | None) -> dict[str, Any]:
+def read_section(overlay: str | None) -> dict:
     """The data section of an overlay."""
     if not overlay:
         return {}
@@ -98,9 +98,7 @@ def read_section(overlay: str | None) -> dict[str, Any]:
         raise InputError(f"{overlay}: is no overlay with a data section, like configs/data/*.yaml: {error}") from error
 
 
-def configure(
-    job: str, checkpoint: dict[str, Any], options: argparse.Namespace, rest: list[str]
-) -> tuple[Parser, Namespace]:
+def configure(job: str, checkpoint: dict, options: argparse.Namespace, rest: list[str]) -> tuple[Parser, Namespace]:
     """Options of data and trainer: those of the checkpoint, then the overlay's, then the command line's.
 
     The parser gets nothing of the checkpoint's data set: it would import any class or function named there.
@@ -139,11 +137,4 @@ def configure(
         "data": {**kept, **section},
         "trainer": {"devices": 1, "precision": checkpoint["precision"]},
     }
-    return parser, parser.parse_args(
-        [
-            "--config",
-            json.dumps(config),
-            *rest,
-        ],
-        defaults=False,
-    )
+    return parser, parser.parse_args(["--config", json.dumps(config), *rest], defaults=False)

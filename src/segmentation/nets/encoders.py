@@ -1,7 +1,6 @@
 """Encoders: the papers' own, or one of segmentation-models-pytorch's with a stem at full size."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +123,7 @@ def build_encoder(
 class Unused(nn.Module):
     """In the place of a part that no output depends on."""
 
-    def forward(self, x: Tensor, *_: Any) -> Tensor:
+    def forward(self, x: Tensor, *_) -> Tensor:
         return x
 
 

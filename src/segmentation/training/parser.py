@@ -87,15 +87,15 @@ class Parser(LightningArgumentParser):
 
     file = ""  # of --config, that is being read
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args, **options) -> None:
         self.classes: dict[str, type] = {}  # whose options these are; before a dot, or "" where all are of one class
         super().__init__(*args, **options)
 
-    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **options: Any) -> Any:
+    def add_class_arguments(self, theclass, nested_key: str | None = None, *args, **options) -> Any:
         self.classes[nested_key or ""] = theclass
         return super().add_class_arguments(theclass, nested_key, *args, **options)
 
-    def parse_args(self, args: Any = None, **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args=None, **options) -> Any:  # type: ignore[override]
         for word in args or ():
             if word.startswith("#"):
                 quoted = f"'[\"{word}\"]'"
@@ -106,7 +106,7 @@ class Parser(LightningArgumentParser):
                 )
         return super().parse_args(args, **options)
 
-    def parse_path(self, cfg_path: Any, *args: Any, **options: Any) -> Any:
+    def parse_path(self, cfg_path, *args, **options) -> Any:
         self.file = f"{cfg_path}: "
         try:
             return super().parse_path(cfg_path, *args, **options)
@@ -115,7 +115,7 @@ class Parser(LightningArgumentParser):
         finally:
             self.file = ""
 
-    def instantiate_classes(self, *args: Any, **options: Any) -> Any:
+    def instantiate_classes(self, *args, **options) -> Any:
         try:
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
@@ -202,7 +202,7 @@ class Parser(LightningArgumentParser):
         return names
 
 
-def in_words(kind: Any) -> list[str]:
+def in_words(kind) -> list[str]:
     """What a type hint takes, as YAML has it: one of these."""
     parts = get_args(kind)
     origin = get_origin(kind) or kind
