@@ -177,13 +177,15 @@ def sample_grid(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     rows = [panels(sample["image"], sample["mask"], sample.get("prediction"), labels) for sample in samples]
     ratios = [np.divide(*sample["mask"].shape) for sample in samples]
     heights = 3 * np.clip(ratios, 0.1, 1)  # in inches: a panel is at most 3 x 3
     columns = len(rows[0])
-    legend = _legend(legend_colors(samples, labels))
-    longest = max(cell_len(patch.get_label()) for patch in legend)
+    colors = legend_colors(samples, labels)
+    legend = [Patch(color=np.divide(color, 255), label=shorten(name)) for name, color in colors.items()]
+    longest = max(cell_len(shorten(name)) for name in colors)
     entries = max(1, int(3.1 * columns / (0.7 + 0.09 * longest)))  # of the legend, a line
     places: list[Any] = ["outside upper left"]
     if len(rows) >= TALL:
@@ -243,12 +245,6 @@ def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict:
         else:
             colors["wrong class"] = WRONG
     return colors
-
-
-def _legend(colors: dict) -> list[Any]:
-    from matplotlib.patches import Patch
-
-    return [Patch(color=np.divide(color, 255), label=shorten(name)) for name, color in colors.items()]
 
 
 def plot(width: float, height: float) -> tuple["Figure", "Axes"]:

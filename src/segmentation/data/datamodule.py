@@ -134,7 +134,8 @@ class SegmentationDataModule(LightningDataModule):
             statistics = compute_statistics(self.dataset, split)
             errors = list(statistics.bad.values())
             if errors and not self.skip:
-                raise InputError(f"{errors[0]} ({plural(len(errors), f'{split} sample')} cannot be used)")
+                count = f"{len(errors)} of {len(self.dataset.names(split))} {split} samples"
+                raise InputError(f"{errors[0]} ({count} cannot be used)")
             self._keep(split, statistics)
         return self.counted[split]
 
@@ -230,8 +231,8 @@ class SegmentationDataModule(LightningDataModule):
         height, width = np.max(sizes, axis=0)
         if crop and crop[0] > height and crop[1] > width:
             yield Problem(
-                f"data.crop {crop[0]}x{crop[1]} is larger than every training image ({height}x{width} at most): the "
-                f"rest is padding, which costs memory and time. Fix: --data.crop '[{height},{width}]'"
+                f"data.crop {list(crop)} is larger than every training image: the rest is padding, which costs memory "
+                f"and time. Fix: --data.crop '[{height},{width}]'"
             )
 
     def setup(self, stage: str) -> None:
@@ -247,7 +248,7 @@ class SegmentationDataModule(LightningDataModule):
             option = "overfit_batches" if self._overfits() else "limit_train_batches"
             raise InputError(
                 f"an epoch of {length} batches is no whole number of steps of {batches.accumulate} batches. "
-                f"Fix: --trainer.{option} {math.ceil(length / batches.accumulate) * batches.accumulate}"
+                f"Fix: --trainer.{option} {length + -length % batches.accumulate}"
             )
         return TrainLoader(
             self._train_split(),

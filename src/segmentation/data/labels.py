@@ -269,8 +269,7 @@ class Labels:
         table = {code_of(value): IGNORE_INDEX for value in self.ignore}
         for index, values in enumerate(self.values):
             table |= {code_of(value): index for value in values}
-        known = np.array(sorted(table))
-        indices = np.array([table[code] for code in known])
+        known, indices = np.array(sorted(table.items())).T
         if self.tolerance:
             found, place = np.unique(codes, return_inverse=True)
             distance = abs(self._channels(found)[:, None] - self._channels(known)).max(axis=2)

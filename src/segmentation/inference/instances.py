@@ -111,6 +111,7 @@ class InstanceMetrics(CountMetric):
     def compute(self) -> dict[str, float]:
         """`ap50`, `ap75`, `ap`, `pq`, `sq` and `rq`, of each class and their means over the classes."""
         predicted, true, iou, *matched = self.counts.T.double()
+        iou = iou * UNIT
         total = predicted + true
         tp = torch.stack(matched)
         ap = tp / (total - tp)
@@ -118,8 +119,8 @@ class InstanceMetrics(CountMetric):
             "ap50": ap[0],
             "ap75": ap[5],
             "ap": ap.mean(dim=0),
-            "pq": iou * UNIT / (total / 2),
-            "sq": iou * UNIT / tp[0],
+            "pq": iou / (total / 2),
+            "sq": iou / tp[0],
             "rq": tp[0] / (total / 2),
         }
         metrics = {}

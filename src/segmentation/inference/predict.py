@@ -92,7 +92,9 @@ def predict(args: list[str] | None = None) -> int:
         print(f"left out   {count} with a mask already; --overwrite predicts them again")
     results.end(bad)
     if bad:
-        raise InputError(f"{bad[0]} ({plural(len(bad), 'image')} left out, listed in {results.unreadable})")
+        raise InputError(
+            f"{bad[0]} ({len(bad)} of {plural(len(images), 'image')} left out, listed in {results.unreadable})"
+        )
     return done
 
 

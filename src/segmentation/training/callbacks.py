@@ -4,7 +4,6 @@ Hooks say no types: Lightning's classes do not declare the datamodule and the at
 """
 
 import math
-import os
 import time
 from copy import deepcopy
 from itertools import chain
@@ -183,9 +182,8 @@ class Throughput(Callback):
         if wait > 0.1 and self.waited > PATIENCE and not self.warned:
             self.warned = True
             rank_zero_warn(
-                f"{wait:.0%} of the training time went into waiting for data. Remedies: "
-                f"data.num_workers (the machine has {plural(os.cpu_count() or 1, 'core')}), "
-                "data.cache: true for data that fits into memory, fewer transforms"
+                f"{wait:.0%} of the training time went into waiting for data. Remedies: data.num_workers, up to the "
+                "machine's cores, data.cache: true for data that fits into memory, fewer transforms"
             )
         self.on_train_start()
 

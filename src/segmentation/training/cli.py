@@ -178,8 +178,9 @@ class SegmentationCLI(LightningCLI):
         now = self.parser.parse_args(["--config", path, *args])
         for key in ("name", "resume", "runs"):
             own.pop(key)
+            now.pop(key)
         wrong = []
-        for key in sorted({*now.keys()} - {"name", "resume", "runs", "config"}):
+        for key in sorted({*now.keys()} - {"config"}):
             before = own.get(key)
             after = now.get(key)
             if after == before or asked.get(key) == before:  # `--trainer.callbacks+=` appends once more to `now`

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from types import NoneType, UnionType
@@ -14,7 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
-from segmentation import data, losses, nets
 from segmentation.data import SegmentationData
 from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
@@ -217,8 +217,7 @@ def in_words(kind) -> list[str]:
         each = ", ".join(in_words(parts[0]))
         return [f"[{each}, ...]"]
     if origin in (SegmentationData, SegmentationNet, SegmentationLoss):
-        everything = [*vars(data).values(), *vars(losses).values(), *vars(nets).values()]
-        public = filter(inspect.isclass, everything)
+        public = filter(inspect.isclass, vars(sys.modules[origin.__module__.rpartition(".")[0]]).values())
         names = [each.__name__ for each in public if issubclass(each, origin) and each is not origin]
         return [", ".join(names), "a class of your own by its import path"]
     name = getattr(origin, "__name__", str(origin))

@@ -84,9 +84,8 @@ def check_processes(trainer: Trainer) -> None:
             started = environment().world_size()
             if started != told:
                 raise InputError(
-                    f"{started} processes are started, but trainer.devices ({trainer.num_devices}) times "
-                    f"trainer.num_nodes ({trainer.num_nodes}) is {told}. Fix: --trainer.devices and "
-                    "--trainer.num_nodes as torchrun or #SBATCH has them"
+                    f"{started} processes are started, but trainer.devices times trainer.num_nodes is {told}. Fix: "
+                    "--trainer.devices and --trainer.num_nodes as torchrun or #SBATCH has them"
                 )
             return
 
