@@ -242,7 +242,7 @@ def form(name: str) -> Iterator[None]:
     fast = unet_3plus.conv3x3_after_upsample, DoubleConv.with_upsampled
     if name.endswith(PLAIN):
         unet_3plus.conv3x3_after_upsample = lambda x, weight, factor: F.conv2d(upsample(x, factor), weight, padding=1)
-        DoubleConv.with_upsampled = lambda conv, left, below: conv(torch.cat([*left, upsample(below, 2)], dim=1))
+        DoubleConv.with_upsampled = lambda conv, left, below, up: conv(torch.cat([*left, up(below)], dim=1))
     try:
         yield
     finally:

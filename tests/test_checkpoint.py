@@ -133,7 +133,9 @@ def test_warm_start_takes_what_fits_and_says_what_did_not(
 def test_warm_start_of_another_net_asks_for_its_options(trained: SegmentationCLI) -> None:
     for options in (["--model.net.widths", "[8,16,16]"], ["--model.net", "UNet3Plus", "--model.net.widths", "[6,10]"]):
         args = ["--model.init_from", "runs/run/checkpoints/last.ckpt", "--name", "warm"]
-        with pytest.raises(InputError, match=r"tensors of this .*Fix: .*--model.net UNet --model.net.widths '.4, 8.'$"):
+        with pytest.raises(
+            InputError, match=r"tensors of this net.*Fix: .*--model.net UNet --model.net.widths '.4, 8.'$"
+        ):
             train(*TINY, *options, *args)
     assert not Path("runs/warm").exists()
 

@@ -22,8 +22,8 @@ def plain_form(x, weight, factor):
     return F.conv2d(F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False), weight, padding=1)
 
 
-def plain_with_upsampled(self, left, below):
-    return self(torch.cat([*left, F.interpolate(below, scale_factor=2, mode="bilinear")], dim=1))
+def plain_with_upsampled(self, left, below, up):
+    return self(torch.cat([*left, up(below)], dim=1))
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_from_python_a_file_a_picture_and_an_array_give_what_predict_writes(trai
                 assert np.allclose(probabilities, written, atol=1e-3)
                 assert names == predictor.labels.names
     wrong = {
-        "has 4 channels, but the net was trained on 3": np.zeros((8, 8, 4), np.uint8),
+        "has 4 channels, where the data has 3": np.zeros((8, 8, 4), np.uint8),
         "has 8 channels": np.zeros((3, 8, 8), np.uint8),
         "is float32, but the net was trained on uint8": np.zeros((8, 8, 3), np.float32),
         r"give \(H, W\) or \(H, W, C\)": np.zeros((1, 8, 8, 3), np.uint8),
@@ -316,7 +316,7 @@ def test_bad_images_are_listed_and_the_others_done(
     with pytest.raises(InputError, match=r"5 of 8 images left out, listed in out/unreadable.txt"):
         predict([str(trained), "photos", "out", *CPU])
     listed = Path("out/unreadable.txt").read_text()
-    for text in ("cut.png", "empty.jpg", "has 1 channel, but the net was trained on 3", "is uint16, but the net"):
+    for text in ("cut.png", "empty.jpg", "has 1 channel, where the data has 3", "is uint16, but the net"):
         assert text in listed
     assert len(list(Path("out").rglob("*.png"))) == 3
     assert "predicted  3 of 8 images" in capsys.readouterr().out

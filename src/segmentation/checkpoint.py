@@ -280,7 +280,7 @@ def find_class(path: str, base: type) -> Any:
     """
     package = base.__module__.rpartition(".")[0]
     module, _, name = path.rpartition(".")
-    found: Any = None
+    found = None
     if f"{module}.".startswith(f"{package}.") or module == "__main__":
         found = sys.modules.get(module)
     elif _is_own(module, name):
@@ -355,8 +355,8 @@ def fitting_weights(net: nn.Module, path: str) -> dict[str, Tensor]:
     if 2 * len(fitting) < len(own):
         options = net_options(checkpoint)
         raise InputError(
-            f"model.init_from {path}: only {len(fitting)} of the {len(own)} tensors of this {type(net).__name__} are "
-            f"in it. Fix: give the net the options of the other: {one_line(options)}"
+            f"model.init_from {path}: it has only {len(fitting)} of the {len(own)} tensors of this net. Fix: give the "
+            f"net the options of the other: {one_line(options)}"
         )
     return fitting
 

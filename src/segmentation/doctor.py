@@ -5,8 +5,8 @@ import shutil
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from jsonargparse import Namespace
@@ -56,7 +56,7 @@ class DoctorCLI(SegmentationCLI):
     def parse_arguments(
         self,
         parser: LightningArgumentParser,
-        args: Any,
+        args,
     ) -> None:
         self.config = parser.parse_args(args)
 
@@ -85,7 +85,7 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     page = output / "report.html"
     for name in ("overlay.yaml", "bad_files.txt", "train.png", "val.png", "test.png", page.name):
         (output / name).unlink(missing_ok=True)  # of an earlier call
-    sections: dict[str, Any] = {"title": "The doctor's report"}
+    sections = {"title": "The doctor's report"}
     try:
         sections |= _examine_data(cli, problems)
     except InputError as error:
@@ -102,7 +102,7 @@ def diagnose(args: list[str] | None = None) -> list[Problem]:
     return problems
 
 
-def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> dict[str, Any]:
+def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> dict:
     """Read all data. Where options would mend what is wrong, set them and read again; then print and write the rest.
 
     Returns:
@@ -111,7 +111,7 @@ def _examine_data(cli: DoctorCLI, problems: list[Problem]) -> dict[str, Any]:
     data = cli.config.data
     given = data.on_bad_file
     data.on_bad_file = "skip"  # to find all that is wrong
-    tried: list[dict[str, Any]] = []
+    tried = []
     bad: list[str] = []
     while True:
         try:
@@ -202,7 +202,7 @@ def build_data(config: Namespace) -> SegmentationDataModule:
     return parser.instantiate_classes(Namespace(data=config.data)).data
 
 
-def _find_fix(module: SegmentationDataModule) -> tuple[str, dict[str, Any]]:
+def _find_fix(module: SegmentationDataModule) -> tuple[str, dict]:
     """What is wrong with samples that options of the data set would mend, and these options."""
     errors = module.errors()
     wrong = [error.counts for error in errors if isinstance(error, UndeclaredValues)]
@@ -221,15 +221,11 @@ def _find_fix(module: SegmentationDataModule) -> tuple[str, dict[str, Any]]:
 def _known_values(module: SegmentationDataModule) -> list[Counts]:
     """The values of each mask that can be used: the first one of each class."""
     first = [values[0] for values in module.labels.values]
-    masks = []
-    for statistics in module.counted.values():
-        for pixels in statistics.counts.tolist():
-            counts = Counter(dict(zip(first, pixels, strict=True)))
-            masks.append(+counts)
-    return masks
+    masks = np.concatenate([statistics.counts for statistics in module.counted.values()])
+    return [+Counter(dict(zip(first, pixels, strict=True))) for pixels in masks.tolist()]
 
 
-def _print_data(module: SegmentationDataModule) -> dict[str, Any]:
+def _print_data(module: SegmentationDataModule) -> dict:
     """Print what each split holds, and how often each class occurs; return it as sections of the page."""
     labels = module.labels
     found = module.counted

@@ -2,7 +2,6 @@
 
 import unicodedata
 from dataclasses import dataclass
-from typing import Any
 
 ENLARGE_SHARED_MEMORY = "Fix: docker run --shm-size 8g, or --data.num_workers 0"
 
@@ -15,7 +14,7 @@ class InputError(Exception):
         fix: options of the data set that would mend it.
     """
 
-    def __init__(self, message: str, fix: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, fix: dict | None = None) -> None:
         super().__init__(message)
         self.fix = fix or {}
 

@@ -6,7 +6,6 @@ processes.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +64,7 @@ class SegmentationMetrics(MetricCollection):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict:
         """Counts of each metric, summed over all processes, on the CPU: for a checkpoint."""
         counts = {}
         for name, metric in self.items():
@@ -73,7 +72,7 @@ class SegmentationMetrics(MetricCollection):
                 counts[name] = move_data_to_device(metric.metric_state, "cpu")
         return counts
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict) -> None:
         """Add the counts of `state()`. With many processes, call it on one of them."""
         for name, metric in self.items():
             metric.merge_state(move_data_to_device(state[name], metric.device))
@@ -113,11 +112,12 @@ class ClassMetrics(CountMetric):
         super().__init__()
         self.labels = labels
         self.collapsed = False
-        self.add_count("confmat", labels.num_classes, labels.num_classes)
-        self.add_count("head_confmat", heads, labels.num_classes, labels.num_classes)
+        classes = labels.num_classes
+        self.add_count("confmat", classes, classes)
+        self.add_count("head_confmat", heads, classes, classes)
         self.add_count("image_miou")
         self.add_count("image_count")
-        self.add_count("table", images, 3, labels.num_classes)
+        self.add_count("table", images, 3, classes)
 
     def update(
         self,
@@ -397,7 +397,7 @@ def table_rows(
     table: Tensor,
     names: Sequence[str],
     classes: Sequence[str],
-) -> list[dict[str, Any]]:
+) -> list[dict]:
     """Rows of `per_image.csv` (name, class, tp, fp, fn) from the counts (images, 3, K) of a split."""
     rows = []
     for name, counts in zip(names, table.tolist(), strict=True):

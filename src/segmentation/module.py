@@ -109,14 +109,14 @@ class SegmentationModule(LightningModule):
         self.schedule = lambda built: schedule(built)
         self.schedule_interval = schedule_interval
         self.encoder_lr = encoder_lr
-        self.lr: float | None = None  # LearningRateFinder sets it; it replaces the optimizer's
+        self.lr = None  # LearningRateFinder sets it; it replaces the optimizer's
         if not 0 < threshold < 1:
             raise InputError(f"model.threshold {threshold} must be between 0 and 1")
         if not 0 <= (boundary_iou or 0) < 1:
             raise InputError(f"model.boundary_iou {boundary_iou} is a share of the image's diagonal: below 1, or null")
         self.logit_threshold = math.log(threshold / (1 - threshold))
         self.temperature = 1.0
-        self.calibration: dict[str, Any] = {}
+        self.calibration: dict = {}
         self.boundary_iou = boundary_iou
         self.surface_distances = surface_distances
         self.init_from = init_from
@@ -217,7 +217,7 @@ class SegmentationModule(LightningModule):
             return (logits[..., 0, :, :] > self.logit_threshold).long()
         return logits.argmax(dim=-3)
 
-    def set_calibration(self, calibration: dict[str, Any]) -> None:
+    def set_calibration(self, calibration: dict) -> None:
         """Take temperature and threshold from `eval.py --calibrate`."""
         self.calibration = calibration
         self.temperature = float(calibration["temperature"])
@@ -274,16 +274,14 @@ class SegmentationModule(LightningModule):
         heads = self.net(self.normalize(batch["image"]))
         # Pixels per class, averaged over the accumulated batches and all processes: dividing by it makes the mean of
         # the batches' losses equal to the loss of one large batch.
-        pixels = batch["step_pixels"].to(self.device)
-        step_pixels = self.trainer.strategy.reduce(pixels, reduce_op="mean")
+        step_pixels = self.trainer.strategy.reduce(batch["step_pixels"].to(self.device), reduce_op="mean")
         loss, terms = self.compute_loss(heads, batch, step_pixels)
         total = loss
         if heads.class_logits is not None:
             terms["presence/loss"] = presence_loss(heads.class_logits, batch["mask"])
             total = loss + terms["presence/loss"]
         with torch.no_grad():
-            logits = self.net.combine(heads)
-            predictions = self.classify(logits)[None]
+            predictions = self.classify(self.net.combine(heads))[None]
         self.update_metrics(
             "train",
             predictions,
@@ -320,16 +318,14 @@ class SegmentationModule(LightningModule):
         losses = []
         strips = []
         for rows, outputs in self.tiles.strips(batch["image"], self.outputs):
-            classes = [self.classify(logits) for logits in outputs]
-            predictions.append(torch.stack(classes))
+            predictions.append(torch.stack([self.classify(logits) for logits in outputs]))
             if in_parts:
                 part = {key: batch[key][:, rows] for key in batch.keys() & {"mask", "weight"}}
                 losses.append(self.losses(outputs, part, pixels))
             else:
                 strips.append(outputs)
         if strips:
-            heads = zip(*strips, strict=True)
-            whole = [torch.cat(parts, dim=-2) for parts in heads]
+            whole = [torch.cat(parts, dim=-2) for parts in zip(*strips, strict=True)]
             losses.append(self.losses(whole, batch))
         predicted = torch.cat(predictions, dim=-2)
         self.update_metrics(
@@ -400,8 +396,7 @@ class SegmentationModule(LightningModule):
             if len(heads.logits) > 1:
                 head = f"head{index + 1}/"
                 terms[head + "loss"] = loss
-            for name, term in self.loss.terms.items():
-                terms[head + name] = term
+            terms |= {head + name: term for name, term in self.loss.terms.items()}
         return torch.stack(losses).sum(), terms
 
     @torch.no_grad()
@@ -440,25 +435,17 @@ class SegmentationModule(LightningModule):
         ends_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning does not declare it
         if every and ends_step and (self.logged_step + 1) % every == 0:
-            logged = {}
-            for key, loss in losses.items():
-                logged[f"train/{key}"] = loss.item()
-            self.write_metrics(logged)
+            self.write_metrics({f"train/{key}": loss.item() for key, loss in losses.items()})
             self.log("loss", losses["loss_step"].detach(), prog_bar=True, logger=False)
 
     def log_epoch_metrics(self, split: str) -> None:
         """Log a finished epoch's metrics, which are those of all processes, and what callbacks have logged so far."""
         metrics = getattr(self, f"{split}_metrics")
-        found = {}
-        for key, value in metrics.compute().items():
-            found[f"{split}/{key}"] = value
+        found = {f"{split}/{key}": value for key, value in metrics.compute().items()}
         self.log_dict(found, logger=False)
         if not self.trainer.sanity_checking:
-            logged = {}
-            for key, value in self.trainer.callback_metrics.items():
-                if key.startswith(f"{split}/"):
-                    logged[key] = value.item()
-            self.write_metrics(logged)
+            logged = self.trainer.callback_metrics.items()
+            self.write_metrics({key: value.item() for key, value in logged if key.startswith(f"{split}/")})
             self.step_on_plateau(split, found)
             if metrics["classes"].collapsed and not self.warned:
                 self.warned = True
@@ -492,7 +479,7 @@ class SegmentationModule(LightningModule):
             raise InputError(f"model.schedule.monitor {scheduler.monitor} is not logged; choose of {', '.join(found)}")
         scheduler.step(found[scheduler.monitor])
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+    def lr_scheduler_step(self, scheduler, metric) -> None:
         if isinstance(scheduler, WarmupDecay):
             scheduler.elapsed = elapsed_share(self.trainer)
         if not isinstance(scheduler, ReduceLROnPlateau):  # see step_on_plateau
@@ -531,7 +518,7 @@ class SegmentationModule(LightningModule):
             raise InputError(f"model.optimizer or model.schedule: {error}") from error
         if isinstance(optimizer, LBFGS):
             raise InputError("model.optimizer LBFGS takes all data at once, not batches. Fix: --model.optimizer AdamW")
-        config: dict[str, Any] = {
+        config: dict = {
             "scheduler": scheduler,
             "interval": self.schedule_interval,
         }
@@ -540,15 +527,14 @@ class SegmentationModule(LightningModule):
         if isinstance(scheduler, ReduceLROnPlateau):
             if not scheduler.monitor.startswith(("train/", "val/")):
                 raise InputError(f"model.schedule.monitor {scheduler.monitor} is not logged; val/loss and val/miou are")
-            config["interval"] = "epoch"
-            config["monitor"] = scheduler.monitor
-            config["strict"] = False  # warn where it is not logged: not every epoch is validated
+            # Not strict: warn where it is not logged, as not every epoch is validated.
+            config |= {"interval": "epoch", "monitor": scheduler.monitor, "strict": False}
         return {
             "optimizer": optimizer,
             "lr_scheduler": config,
         }
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["precision"] = self.trainer.precision
         # E.g. by early stopping: a resumed run then only tests. But more time makes a run longer.
         time_is_up = elapsed_share(self.trainer) >= 1
@@ -556,7 +542,7 @@ class SegmentationModule(LightningModule):
         # Training counts of the epoch so far, summed over all processes: a run resumed in mid-epoch continues them.
         checkpoint["train_counts"] = self.train_metrics.state()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
         if not self.trainer.training:
             return
         try:

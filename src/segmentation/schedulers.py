@@ -1,7 +1,7 @@
 """The learning rate of a run: warm-up, then decay to zero at its last step."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
@@ -85,12 +85,12 @@ class WarmupDecay(LRScheduler):
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict:
         """The place in the schedule; its shape is the config's, so that a resumed run may be lengthened."""
         return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs, "_step_count": self._step_count}
 
 
-def elapsed_share(trainer: Any) -> float:
+def elapsed_share(trainer) -> float:
     """The share that has gone of the time that `trainer.max_time` allows, the same in every process; 0: no limit."""
     for callback in trainer.callbacks:
         if isinstance(callback, Timer):

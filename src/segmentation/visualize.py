@@ -177,23 +177,15 @@ def sample_grid(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    rows = []
-    heights = []  # in inches: a panel is at most 3 x 3
-    for sample in samples:
-        rows.append(
-            panels(
-                sample["image"],
-                sample["mask"],
-                sample.get("prediction"),
-                labels,
-            )
-        )
-        height, width = sample["mask"].shape
-        heights.append(3 * np.clip(height / width, 0.1, 1))
+    rows = [panels(sample["image"], sample["mask"], sample.get("prediction"), labels) for sample in samples]
+    ratios = [np.divide(*sample["mask"].shape) for sample in samples]
+    heights = 3 * np.clip(ratios, 0.1, 1)  # in inches: a panel is at most 3 x 3
     columns = len(rows[0])
-    legend = _legend(legend_colors(samples, labels))
-    longest = max(cell_len(patch.get_label()) for patch in legend)
+    colors = legend_colors(samples, labels)
+    legend = [Patch(color=np.divide(color, 255), label=shorten(name)) for name, color in colors.items()]
+    longest = max(cell_len(shorten(name)) for name in colors)
     entries = max(1, int(3.1 * columns / (0.7 + 0.09 * longest)))  # of the legend, a line
     places: list[Any] = ["outside upper left"]
     if len(rows) >= TALL:
@@ -237,16 +229,13 @@ def shorten(name: str) -> str:
     return f"{name[: NAME // 2]}…{name[-NAME // 2 :]}"
 
 
-def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict[str, Any]:
+def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict:
     """Name -> colour of the classes that are shown, and of errors."""
-    present: set[int] = set()
+    present = set()
     for sample in samples:
         present.update(np.unique(sample["mask"]).tolist())
         present.update(np.unique(sample.get("prediction", [])).tolist())
-    colors = {}
-    for index, name in enumerate(labels.names):
-        if index in present:
-            colors[name] = labels.palette[index]
+    colors: dict = {name: labels.palette[index] for index, name in enumerate(labels.names) if index in present}
     if IGNORE_INDEX in present:
         colors["ignored"] = IGNORED
     if "prediction" in samples[0]:
@@ -256,12 +245,6 @@ def legend_colors(samples: Sequence[Shown], labels: Labels) -> dict[str, Any]:
         else:
             colors["wrong class"] = WRONG
     return colors
-
-
-def _legend(colors: dict[str, Any]) -> list[Any]:
-    from matplotlib.patches import Patch
-
-    return [Patch(color=np.divide(color, 255), label=shorten(name)) for name, color in colors.items()]
 
 
 def plot(width: float, height: float) -> tuple["Figure", "Axes"]:
@@ -301,7 +284,7 @@ def confusion_figure(matrix: Tensor | np.ndarray, labels: Labels) -> "Figure":
         interpolation="nearest",
     )
     axes.grid(visible=False)
-    names = [shorten(name) for name in labels.names]
+    names = list(map(shorten, labels.names))
     axes.set_xticks(range(size), names, rotation=90)
     axes.set_yticks(range(size), names)
     axes.set_xlabel("predicted")

@@ -106,17 +106,12 @@ def _read(file: Path, modified: int) -> Drawings:
             f"{file}: cannot be read ({type(error).__name__}: {one_line(error)}). It must hold polygons, as COCO, "
             "labelme and YOLO have them; or, as .csv, run lengths"
         ) from error
-    by_path = {}
-    for name, drawing in drawings.items():
-        by_path[PurePath(name.replace("\\", "/").lstrip("/")).as_posix()] = drawing
-    return by_path
+    return {PurePath(name.replace("\\", "/").lstrip("/")).as_posix(): drawing for name, drawing in drawings.items()}
 
 
 def _read_coco(content: Any) -> Drawings:
     names = {category["id"]: category["name"] for category in content["categories"]}
-    by_id = {}
-    for image in content["images"]:
-        by_id[image["id"]] = Drawing([], (image["height"], image["width"]))
+    by_id = {image["id"]: Drawing([], (image["height"], image["width"])) for image in content["images"]}
     for annotation in content["annotations"]:
         number = annotation["category_id"]
         image_id = annotation["image_id"]
@@ -171,7 +166,7 @@ def _read_runs(text: str) -> Drawings:
     for row in csv.DictReader(text.splitlines()):
         columns = {key.lower().replace("_", ""): value for key, value in row.items()}
         name = _first_of(columns, NAME_COLUMNS) or next(iter(row.values()))
-        category: Category = _first_of(columns, CLASS_COLUMNS) or 1
+        category = _first_of(columns, CLASS_COLUMNS) or 1
         image, _, ending = name.rpartition("_")
         if PurePath(image).suffix.lower() in IMAGE_SUFFIXES:  # a.png_cat
             name = image
@@ -193,7 +188,7 @@ def _first_of(columns: dict[str, str], names: Iterable[str]) -> str | None:
 
 def class_indices(
     masks: Iterable[Path],
-    classes: dict[str, Any] | None,
+    classes: dict | None,
     ignored: list[Any],
 ) -> dict[Category, int]:
     """The class index of each category: of the class of its name, or of the one whose mask value is its number.
@@ -217,7 +212,7 @@ def class_indices(
             found.update(shape.category for shape in drawing.shapes)
     if not found and not classes:
         raise InputError(empty)
-    indices: dict[Category, int] = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
+    indices = dict.fromkeys([CROWD, *ignored], IGNORE_INDEX)
     indices |= {0: 0, "background": 0}
     if classes:
         labels = Labels.parse(classes)
@@ -238,10 +233,9 @@ def class_indices(
             suggested[name_of(category)] = category
         else:
             suggested[category] = next(free)
-    drawn = ", ".join(map(str, missing))
     fix = as_yaml("classes", suggested)
     ignore = as_yaml("ignore", ignored + missing)
     raise InputError(
-        f"drawn, but not declared: {drawn}. Fix: {fix}, or, what counts nowhere, {ignore}",
+        f"what is drawn is not declared. Fix: {fix}, or, what counts nowhere, {ignore}",
         {"classes": suggested},
     )

@@ -3,9 +3,10 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
@@ -114,7 +115,7 @@ class SegmentationDataModule(LightningDataModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # it never returns
-        cls, checkpoint_path: str | Path, **options: Any
+        cls, checkpoint_path: str | Path, **options
     ) -> NoReturn:
         """Raises InputError: Lightning's own would import and call what classes and functions the file names."""
         raise InputError(
@@ -133,8 +134,8 @@ class SegmentationDataModule(LightningDataModule):
             statistics = compute_statistics(self.dataset, split)
             errors = list(statistics.bad.values())
             if errors and not self.skip:
-                count = f"{len(errors)} of {len(self.dataset.names(split))} {split} samples cannot be used"
-                raise InputError(f"{errors[0]} ({count})")
+                count = f"{len(errors)} of {len(self.dataset.names(split))} {split} samples"
+                raise InputError(f"{errors[0]} ({count} cannot be used)")
             self._keep(split, statistics)
         return self.counted[split]
 
@@ -149,10 +150,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def errors(self) -> list[InputError]:
         """What is wrong with samples of the splits that were read."""
-        errors: list[InputError] = []
-        for statistics in self.counted.values():
-            errors += statistics.bad.values()
-        return errors
+        return list(chain.from_iterable(statistics.bad.values() for statistics in self.counted.values()))
 
     def skipped(self) -> list[str]:
         """What is wrong with the files that were left out, a message each."""
@@ -194,19 +192,22 @@ class SegmentationDataModule(LightningDataModule):
         yield from find_leaks(self.dataset, self.counted)
         nowhere = []
         if len(self.counted) > 1:
-            pixels = np.sum([statistics.pixels for statistics in self.counted.values()], axis=0)
-            nowhere = [name for name, count in zip(self.labels.names, pixels, strict=True) if not count]
+            absent = [statistics.absent for statistics in self.counted.values()]
+            nowhere = [name for name in absent[0] if all(name in names for names in absent)]
         if nowhere:
-            fix = "take it out of data.dataset.classes, or give it the value that masks have"
-            yield Problem(f"no split has a pixel of {', '.join(nowhere)}. Fix: {fix}")
+            yield Problem(
+                f"no split has a pixel of {', '.join(nowhere)}. Fix: take it out of data.dataset.classes, or give it "
+                "the value that masks have"
+            )
         for split, statistics in self.counted.items():
             missing = [name for name in statistics.absent if name not in nowhere]
             if not statistics.records:
                 yield Problem(f"no sample of the {split} split can be used", stops=True)
             elif missing:
-                absent = ", ".join(missing)
-                fix = "take the class out of classes, or divide the data anew (data.folds, split_seed)"
-                yield Problem(f"the {split} split has no pixel of {absent}. Fix: {fix}")
+                yield Problem(
+                    f"the {split} split has no pixel of {', '.join(missing)}. Fix: take the class out of classes, or "
+                    "divide the data anew (data.folds, split_seed)"
+                )
         if "train" in splits and self.dataset.names("train"):
             yield from self._check_training()
 
@@ -246,7 +247,7 @@ class SegmentationDataModule(LightningDataModule):
             option = "overfit_batches" if self._overfits() else "limit_train_batches"
             raise InputError(
                 f"an epoch of {length} batches is no whole number of steps of {batches.accumulate} batches. "
-                f"Fix: --trainer.{option} {math.ceil(length / batches.accumulate) * batches.accumulate}"
+                f"Fix: --trainer.{option} {length + -length % batches.accumulate}"
             )
         return TrainLoader(
             self._train_split(),
@@ -332,7 +333,7 @@ class SegmentationDataModule(LightningDataModule):
         dataset = SplitDataset(self.dataset, split, cache=self.cache)
         return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
 
-    def _loader_options(self) -> dict[str, Any]:
+    def _loader_options(self) -> dict:
         """How every loader reads: workers stay alive between epochs; memory is pinned where there is a GPU."""
         workers = self.num_workers
         if workers is None:

@@ -125,46 +125,26 @@ class FolderData(SegmentationData):
         if declared is None:
             train = complete(self.root, patterns["image"], called["train"])
             declared = read_classes(folder_of(train) / "_classes.csv")
-        problems = self._find_files(
-            patterns,
-            called,
-            lists,
-            list(map(str, declared)),
-        )
-        is_pool = lists is None and "{split}" not in "".join(patterns.values())
+        problems = self._find_files(patterns, called, lists, list(map(str, declared)))
         if val_fraction is None:
+            is_pool = lists is None and "{split}" not in "".join(patterns.values())
             val_fraction = 0.2 if is_pool else 0.0
-        self._divide(
-            val_fraction,
-            test_fraction,
-            split_seed,
-        )
+        self._divide(val_fraction, test_fraction, split_seed)
         for split in ("train", "val"):
             if not self.files[split]:
                 where = lists or " and ".join(patterns.values())
-                where = where.replace("{split}", called[split])
-                if lists and "{split}" not in lists:
-                    found = describe_list(self.root / lists)
-                    where += f" (rows that say {called[split]} in a column of its own, but it {found}; "
-                    where += 'or give each split a list of its own: "{split}.txt")'
-                reason = self._explain_empty(split, where)
+                reason = self._explain_empty(split, called[split], where)
                 raise InputError(problems[0] if problems else reason)
         first = self._first_image(channels)
-        mask_files: list[Path] = []
-        for samples in self.files.values():
-            for files in samples.values():
-                mask_files += files["mask"]
+        samples = chain.from_iterable(files.values() for files in self.files.values())
+        mask_files = list(chain.from_iterable(files["mask"] for files in samples))
         #: Category -> class index, where masks are described by files.
         self.categories: dict[Category, int] = {}
         if file_of(mask_files[0]).suffix in DESCRIPTIONS:
             if instances not in (None, masks):
                 raise InputError(f"instances is {instances!r}: name what describes the masks, {masks!r}")
             ignored = [ignore] if isinstance(ignore, int | str) else list(ignore or ())
-            self.categories = class_indices(
-                mask_files,
-                declared,
-                ignored,
-            )
+            self.categories = class_indices(mask_files, declared, ignored)
             ignore = [value for value in ignored if isinstance(value, int)]
         several = len(mask_files) > sum(map(len, self.files.values()))
         one_mask_per_object = several and not self.paths_name_classes
@@ -195,20 +175,12 @@ class FolderData(SegmentationData):
     def load(self, split: str, index: int) -> Sample:
         files = self.files[split][self.names(split)[index]]
         path = files["image"][0]
-        image = read_image(
-            path,
-            self.labels.channels,
-            self.as_rgb,
-        )
-        if str(image.dtype) != self.labels.dtype:
+        image = read_image(path, self.labels.channels, self.as_rgb)
+        if image.dtype != self.labels.dtype:
             raise InputError(
                 f"{path}: is {image.dtype}, but the first image is {self.labels.dtype}. Save all as one type"
             )
-        image, hidden = hide_nodata(
-            image,
-            self.nodata,
-            path,
-        )
+        image, hidden = hide_nodata(image, self.nodata, path)
         size = image.shape[1:]
         source = files["mask"][0]
 
@@ -231,10 +203,7 @@ class FolderData(SegmentationData):
         for file in files.get("validity mask", []):
             index_mask[_flatten(read(file)) == 0] = IGNORE_INDEX
         index_mask[hidden] = IGNORE_INDEX
-        sample = Sample(
-            image=torch.from_numpy(image),
-            mask=torch.from_numpy(index_mask),
-        )
+        sample = Sample(image=torch.from_numpy(image), mask=torch.from_numpy(index_mask))
         if self.has_instances:
             sample["instance"] = torch.from_numpy(ids)
         return sample
@@ -249,44 +218,33 @@ class FolderData(SegmentationData):
         labels = self.labels
         if not self.paths_name_classes:  # no name and no colour changes what is counted
             labels = replace(labels, names=[], colors=[])
-        options = (
-            labels,
-            self.mask_threshold,
-            self.paths_name_classes,
-            self.resize_masks,
-            self.as_rgb,
-            self.nodata,
-            self.categories,
-        )
-        return f"{options} {stamps}"
+        options = (self.mask_threshold, self.mask_pattern, self.resize_masks, self.as_rgb, self.nodata)
+        return f"{labels} {options} {self.categories} {stamps}"
 
     def find_problems(self) -> list[Problem]:
         """Whether EXIF turns images, and not their masks; whether masks are of classes that nobody declared, or hold
         values that predicted masks cannot."""
         turned = []
-        left_out = self.class_of.copy() if self.masks_may_stay else {}
         for split in self.files.values():
             for files in split.values():
                 image = files["image"][0]
                 if is_turned(image, unseen=True) and not is_turned(files["mask"][0]):
                     turned.append(image)
-                for mask in files["mask"]:
-                    left_out.pop(mask, None)
         problems = []
         if turned:
             problems.append(
                 f"EXIF turns {plural(len(turned), 'image')} and not their masks, e.g. {turned[0]}. Look at the "
                 "doctor's pictures: if masks lie otherwise than their images, exiftool -n -Orientation=1 FILES"
             )
-        values = [group[0] for group in self.labels.values]
-        if not self.labels.by_color and (min(map(code_of, values)) < 0 or max(map(code_of, values)) > VOID[-1]):
+        values = [code_of(group[0]) for group in self.labels.values]
+        if not self.labels.by_color and (min(values) < 0 or max(values) > VOID[-1]):
             problems.append(f"PNG masks hold 0 to 65535, not {values}: predict.py will need --format palette")
-        names = sorted({*left_out.values()} - {*self.labels.names})
-        if names:
-            mask = next(file for file, name in left_out.items() if name == names[0])
+        left_out = {name: file for file, name in self.class_of.items() if name not in self.labels.names}
+        if left_out and self.masks_may_stay:
+            first = min(left_out)
             problems.append(
-                f"masks of classes that nobody declared are left out: {', '.join(names)}, e.g. {mask}. "
-                f"To take them: classes: {{..., {names[0]}: {self.labels.num_classes}}}"
+                f"masks of classes that nobody declared are left out: {', '.join(sorted(left_out))}, e.g. "
+                f"{left_out[first]}. To take them: classes: {{..., {first}: {self.labels.num_classes}}}"
             )
         return list(map(Problem, problems))
 
@@ -313,31 +271,31 @@ class FolderData(SegmentationData):
             deciding = paths[apart[0] if apart else "image"]
             if split != "train" and not folder_of(deciding).exists():
                 continue
-            samples, class_of, wrong = find_samples(
-                paths,
-                classes,
-                shared,
-            )
+            samples, class_of, wrong = find_samples(paths, classes, shared)
             self.class_of |= class_of
             if lists is None:
                 problems += wrong
             else:
-                samples = choose_samples(
-                    self.root / lists.replace("{split}", name),
-                    samples,
-                    split=None if "{split}" in lists else name,
-                )
+                source = self.root / lists.replace("{split}", name)
+                samples = choose_samples(source, samples, None if "{split}" in lists else name)
             self.files[split] = samples
         return problems
 
-    def _explain_empty(self, split: str, where: str) -> str:
-        """The message about an empty split.
+    def _explain_empty(self, split: str, name: str, where: str) -> str:
+        """The message about an empty split, which is called `name` on the disk.
 
         Raises:
             InputError: there are files of a format that is not read.
         """
         for path in sorted(self.root.rglob("*")):
             check_format(path)
+        source = self.root / where
+        where = where.replace("{split}", name)
+        if source.is_file():  # one list of all
+            where += (
+                f" (rows that say {name} in a column of its own, but it {describe_list(source)}; or give each split a "
+                'list of its own: "{split}.txt")'
+            )
         return (
             f"{self.root}: the {split} split is empty. Fill {where}, or say what it is called there, e.g. "
             "splits: {val: valid}, or keep a part of train: val_fraction: 0.2"
@@ -447,7 +405,7 @@ class FolderData(SegmentationData):
         self,
         masks: Sequence[Counts],
         others: Sequence[Counts] = (),
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str, dict]:
         """The message about masks that hold undeclared values, and the options that mend it.
 
         Args:
@@ -486,7 +444,7 @@ class FolderData(SegmentationData):
         text = f"classes is not declared. The masks hold {describe(add(masks.values()))}. {found}"
         return InputError(text, self._complete(found.options))
 
-    def _complete(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, options: dict) -> dict:
         """Suggested options with what this folder knows: a threshold that was given, and where ids of masks lie."""
         if self.mask_threshold is not None:
             options["mask_threshold"] = self.mask_threshold

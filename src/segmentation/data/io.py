@@ -48,18 +48,6 @@ for library in ("tifffile", "PIL.TiffImagePlugin"):
     logging.getLogger(library).setLevel(logging.CRITICAL)  # they log what they then raise
 
 
-class WrongChannels(InputError):
-    """An image has another number of channels, `found`, than declared."""
-
-    def __init__(
-        self,
-        message: str,
-        found: int,
-    ) -> None:
-        super().__init__(message, {"as_rgb": True, "channels": None})
-        self.found = found
-
-
 def read_image(
     path: Path,
     channels: int | None,
@@ -70,7 +58,7 @@ def read_image(
 
 
 def open_image(
-    path: Path,
+    source: Path | Image.Image | np.ndarray,
     channels: int | None,
     as_rgb: bool = False,
 ) -> np.ndarray:
@@ -80,7 +68,7 @@ def open_image(
     can be the channels.
 
     Args:
-        path: the file.
+        source: the file; or what is in memory: a Pillow image, or an array (H, W) or (H, W, C).
         channels: expected channels; None: those of the file. Pages of a TIFF are channels where their numbers agree.
             An alpha channel that is opaque everywhere is dropped, unless it is expected.
         as_rgb: turn gray, palette, RGBA and CMYK pictures into RGB.
@@ -88,32 +76,14 @@ def open_image(
     Raises:
         InputError: the file is missing, not an image, cut off, or has another number of channels.
     """
-    pixels = _read(path, channels, white=255 if as_rgb else 1)
-    return _fit_channels(pixels, str(path), channels, as_rgb)
-
-
-def take_image(
-    image: Image.Image | np.ndarray,
-    channels: int | None,
-    as_rgb: bool = False,
-) -> np.ndarray:
-    """`open_image` of what is in memory: a Pillow image, or an array (H, W) or (H, W, C)."""
-    pixels = _pixels_of(image) if isinstance(image, Image.Image) else np.array(image)
-    if pixels.ndim not in (2, 3) or not pixels.size:
-        raise InputError(f"the image is an array {pixels.shape}: give (H, W) or (H, W, C)")
-    pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
-    pixels = _to_numbers(pixels, white=255 if as_rgb else 1)
-    name = "the image (H, W, C)"
-    return _fit_channels(pixels, name, channels, as_rgb)
-
-
-def _fit_channels(
-    pixels: np.ndarray,
-    source: str,
-    channels: int | None,
-    as_rgb: bool,
-) -> np.ndarray:
-    """Pixels (C, H, W) with the expected channels, of a type that torch computes with."""
+    white = 255 if as_rgb else 1
+    if isinstance(source, Path):
+        pixels = _read(source, channels, white=white)
+    else:
+        pixels = _pixels_of(source) if isinstance(source, Image.Image) else np.array(source)
+        if pixels.ndim not in (2, 3) or not pixels.size:
+            raise InputError(f"the image is an array {pixels.shape}: give (H, W) or (H, W, C)")
+        pixels = _to_numbers(np.moveaxis(np.atleast_3d(pixels), -1, 0), white)
     if as_rgb:
         pixels = _to_rgb(pixels)
     elif len(pixels) in (2, 4) and channels in (None, len(pixels) - 1):
@@ -122,10 +92,11 @@ def _fit_channels(
             pixels = pixels[:-1]
     found = len(pixels)
     if channels not in (None, found):
-        raise WrongChannels(
-            f"{source}: has {plural(found, 'channel')}, but channels says {channels}. "
-            f"Fix: channels: {found}, or, where gray and colour are mixed, as_rgb: true",
-            found,
+        name = source if isinstance(source, Path) else "the image (H, W, C)"
+        raise InputError(
+            f"{name}: has {plural(found, 'channel')}, where the data has {channels}. Fix: convert it; or train with "
+            f"channels: {found}, or, where gray and colour are mixed, as_rgb: true",
+            {"as_rgb": True, "channels": None},
         )
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
@@ -153,10 +124,9 @@ def hide_nodata(
     found = np.nan if nodata is None and hidden.any() else None
     if nodata is not None:
         hidden |= image == nodata
-    if image.dtype == np.float32:
-        lowest = float(image.min(initial=0, where=~hidden))
-        if lowest in NODATA or lowest < -1e30:
-            found = lowest
+    lowest = float(image.min(initial=0, where=~hidden))
+    if lowest in NODATA or lowest < -1e30:
+        found = lowest
     if found is not None:
         value = NODATA[0] if np.isnan(found) else found
         text = f"{source}: holds {found:.9g}, where it has no data. Fix: nodata: {value:.9g} ignores them, and NaN"
@@ -302,10 +272,8 @@ def _decode_tiff(
     channels: int | None,
 ) -> np.ndarray:
     """Pixels (H, W) or (H, W, C) of a TIFF with any number of channels and bits."""
-    pages = []
-    for page in file.pages[:]:
-        if isinstance(page, tifffile.TiffPage) and not (page.is_reduced or page.is_mask):
-            pages.append(page)
+    full = [page for page in file.pages[:] if isinstance(page, tifffile.TiffPage)]
+    pages = [page for page in full if not (page.is_reduced or page.is_mask)]
     first = pages[0]  # others may be of a pyramid, or GDAL's mask of the pixels that hold data
     area = first.imagelength * first.imagewidth
     limit = 2 * (Image.MAX_IMAGE_PIXELS or area)
@@ -333,13 +301,11 @@ def _decode_variables(path: Path) -> np.ndarray:
         from scipy.io import loadmat  # it takes long to import
 
         variables = loadmat(path, simplify_cells=True)
-    masks: dict[str, np.ndarray] = {}
-    for fields in [variables, *variables.values()]:
-        if not isinstance(fields, dict):
-            continue
-        for name, value in fields.items():
-            if np.ndim(value) == 2:
-                masks[name] = value
+    fields = dict(variables)
+    for value in variables.values():
+        if isinstance(value, dict):
+            fields |= value
+    masks = {name: value for name, value in fields.items() if np.ndim(value) == 2}
     if len(masks) != 1:
         names = ", ".join(masks or variables)
         raise InputError(f"{path}: must hold one array (H, W), but holds {names}. Save the mask alone")

@@ -3,7 +3,6 @@
 Nothing is guessed from pixels. A mask value that nobody declared is an error that prints the YAML to add.
 """
 
-import colorsys
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,7 +58,7 @@ def codes_of(mask: np.ndarray, source: str) -> np.ndarray:
 def count_values(mask: np.ndarray, source: str) -> Counts:
     """Value -> pixels."""
     values, pixels = np.unique(codes_of(mask, source), return_counts=True)
-    names: list[Value] = values.tolist()
+    names = values.tolist()
     if mask.ndim == 3:
         names = [f"#{value:06X}" for value in values]
     return Counter(dict(zip(names, pixels.tolist(), strict=True)))
@@ -116,8 +115,8 @@ class Labels:
                 f"classes declares {list(classes)}: segmentation needs at least two, "
                 "e.g. classes: {background: 0, nucleus: 255}"
             )
-        values: list[list[Value]] = []
-        colors: list[str] = []
+        values = []
+        colors = []
         for index, (name, given) in enumerate(classes.items()):
             where = f"class {name!r}"
             if type(name) not in (str, int):
@@ -131,9 +130,7 @@ class Labels:
             color = spec.get("color") or own_color
             values.append(own)
             colors.append(_check_color(color, where))
-        ignored: list[Value] = []
-        if ignore not in (None, (), []):
-            ignored = _as_values(ignore, "ignore")
+        ignored = [] if ignore in (None, (), []) else _as_values(ignore, "ignore")
         declared = [*chain.from_iterable(values), *ignored]
         uses = Counter(map(code_of, declared))
         for value in declared:
@@ -143,7 +140,7 @@ class Labels:
             raise InputError("classes and ignore mix integers and colours: a mask is one or the other")
         return cls(
             task="binary" if len(classes) == 2 else "multiclass",
-            names=[str(name) for name in classes],
+            names=list(map(str, classes)),
             values=values,
             colors=colors,
             ignore=ignored,
@@ -184,15 +181,14 @@ class Labels:
         """Display colours, (K, 3) uint8."""
         return _rgb(self.colors)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict:
         """Plain types only: what a checkpoint keeps. `Labels(**labels.as_dict())` gives it back."""
         return asdict(self)
 
     def check(self) -> None:
         """Raises InputError, or ValueError, where these are no labels that `parse` could give: a file was changed."""
-        classes: dict[str, Any] = {}
-        for name, values, color in zip(self.names, self.values, self.colors, strict=True):
-            classes[name] = {"value": values, "color": color}
+        declared = zip(self.names, self.values, self.colors, strict=True)
+        classes = {name: {"value": values, "color": color} for name, values, color in declared}
         self.parse(classes, self.ignore)
 
     def encode(self, mask: np.ndarray, source: str) -> np.ndarray:
@@ -225,9 +221,7 @@ class Labels:
             colors = _rgb(values[0] for values in self.values)
             return colors[index]
         first = [int(values[0]) for values in self.values]
-        lowest = np.min_scalar_type(min(first))
-        highest = np.min_scalar_type(max(first))
-        smallest_type = np.result_type(lowest, highest)
+        smallest_type = np.result_type(*map(np.min_scalar_type, first))
         return np.array(first, dtype=smallest_type)[index]
 
     def explain(
@@ -235,7 +229,7 @@ class Labels:
         masks: Sequence[Counts],
         others: Sequence[Counts] = (),
         objects: bool = False,
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str, dict]:
         """The message about masks that hold undeclared values, and the options of FolderData that mend it.
 
         Args:
@@ -275,12 +269,10 @@ class Labels:
         table = {code_of(value): IGNORE_INDEX for value in self.ignore}
         for index, values in enumerate(self.values):
             table |= {code_of(value): index for value in values}
-        known = np.array(sorted(table))
-        indices = np.array([table[code] for code in known])
+        known, indices = np.array(sorted(table.items())).T
         if self.tolerance:
             found, place = np.unique(codes, return_inverse=True)
-            apart = self._channels(found)[:, None] - self._channels(known)
-            distance = abs(apart).max(axis=2)
+            distance = abs(self._channels(found)[:, None] - self._channels(known)).max(axis=2)
             is_near = distance.min(axis=1) <= self.tolerance
             nearest = indices[distance.argmin(axis=1)]
             return np.where(is_near, nearest, UNDECLARED)[place].reshape(codes.shape)
@@ -293,27 +285,23 @@ class Labels:
         return column >> (16, 8, 0) & 255 if self.by_color else column
 
 
-def _fix_form(classes: Any) -> dict[str, Any] | None:
+def _fix_form(classes: Any) -> dict | None:
     """Classes as they should have been written: of a list of names, of {value: name}, of colours as [R, G, B]."""
     if isinstance(classes, (list, tuple)):
         return {str(name): index for index, name in enumerate(classes)}
-    fixed: dict[str, Any] = {}
+    fixed: dict = {}
     wrong = False
     for name, value in classes.items():
-        is_number = re.fullmatch(r"-?\d+", str(name)) is not None
         is_triple = isinstance(value, (list, tuple)) and len(value) == 3
-        if is_number and isinstance(value, str) and not HEX.fullmatch(value):
+        if re.fullmatch(r"-?\d+", str(name)) and isinstance(value, str) and not HEX.fullmatch(value):
             fixed[value] = int(name)
             wrong = True
         elif is_triple and all(part in range(256) for part in value):
             fixed[name] = "#{:02X}{:02X}{:02X}".format(*value)
-            if len(set(value)) < 3:  # a value is declared once, a colour may have it twice
-                wrong = True
+            wrong = wrong or len(set(value)) < 3  # a value is declared once, a colour may have it twice
         else:
             fixed[name] = value
-    if wrong:
-        return fixed
-    return None
+    return fixed if wrong else None
 
 
 def _as_values(declared: Any, where: str) -> list[Value]:
@@ -349,12 +337,6 @@ def _distinct_color(index: int) -> str:
     colors = PALETTE.split()
     if index < len(colors):
         return f"#{colors[index]}"
-    hue = 0.1 + 0.75 * (index * 0.61803 % 1)
-    saturation = 0.62 if index % 2 else 0.8
-    color = colorsys.hsv_to_rgb(
-        hue,
-        saturation,
-        0.95,
-    )
-    rgb = bytes(round(255 * part) for part in color)
-    return f"#{rgb.hex().upper()}"
+    hue = 36 + 270 * (index * 0.61803 % 1)
+    saturation = 62 if index % 2 else 80
+    return "#{:02X}{:02X}{:02X}".format(*getrgb(f"hsv({hue},{saturation}%,95%)"))

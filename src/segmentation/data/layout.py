@@ -86,16 +86,16 @@ def find_samples(
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
     words = _words(patterns["image"])
+    images = set()
     if "class" in words:
         classes = []
-    images: set[str] = set()
-    if "class" in set(_words(patterns["mask"])) - set(words):
-        images = {match.get("name", "") for _, match in _match_files(patterns["image"], [])}
-    class_of: dict[Path, str] = {}
-    match_of: dict[str, Match] = {}
-    problems: list[str] = []
+    elif "class" in _words(patterns["mask"]):
+        images = {match["name"] for _, match in _match_files(patterns["image"])}
+    class_of = {}
+    match_of = {}
+    problems = []
     found: dict[str, Files] = {}
-    first_of: dict[tuple[str, str, str | None], Path] = {}  # of a kind, name and class
+    first_of: dict[tuple, Path] = {}  # of a kind, name and class
     taken: set[Path] = set()
     for kind in reversed(patterns):  # the images last: {name}.png fits x_mask.png too
         pattern = patterns[kind]
@@ -103,14 +103,18 @@ def find_samples(
             raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
         several = kind == "mask" and "*" in pattern.stem
         found[kind] = {}
-        for file, match in _match_files(pattern, classes, images):
+        for file, match in _match_files(pattern, images):
             if kind == "image" and file in taken:
                 continue
             name = readable("/".join(match[word] for word in words))
+            thing = match.get("class")
+            is_left_out = thing and classes and thing not in classes
+            if thing and (not is_left_out or match["name"] in images):
+                class_of[file] = thing
+            if is_left_out:
+                continue
             match_of[name] = match
-            if "class" in match:
-                class_of[file] = match["class"]
-            first = first_of.setdefault((kind, name, match.get("class")), file)
+            first = first_of.setdefault((kind, name, thing), file)
             if first.parent != file.parent:
                 raise InputError(
                     f"{file}: {first} has the same name, {name}. Name the folders that tell them apart in images and "
@@ -125,17 +129,8 @@ def find_samples(
         if folder_of(pattern).is_file():
             found[kind] = _name_by_stem(found[kind], found["image"])
     samples = {}
-    used: set[Path] = set()
     for name in sorted(set.intersection(*map(set, found.values()))):
         samples[name] = {kind: found[kind][name] for kind in patterns}
-        used.update(samples[name]["mask"])
-    left_out: dict[Path, str] = {}
-    if classes and "{class}" in str(patterns["mask"]):
-        for file, match in _match_files(patterns["mask"], [], images):
-            name = "/".join(match[word] for word in words)
-            if readable(name) in samples and file not in used:
-                left_out[file] = match["class"]
-    class_of |= left_out
     pairs = [("image", kind) for kind in patterns]
     declared = "|".join(classes) or "{class}"
     for kind, other in [*pairs, ("mask", "image")]:
@@ -146,22 +141,16 @@ def find_samples(
             wanted = f"{wanted.replace('.*', '.txt')}, empty where it shows nothing"
         for name in sorted(found[kind].keys() - found[other].keys()):
             file = found[kind][name][0]
-            if file in left_out:
-                continue
-            problems.append(
-                f"{file}: this {kind} has no {other}. Fix: add {_fill(wanted, match_of[name])}, or take the {kind} away"
-            )
+            missing = wanted
+            for word, text in match_of[name].items():
+                missing = missing.replace(f"{{{word}}}", text)
+            problems.append(f"{file}: this {kind} has no {other}. Fix: add {missing}, or take the {kind} away")
     return samples, class_of, [readable(problem) for problem in problems]
 
 
 def _words(pattern: Path) -> list[str]:
     """The words in braces of a pattern, each once."""
     return list(dict.fromkeys(WORD.findall(str(pattern))))
-
-
-def _fill(pattern: str, match: Match) -> str:
-    """A pattern with the text that its words stand for."""
-    return WORD.sub(lambda word: match.get(word[1], word[0]), pattern)
 
 
 def _name_by_stem(entries: Files, images: Files) -> Files:
@@ -185,11 +174,7 @@ def _name_by_stem(entries: Files, images: Files) -> Files:
     return renamed
 
 
-def _match_files(
-    pattern: Path,
-    classes: list[str],
-    names: Container[str] = (),
-) -> Iterator[tuple[Path, Match]]:
+def _match_files(pattern: Path, names: Container[str] = ()) -> Iterator[tuple[Path, Match]]:
     """Files that fit a pattern, each with what its words stand for; `{name}` for one of `names`, where it can.
 
     Raises:
@@ -200,40 +185,29 @@ def _match_files(
         raise no_such_folder(
             folder, "Set data.dataset.root, or data.dataset.images and data.dataset.masks to the names of your folders"
         )
-    stands_for = {"name": ".+"}
-    if classes:
-        stands_for["class"] = "|".join(map(re.escape, classes))
-    regex = re.escape(pattern.as_posix())
-    regex = regex.replace(r"\*\*/", "(.*/)?")
-    regex = regex.replace(r"\*", "[^/]*")
+    regex = re.escape(pattern.as_posix()).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
     for word in _words(pattern):
         escaped = rf"\{{{word}\}}"
-        group = stands_for.get(word, "[^/]+")
+        group = ".+" if word == "name" else "[^/]+"
         regex = regex.replace(escaped, f"(?P<{word}>{group})", 1)
         regex = regex.replace(escaped, f"(?P={word})")
     pictures = list(walk(folder, IMAGE_SUFFIXES | {pattern.suffix.lower()}))
     for file in pictures or walk(folder, MASK_SUFFIXES):
         match = _match(regex, file.as_posix())
-        if names and match and match["name"] not in names:  # 0_red_car.png is 0 and red_car, not 0_red and car
-            match = _match_known(regex, file.as_posix(), match["name"], names) or match
-        if match:
-            yield file, match
+        if not match:
+            continue
+        name = match["name"]
+        shorter = None
+        while names and name and not shorter:  # 0_red_car.png is 0 and red_car, not 0_red and car
+            if name in names:
+                shorter = _match(regex.replace("(?P<name>.+)", f"(?P<name>{re.escape(name)})"), file.as_posix())
+            name = name[:-1]
+        yield file, shorter or match
 
 
 def _match(regex: str, path: str) -> Match | None:
     match = re.fullmatch(regex, path, re.DOTALL | re.IGNORECASE)
     return match.groupdict() if match else None
-
-
-def _match_known(regex: str, path: str, longest: str, names: Container[str]) -> Match | None:
-    """The match with the longest `{name}`, of the beginnings of `longest`, that is one of `names`."""
-    for length in range(len(longest) - 1, 0, -1):
-        name = longest[:length]
-        if name in names:
-            match = _match(regex.replace("(?P<name>.+)", f"(?P<name>{re.escape(name)})"), path)
-            if match:
-                return match
-    return None
 
 
 def walk(

@@ -26,12 +26,7 @@ def read_rows(source: Path) -> list[list[str]]:
     text = source.read_text(encoding="utf-8-sig", errors="surrogateescape")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if source.suffix.lower() in (".csv", ".tsv"):
-        table = csv.reader(
-            lines,
-            delimiter=max(",;\t", key=text.count),
-            skipinitialspace=True,
-        )
-        return list(table)
+        return list(csv.reader(lines, delimiter=max(",;\t", key=text.count), skipinitialspace=True))
     return [[line, *line.replace(";", " ").split()] for line in lines]
 
 
@@ -74,8 +69,7 @@ def _split_column(rows: list[list[str]]) -> slice:
     header = [cell.lower() for cell in rows[0]] if rows else []
     for name in SPLIT_COLUMNS:
         if name in header:
-            column = header.index(name)
-            return slice(column, column + 1)
+            return slice(header.index(name), header.index(name) + 1)
     return slice(None)
 
 
@@ -84,9 +78,7 @@ def describe_list(source: Path) -> str:
     if source.suffix.lower() in (".yaml", ".yml", ".json"):
         return f"has the lists {', '.join(map(str, _read_lists(source)))}"
     rows = read_rows(source)
-    if not rows:
-        return "has no rows" if source.is_file() else "is missing"
-    return f"has the columns {', '.join(rows[0])}"
+    return f"has the columns {', '.join(rows[0])}" if rows else "has no rows"
 
 
 def _read_lists(source: Path) -> dict[Any, Any]:

@@ -55,7 +55,7 @@ class SplitDataset(Dataset):
 
     def __post_init__(self) -> None:
         self.names = self.data.names(self.split)
-        self.cached: list[Batch] = []
+        self.cached = []
         if self.cache:
             with ThreadPoolExecutor() as pool:
                 self.cached = list(pool.map(self._read, range(len(self))))
@@ -65,7 +65,7 @@ class SplitDataset(Dataset):
 
     def __getitem__(self, key: Index | int) -> Batch:
         index, epoch, filler = key if isinstance(key, Index) else Index(key)
-        focus: list[int] = []
+        focus = []
         if self.rare:
             rng = np.random.default_rng([self.seed, epoch, index])
             if rng.random() < self.rare.share:
@@ -126,7 +126,7 @@ def collate(items: list[Batch]) -> Batch:
             f"images of one batch have unequal sizes: {sizes}. If the files have changed since the run began, start it "
             "again with --resume; else take the transform away from data.augment that changes sizes"
         )
-    batch: Batch = {}
+    batch = {}
     for key, first in items[0].items():
         values: Any = [item[key] for item in items]
         if isinstance(first, torch.Tensor):

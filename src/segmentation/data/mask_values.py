@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy.ndimage import distance_transform_edt, maximum_filter1d
 
 from segmentation.errors import plural
 
@@ -23,6 +24,7 @@ Counts = Counter[Value]
 FEW = 8  # values that a message lists; masks of no more were not smeared
 MANY = 64  # classes in one mask at most
 STRAY = 100  # pixels of a stray value in one mask at most
+SMEARED = "with smeared edges, as JPEG and resizing leave them"
 IDS = 5  # instances in the fullest mask at least
 
 #: The largest integers of two types: beside class indices they mean "no class".
@@ -57,34 +59,29 @@ class MaskValues:
     ) -> None:
         found = shorten(add(masks)).keys() - set(ignore)
         self.by_color = any(isinstance(value, str) for value in found)
-        codes = []
-        for value in found:
-            if isinstance(value, str) == self.by_color:  # a mask of colours that has none is read as gray
-                codes.append(code_of(value))
+        # A mask of colours that has none is read as gray.
+        codes = [code_of(value) for value in found if isinstance(value, str) == self.by_color]
         self.codes = np.array(sorted(codes))
-        shape = (len(masks), len(codes))
-        self.pixels = np.zeros(shape, np.int64)
         values = self.values()
-        for row, mask in zip(self.pixels, masks, strict=True):
-            row[:] = [mask[value] for value in values]
+        rows = [[mask[value] for value in values] for mask in masks]
+        self.pixels = np.array(rows, np.int64).reshape(len(masks), len(codes))
         self.ignore = list(ignore)
         self.declared = list(chain.from_iterable(declared.values()))
         self.reasons: list[str] = []
-        self.options: dict[str, Any] = {}
+        self.options: dict = {}
         few = objects or len(declared) in (0, 2)
         groups = self.interpret(few, objects)
-        stays = objects and declared
-        if groups and not stays:
+        if not groups:
+            return
+        if not (objects and declared):
             self.options["classes"] = name_groups(groups, declared)
-        if groups and self.ignore != list(ignore):
+        if self.ignore != list(ignore):
             self.options["ignore"] = self.ignore
 
     def __str__(self) -> str:
         """The reasons and the options, in one line."""
-        last = NO_LABELS
-        if self.options:
-            fix = [as_yaml(option, value) for option, value in self.options.items()]
-            last = f"Fix: {', '.join(fix)}"
+        fix = [as_yaml(option, value) for option, value in self.options.items()]
+        last = f"Fix: {', '.join(fix)}" if fix else NO_LABELS
         return ". ".join([*self.reasons, last])
 
     def values(self) -> list[Any]:
@@ -110,12 +107,10 @@ class MaskValues:
             self.options["instances"] = "the same as masks"
             self.reasons.append("Each mask numbers its instances")
             return [[0], [1]]
-        levels = self.find_levels()
-        if len(levels) and not objects:
-            distance = abs(np.arange(256)[:, None] - levels).min(axis=1)
-            self.options["mask_tolerance"] = int(distance.max())  # files that were not looked at may hold any value
-            self.reasons.append(f"These are {len(levels)} values with smeared edges, as JPEG and resizing leave them")
-            return [[value] for value in levels.tolist()]
+        levels = [] if objects else self.find_levels()
+        if levels:
+            self.reasons.append(f"These are {len(levels)} values {SMEARED}")
+            return [[value] for value in levels]
         mixed = ~np.isin(self.values(), self.declared)
         pixels = self.pixels.sum(axis=0)
         if self.by_color and mixed.sum() > MANY // 2 and 10 * pixels[mixed].sum() < pixels.sum():
@@ -124,23 +119,17 @@ class MaskValues:
             return []
         strays = self.are_strays()
         if two_integers and (self.is_smeared(~strays) or self.is_averaged()):
-            low = int(self.codes[0])
-            high = int(self.codes[-1])
-            middle = (low + high + 1) // 2
-            self.options["mask_threshold"] = middle
-            self.reasons.append("These are two values with smeared edges, as JPEG and resizing leave them")
+            low, *_, high = self.values()
+            self.options["mask_threshold"] = (low + high + 1) // 2
+            self.reasons.append(f"These are two values {SMEARED}")
             return [[low], [high]]
         self.leave_out(strays, "Few pixels of few masks hold")
         self.leave_out(self.codes < 0, "Negative values are no class")
         highest = self.values()[-1]
-        above = self.pixels[:, self.codes > 0]
-        numbers = np.count_nonzero(above, axis=1)
-        most = numbers.max(initial=0)
+        most = np.count_nonzero(self.pixels[:, self.codes > 0], axis=1).max(initial=0)
         if objects:
-            if most > 1 and is_row(self.codes):
-                self.options["mask_threshold"] = 1
-            elif most > 1:
-                self.options["mask_threshold"] = (highest + 1) // 2
+            if most > 1:
+                self.options["mask_threshold"] = 1 if is_row(self.codes) else (highest + 1) // 2
             return [[0], [highest or 255]]
         if two_integers and most == 1 and self.are_one_foreground():
             self.reasons.append("No mask holds two values above 0, so these may be one class")
@@ -149,17 +138,15 @@ class MaskValues:
         indices = self.codes[~void]
         number = len(indices)
         dense = number > 1 and indices[-1] <= 2 * number
-        if most > MANY:
-            return []
-        if number > MANY and not dense:
+        if most > MANY or (number > MANY and not dense):
             return []
         if dense:
             self.leave_out(void, "The largest integer is no class")
-        single = len(self.codes) == 1
-        if single and few and self.by_color:
-            return [["#000000"], [highest]]
-        if single and few and 0 not in self.ignore:
-            return [[0], [highest or 255]]
+        if few and len(self.codes) == 1:
+            if self.by_color:
+                return [["#000000"], [highest]]
+            if 0 not in self.ignore:
+                return [[0], [highest or 255]]
         return [[value] for value in self.values()]
 
     def leave_out(
@@ -175,13 +162,13 @@ class MaskValues:
         """
         if not which.any() or np.count_nonzero(~which) < 2:
             return
-        total = self.pixels.sum(axis=0).tolist()
-        left_out: Counts = Counter()
-        for value, pixels, leave in zip(self.values(), total, which, strict=True):
-            if leave:
-                left_out[value] = pixels
+        pixels = self.pixels.sum(axis=0).tolist()
+        values = dict(zip(self.values(), pixels, strict=True))
         self.codes = self.codes[~which]
         self.pixels = self.pixels[:, ~which]
+        for value in self.values():
+            del values[value]
+        left_out = Counter(values)
         self.ignore += left_out
         self.reasons.append(f"{reason}: {describe(left_out)}")
 
@@ -199,29 +186,26 @@ class MaskValues:
         masks = np.count_nonzero(self.pixels, axis=0)
         few_masks = 2 * masks <= len(self.pixels)
         strays = few_pixels & few_masks
-        void = np.isin(self.codes, VOID)
-        void |= self.codes < 0
+        void = np.isin(self.codes, VOID) | (self.codes < 0)
         number = np.count_nonzero(strays)
         rare_classes = is_row(self.codes[~void]) and len(strays) - number > 2
         if rare_classes or number > MANY // 2:
             return np.zeros_like(strays)
         return strays
 
-    def find_levels(self) -> np.ndarray:
+    def find_levels(self) -> list[int]:
         """The values that nearly all pixels lie at or near, three or more, with others between; none: it is not so."""
-        none = self.codes[:0]
         if self.by_color or len(self.codes) <= 2 * FEW or self.codes[0] < 0 or self.codes[-1] > 255:
-            return none
-        pixels = self.pixels.sum(axis=0)
-        apart = abs(self.codes[:, None] - self.codes)
-        highest = np.where(apart <= MANY // 2, pixels, 0).max(axis=1)
-        is_level = (pixels == highest) & (pixels >= pixels.sum() / 100)
-        distance = apart[:, is_level].min(axis=1)
+            return []
+        pixels = np.bincount(self.codes, self.pixels.sum(axis=0), minlength=256)
+        is_level = (pixels == maximum_filter1d(pixels, MANY + 1)) & (pixels >= pixels.sum() / 100)
+        distance = distance_transform_edt(~is_level)
         far = pixels[distance > MANY // 4].sum()
-        commonest = pixels[distance > 4].max(initial=0)  # of the values between
+        commonest = pixels[distance > 4].max()  # of the values between
         if is_level.sum() < 3 or 10 * far > pixels.sum() or 2 * commonest > pixels[is_level].min():
-            return none
-        return self.codes[is_level]
+            return []
+        self.options["mask_tolerance"] = int(distance.max())  # files that were not looked at may hold any value
+        return np.flatnonzero(is_level).tolist()
 
     def is_smeared(self, which: np.ndarray) -> bool:
         """Whether most pixels lie near two ends, and the others between: two values whose edges were smeared.
@@ -233,18 +217,11 @@ class MaskValues:
         pixels = self.pixels.sum(axis=0)[which]
         if len(codes) <= FEW or codes[-1] > 255:  # no JPEG has these
             return False
-        span = max(MANY, codes[-1] - codes[0])
-        place = (codes - codes[0]) / span
-        dark = place <= 1 / 8
-        bright = place > 7 / 8
-        if np.count_nonzero(~dark) <= 3:
-            return False
-        between = pixels[~dark & ~bright].sum()
-        at_top = pixels[bright].sum()
-        at_an_end = pixels[dark].sum() + at_top
-        if 3 * between >= at_an_end:
-            return False
-        return bool(between < 2 * at_top)
+        place = (codes - codes[0]) / max(MANY, codes[-1] - codes[0])
+        above = place > 1 / 8
+        at_top = pixels[place > 7 / 8].sum()
+        between = pixels[above].sum() - at_top
+        return bool(np.count_nonzero(above) > 3 and 4 * between < pixels.sum() and between < 2 * at_top)
 
     def is_averaged(self) -> bool:
         """Whether few pixels hold several values between two that are declared: edges that resizing averaged."""
@@ -258,15 +235,14 @@ class MaskValues:
         above = self.codes > 0
         held = self.pixels[:, above] > 0
         numbers = np.count_nonzero(held, axis=1)
-        lengths = set(numbers)
         masks = np.count_nonzero(held, axis=0)
+        single = np.mean(masks == 1) if len(masks) else 0  # share of the values that one mask alone has
         are_wide = len(masks) > FEW and self.codes[-1] > 255  # more than a JPEG holds
-        if are_wide and np.mean(masks == 1) > 0.9:
+        if are_wide and single > 0.9:
             return True
-        are_many = len(masks) > 2 * FEW and np.mean(masks == 1) > 0.5
-        if are_many and 2 * masks.max() <= len(held):  # some class would be common
+        if len(masks) > 2 * FEW and single > 0.5 and 2 * masks.max() <= len(held):  # some class would be common
             return True
-        if len(lengths) < 3 or max(lengths) < IDS:
+        if len(set(numbers)) < 3 or numbers.max() < IDS:
             return False
         largest = (held * self.codes[above]).max(axis=1)
         return np.array_equal(numbers, largest)
@@ -279,15 +255,13 @@ class MaskValues:
         if self.codes[0] != 0 or len(self.codes) < 3 or is_row(self.codes):
             return False
         holds_0 = self.pixels[:, 0] > 0
-        masks = self.pixels[holds_0]
-        beside_0 = masks.any(axis=0)
-        return bool(beside_0.all())
+        return bool(self.pixels[holds_0].any(axis=0).all())
 
 
 def name_groups(
     groups: list[list[Value]],
     declared: Mapping[str, list[Value]],
-) -> dict[str, Any]:
+) -> dict:
     """Classes of mask values: those that are declared, and others under names to be replaced.
 
     Args:
@@ -300,23 +274,12 @@ def name_groups(
     if len(groups) == len(names) == 2:
         if known != sorted(known, key=code_of):  # the foreground is declared first
             groups = groups[::-1]
-        for name, group in zip(
-            names,
-            groups,
-            strict=True,
-        ):
+        for name, group in zip(names, groups, strict=True):
             own = declared.get(name, [])
-            if set(own).isdisjoint(group):
-                own = []
-            classes[name] = list(dict.fromkeys(group + own))
+            classes[name] = group if set(own).isdisjoint(group) else list(dict.fromkeys(group + own))
     else:
-        for group in groups:
-            if group[0] not in known:
-                classes[name_of(group[0])] = group
-    written: dict[str, Any] = {}
-    for name, group in classes.items():
-        written[name] = group[0] if len(group) == 1 else group
-    return written
+        classes |= {name_of(group[0]): group for group in groups if group[0] not in known}
+    return {name: group[0] if len(group) == 1 else group for name, group in classes.items()}
 
 
 def name_of(value: Value) -> str:
@@ -366,7 +329,7 @@ def as_yaml(option: str, value: Any) -> str:
         allow_unicode=True,
         width=math.inf,
     )
-    return text.strip()[1:-1]
+    return text[1:-2]
 
 
 def add(masks: Iterable[Counts]) -> Counts:
@@ -383,8 +346,7 @@ def add(masks: Iterable[Counts]) -> Counts:
 
 def shorten(counts: Counts) -> Counts:
     """The commonest values: a photo holds more colours than memory should."""
-    common = counts.most_common(8 * MANY)
-    return Counter(dict(common))
+    return Counter(dict(counts.most_common(8 * MANY)))
 
 
 def describe(counts: Counts) -> str:
@@ -393,11 +355,6 @@ def describe(counts: Counts) -> str:
     Args:
         counts: value -> pixels.
     """
-    parts = []
-    for value, pixels in counts.most_common(FEW):
-        count = plural(pixels, "pixel")
-        parts.append(f"{value} ({count})")
-    text = ", ".join(parts)
-    if len(counts) > FEW:
-        text += f" and {len(counts) - FEW} more"
-    return text
+    parts = [f"{value} ({plural(pixels, 'pixel')})" for value, pixels in counts.most_common(FEW)]
+    more = f" and {len(counts) - FEW} more" if len(counts) > FEW else ""
+    return ", ".join(parts) + more

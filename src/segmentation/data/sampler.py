@@ -95,7 +95,7 @@ def eval_batches(
     """One process's batches of images of one size, at most `batch_size` each. Over all processes each sample comes
     once, and all have the same number of batches, as DDP's collectives demand: fillers make up for what is missing.
     """
-    groups: dict[tuple[int, int], list[Index]] = defaultdict(list)
+    groups = defaultdict(list)
     for index, size in enumerate(sizes):
         groups[size].append(Index(index))
     batches = []
@@ -121,9 +121,9 @@ class TrainLoader(DataLoader):
 
     def __init__(
         self,
-        *args: Any,
+        *args,
         progress: Callable[[], tuple[int, int, int]],
-        **kwargs: Any,
+        **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.progress = progress

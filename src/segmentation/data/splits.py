@@ -85,7 +85,7 @@ class Subset(SegmentationData):
         super().__init__(data.labels)
         self.data = data
         self.problems = data.problems
-        self.samples: dict[str, list[tuple[str, int, str]]] = {}
+        self.samples = {}
         for split in SPLITS:
             self.samples[split] = [(split, index, name) for index, name in enumerate(data.names(split))]
 

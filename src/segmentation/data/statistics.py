@@ -102,8 +102,7 @@ class SplitStatistics:
     @property
     def absent(self) -> list[str]:
         """Names of the classes without a pixel."""
-        pixels_of = dict(zip(self.names, self.pixels, strict=True))
-        return [name for name, pixels in pixels_of.items() if not pixels]
+        return [name for name, pixels in zip(self.names, self.pixels, strict=True) if not pixels]
 
     @property
     def mean(self) -> list[float]:
@@ -173,13 +172,9 @@ def compute_statistics(data: SegmentationData, split: str) -> SplitStatistics:
         rows = [isinstance(record, Record) and astuple(record) for record in found]
         with suppress(OSError):  # a cache that cannot be written only costs time
             write_text(path, json.dumps(rows))
-    statistics = SplitStatistics(labels.names, [])
-    for index, record in enumerate(found):
-        if isinstance(record, Record):
-            statistics.records.append(record)
-        else:
-            statistics.bad[index] = record
-    return statistics
+    records = [record for record in found if isinstance(record, Record)]
+    bad = {index: error for index, error in enumerate(found) if not isinstance(error, Record)}
+    return SplitStatistics(labels.names, records, bad)
 
 
 def _read(data: SegmentationData, split: str, indices: list[int]) -> Iterator[Record | InputError]:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from torchvision import datasets
 
 from segmentation.data.folder import FolderData, expand
-from segmentation.errors import InputError
+from segmentation.errors import InputError, one_line
 
 
 class TorchvisionData(FolderData):
@@ -29,7 +29,7 @@ class TorchvisionData(FolderData):
             try:
                 getattr(datasets, name)(folder, download=True)
             except (OSError, RuntimeError, ValueError) as error:
-                raise InputError(f"{folder}: {name} cannot be fetched ({' '.join(str(error).split())})") from error
+                raise InputError(f"{folder}: {name} cannot be fetched ({one_line(error)})") from error
         elif not folder.is_dir():
             raise InputError(f"{folder}: no such folder. Fix: data.dataset.download: true, where there is internet")
         super().__init__(root, **options)

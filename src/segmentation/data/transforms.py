@@ -45,9 +45,9 @@ class Coverage(tv_tensors.TVTensor):
 def _change(
     function: Callable[..., Tensor],
     coverage: Coverage,
-    *args: Any,
-    fill: Any = None,
-    **options: Any,
+    *args,
+    fill=None,
+    **options,
 ) -> Coverage:
     """Do to coverage what a function of torchvision does to images; but fill with 0, whatever the image's `fill` is."""
     changed = function(coverage.as_subclass(Tensor), *args, **options)
@@ -160,16 +160,14 @@ class Augment:
             starts.append(int(torch.randint(first, last + 1, ())))
         cropped = {}
         for name, value in sample.items():
-            mode = v2.InterpolationMode.NEAREST_EXACT
-            if name in ("image", "coverage"):
-                mode = v2.InterpolationMode.BILINEAR
+            smooth = name in ("image", "coverage")
             window = F.resized_crop(
                 value.view(-1, *mask.shape),
                 *starts,
                 height=height,
                 width=width,
                 size=list(size),
-                interpolation=mode,
+                interpolation=v2.InterpolationMode.BILINEAR if smooth else v2.InterpolationMode.NEAREST_EXACT,
             )
             cropped[name] = window.view(*value.shape[:-2], *size)
         return cropped
@@ -204,8 +202,8 @@ class Augment:
             changed = changed.clamp(0, 65535).to(dtype)
         if changed.dtype != dtype or len(changed) != len(image):
             raise InputError(
-                f"data.augment turns {dtype} images into {changed.dtype}, {len(image)} channels into {len(changed)}. "
-                "Remove ToDtype, Normalize, Grayscale and the like: scaling and normalising happen on the device"
+                f"data.augment turns {dtype} images into {changed.dtype}, or changes their channels. Remove ToDtype, "
+                "Normalize, Grayscale and the like: scaling and normalising happen on the device"
             )
         return {**outputs, "image": changed}
 

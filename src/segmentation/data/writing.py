@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 
@@ -52,13 +51,13 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, metrics: dict[str, Any]) -> None:
+def write_json(path: Path, metrics: dict) -> None:
     """JSON has no NaN: the metric of an absent class is null."""
     without_nan = json.loads(json.dumps(metrics), parse_constant=lambda constant: None)
     write_text(path, json.dumps(without_nan, indent=2) + "\n")
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: list[dict]) -> None:
     """A table with a header; a value that a row lacks is empty."""
     with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, dict.fromkeys(chain.from_iterable(rows)), lineterminator="\n")

@@ -5,7 +5,6 @@ Temperature scaling: Guo et al. 2017. The guarantee: risk-controlling prediction
 
 import math
 from argparse import Namespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +30,9 @@ THRESHOLDS = np.arange(-16, 16, 1 / 32)  # logits that may become the threshold:
 
 def calibrate(
     options: Namespace,
-    trainer: dict[str, Any],
+    trainer: dict,
     data: SegmentationDataModule,
-) -> tuple[dict[str, Any], dict[str, float]]:
+) -> tuple[dict, dict[str, float]]:
     """Fit temperature and threshold on the validation split, and write the checkpoint's copy.
 
     Args:
@@ -93,7 +92,7 @@ def check_guarantee(options: Namespace, data: SegmentationDataModule) -> None:
     if images < needed or data.labels.task != "binary":
         raise InputError(
             f"--max-missed {options.max_missed} with --confidence {options.confidence} takes two classes and {needed} "
-            f"{SPLIT} images with foreground, or more; here are {data.labels.num_classes} and {images}"
+            f"{SPLIT} images with foreground, or more; here are {images}"
         )
 
 

@@ -30,7 +30,7 @@ class Run:
     Its config and its costs are only shown; what is compared are the counts of each tested image and class.
     """
 
-    costs: dict[str, Any]  # some entries of summary.json
+    costs: dict  # some entries of summary.json
     config: list[str]  # lines
     images: list[str]
     classes: list[str]
@@ -42,7 +42,7 @@ class Run:
         return self.images, self.classes, pixels.tolist()
 
 
-def compare(args: list[str] | None = None) -> dict[str, Any]:
+def compare(args: list[str] | None = None) -> dict:
     """Print tables of the runs and the differences of their configs, and save a plot; return IoUs and differences.
 
     Raises:
@@ -102,8 +102,7 @@ def compare(args: list[str] | None = None) -> dict[str, Any]:
             lineterm="",
         )
         print("\n".join(changed))
-    figure = comparison_figure(ious)
-    save_png(figure, output)
+    save_png(comparison_figure(ious), output)
     print(f"plot       {output}")
     return {"iou": ious, "difference": differences}
 
@@ -188,7 +187,7 @@ def comparison_figure(ious: dict[str, dict[str, Estimate]]) -> "Figure":
     return figure
 
 
-def print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:
+def print_table(title: str, columns: dict[str, dict]) -> None:
     """Print a table.
 
     Args:
@@ -197,9 +196,6 @@ def print_table(title: str, columns: dict[str, dict[str, Any]]) -> None:
     """
     shown = table(title, "", *columns)
     for row in next(iter(columns.values())):
-        cells = []
-        for column in columns.values():
-            value = column[row]
-            cells.append(f"{value:.4g}" if isinstance(value, float) else f"{value}")
-        shown.add_row(row, *cells)
+        values = [column[row] for column in columns.values()]
+        shown.add_row(row, *(f"{value:.4g}" if isinstance(value, float) else f"{value}" for value in values))
     Console(markup=False).print(shown, end="\n\n")

@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -30,7 +29,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     """Test a checkpoint on its own data or an overlay's; return the metrics by their logged keys without the split."""
     start_job()
     options, rest = parse(args)
-    files: list[Path] = []
+    files = []
     if options.output:
         beside = options.output.with_suffix("")
         files = [Path(f"{beside}_{end}") for end in ("per_image.csv", "worst_and_best.png", "report.html")]
@@ -102,9 +101,9 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
 
 def write_results(
     files: list[Path],
-    trainer: Any,
+    trainer,
     module: SegmentationModule,
-    evaluation: dict[str, Any],
+    evaluation: dict,
     checkpoint: str,
 ) -> None:
     """Write all files of --output, or none.
@@ -139,24 +138,23 @@ def write_results(
     print(f"metrics    {files[3]}; counts of each image: {files[0]}\nimages     {files[1]}\npage       {files[2]}")
 
 
-def compare_with_card(found: dict[str, Any], card: dict[str, Any]) -> str:
+def compare_with_card(found: dict, card: dict) -> str:
     """Whether figures are those of a model card, to the last digit; if not, what else differs. In one line.
 
     Args:
         found: the evaluation's.
         card: the one that the card was made of.
     """
-    metrics = found["metrics"]
-    differ = []
-    for key, value in card["metrics"].items():
-        if value not in (None, metrics.get(key)):  # None: NaN
-            differ.append(f"{key} (card: {value}, here: {metrics.get(key)})")
-    if not differ:
+    said = card["metrics"]
+    here = found["metrics"]
+    others = [key for key in said if said[key] not in (None, here.get(key))]  # None: NaN
+    if not others:
         return "card       every figure is the card's, to the last digit"
+    figures = [f"{key} (card: {said[key]}, here: {here.get(key)})" for key in others[:4]]
     causes = [f"{key} (card: {card[key]}, here: {found[key]})" for key in CAUSES if found[key] != card[key]]
     return (
-        f"card       {len(differ)} of {len(card['metrics'])} figures are others: {', '.join(differ[:4])}. What else "
-        f"differs: {', '.join(causes) or 'an option'}"
+        f"card       {len(others)} of {len(said)} figures are others: {', '.join(figures)}. What else differs: "
+        f"{', '.join(causes) or 'an option'}"
     )
 
 
@@ -213,9 +211,7 @@ def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
         parser.error("--calibrate and --output are one file")
     if options.calibrate and options.ensemble:
         parser.error("--calibrate takes one checkpoint, no --ensemble")
-    shares = [options.confidence]
-    if options.max_missed is not None:
-        shares.append(options.max_missed)
-    if not all(0 < share < 1 for share in shares):
-        parser.error("--max-missed and --confidence are shares, between 0 and 1")
+    for share in (options.confidence, options.max_missed):
+        if share is not None and not 0 < share < 1:
+            parser.error("--max-missed and --confidence are shares, between 0 and 1")
     return options, rest

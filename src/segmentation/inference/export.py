@@ -8,7 +8,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,7 +147,7 @@ def write_levels(
     model: Deployed,
     example: Tensor,
     path: Path,
-    about: dict[str, Any],
+    about: dict,
     data: SegmentationDataModule,
 ) -> None:
     """Write one ONNX file of all levels of a UNet++. What each reaches and costs is its metadata's `levels`."""
@@ -214,7 +213,7 @@ def measure(name: str, exported: Exported, data: SegmentationDataModule) -> dict
     return {"miou": miou, "ms": ms}
 
 
-def metadata(model: Deployed, checkpoint: str) -> dict[str, Any]:
+def metadata(model: Deployed, checkpoint: str) -> dict:
     """What a user of the file must know to prepare an image and to read the answer."""
     labels = model.module.labels
     return {
@@ -233,7 +232,7 @@ def to_onnx(
     model: Deployed,
     example: Tensor,
     path: Path,
-    about: dict[str, Any],
+    about: dict,
 ) -> Exported:
     """Write ONNX, and run it by onnxruntime."""
     program = torch.onnx.export(
@@ -269,7 +268,7 @@ def to_torch(
     model: Deployed,
     example: Tensor,
     path: Path,
-    about: dict[str, Any],
+    about: dict,
 ) -> Exported:
     """Write an archive of torch.export, and run it as loaded again."""
     program = torch.export.export(model, (example,), dynamic_shapes=(DYNAMIC,))

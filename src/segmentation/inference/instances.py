@@ -1,7 +1,5 @@
 """Instances: objects of a class told apart, and the metrics that say how well."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from lightning.pytorch import Callback
@@ -113,6 +111,7 @@ class InstanceMetrics(CountMetric):
     def compute(self) -> dict[str, float]:
         """`ap50`, `ap75`, `ap`, `pq`, `sq` and `rq`, of each class and their means over the classes."""
         predicted, true, iou, *matched = self.counts.T.double()
+        iou = iou * UNIT
         total = predicted + true
         tp = torch.stack(matched)
         ap = tp / (total - tp)
@@ -120,11 +119,11 @@ class InstanceMetrics(CountMetric):
             "ap50": ap[0],
             "ap75": ap[5],
             "ap": ap.mean(dim=0),
-            "pq": iou * UNIT / (total / 2),
-            "sq": iou * UNIT / tp[0],
+            "pq": iou / (total / 2),
+            "sq": iou / tp[0],
             "rq": tp[0] / (total / 2),
         }
-        metrics: dict[str, float] = {}
+        metrics = {}
         for name, values in by_class.items():
             metrics[f"instances/{name}"] = float(values[self.classes].nanmean())
             for k in self.classes:
@@ -144,11 +143,11 @@ class InstanceScores(Callback):
 
     def on_test_batch_end(
         self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        *others: Any,
+        trainer,
+        pl_module,
+        outputs,
+        batch,
+        *others,
     ) -> None:
         predictions = outputs["prediction"].cpu().numpy()
         truths = batch["instance"].cpu().numpy()

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from itertools import product
 from pathlib import Path
 from threading import Lock
 
@@ -150,11 +151,8 @@ def parse(args: list[str] | None) -> Namespace:
 def without_masks(files: list[Path]) -> list[Path]:
     """Of the files of a folder those that are no masks by their names: x_mask.png beside x.png."""
     stems = {file.with_suffix("") for file in files}
-    images = []
-    for file in files:
-        start, _, end = file.stem.rpartition("_")
-        if end not in MASK_ENDINGS or file.with_name(start) not in stems:
-            images.append(file)
+    masks = {f"{stem}_{end}" for stem, end in product(stems, MASK_ENDINGS)}
+    images = [file for file in files if str(file.with_suffix("")) not in masks]
     if len(images) < len(files):
         count = plural(len(files) - len(images), "mask")
         print(f"left out   {count} by name, beside images. To predict such files, name them")
@@ -167,7 +165,7 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
     Raises:
         InputError: there is none. An image in OUTPUT is none: it may be an earlier run's mask.
     """
-    found: dict[Path, Path] = {}  # file -> its path below what was given
+    found = {}  # file -> its path below what was given
     for text in inputs:
         folder = Path(text)
         if folder.is_dir():
@@ -176,7 +174,7 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
             files = [folder]
             folder = folder.parent
         elif glob.has_magic(text):
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+            matches = map(Path, sorted(glob.glob(text, recursive=True)))
             files = [file for file in matches if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()]
             while glob.has_magic(str(folder)):
                 folder = folder.parent

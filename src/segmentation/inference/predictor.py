@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from segmentation.checkpoint import arguments_of, load_module, read_checkpoint
-from segmentation.data.io import WrongChannels, allow_large, hide_nodata, open_image, take_image
-from segmentation.errors import InputError, plural
+from segmentation.data.io import allow_large, hide_nodata, open_image
+from segmentation.errors import InputError
 from segmentation.module import SegmentationModule
 from segmentation.nets import Heads, SegmentationNet
 from segmentation.nets.base import probabilities
@@ -276,19 +276,9 @@ class Predictor:
 
     def read(self, source: Path | Image.Image | np.ndarray) -> np.ndarray:
         """Pixels (C, H, W). Raises InputError unless the image is like those that the net was trained on."""
-        channels = self.labels.channels
         dtype = self.labels.dtype
         name = source if isinstance(source, Path) else "the image (H, W, C)"
-        try:
-            if isinstance(source, Path):
-                image = open_image(source, channels, self.as_rgb)
-            else:
-                image = take_image(source, channels, self.as_rgb)
-        except WrongChannels as error:
-            raise InputError(
-                f"{name}: has {plural(error.found, 'channel')}, but the net was trained on {channels}. Convert "
-                "it, or train with as_rgb: true, which takes gray and RGBA images for RGB"
-            ) from error
+        image = open_image(source, self.labels.channels, self.as_rgb)
         if dtype and image.dtype != dtype:
             raise InputError(
                 f"{name}: is {image.dtype}, but the net was trained on {dtype}. Save it as {dtype}, on the scale of "

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 from argparse import Namespace
+from collections import Counter
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -58,21 +59,13 @@ class Results:
         #: Name -> file of the images whose masks are GeoTIFFs, too.
         self.geotiffs = {name: file for file, name in images.items() if is_geotiff(file)}
         self.kinds = [kind for kind in ("overlay", "instances") if getattr(options, kind)]
-        if options.format == "probabilities":
-            self.kinds.append("probabilities")
-        else:
-            self.kinds.append("mask")
-            mask_image(
-                np.zeros((1, 1), np.uint8),
-                labels,
-                options.format,
-            )  # a PNG may not hold the classes
-        taken: set[Path] = set()
-        for name in images.values():
-            paths = set(self.paths(name))
-            if paths & taken:
-                raise InputError(f"{min(paths & taken)} would be the result of two images: use several OUTPUTs")
-            taken |= paths
+        self.kinds.append("probabilities" if options.format == "probabilities" else "mask")
+        if "mask" in self.kinds:  # a PNG may not hold the classes
+            mask_image(np.zeros((1, 1), np.uint8), labels, options.format)
+        written = Counter(chain.from_iterable(map(self.paths, images.values())))
+        for path, images_of_it in written.items():
+            if images_of_it > 1:
+                raise InputError(f"{path} would be the result of two images: use several OUTPUTs")
 
     def path(self, name: str, kind: str) -> Path:
         """The file of a result of an image."""
@@ -162,7 +155,7 @@ class Results:
         if bad:
             write_text(self.unreadable, "\n".join([*bad, ""]))
 
-    def _read_record(self) -> dict[str, Any]:
+    def _read_record(self) -> dict:
         if not self.record.is_file():
             return {}
         try:
@@ -174,16 +167,13 @@ class Results:
                 f"OUTPUT, or remove {self.output}"
             ) from error
 
-    def _made_by(self) -> dict[str, Any]:
+    def _made_by(self) -> dict:
+        files = [weights_of(path) for path in (self.options.checkpoint, *self.options.ensemble)]
+        shared = [file.with_name(SHARED[1]) for file in files if file.name == SHARED[0]]  # has the threshold, say
         digests = []
-        for path in (self.options.checkpoint, *self.options.ensemble):
-            file = weights_of(path)
-            parts = [file]
-            if file.name == SHARED[0]:
-                parts.append(file.with_name(SHARED[1]))  # which has the threshold, say
-            for part in parts:
-                with part.open("rb") as opened:
-                    digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+        for file in files + shared:
+            with file.open("rb") as opened:
+                digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
         return {
             "checkpoint": " ".join(digests),
             "--format": self.options.format,
@@ -193,12 +183,10 @@ class Results:
         }
 
 
-def describe_classes(labels: Labels) -> list[dict[str, Any]]:
+def describe_classes(labels: Labels) -> list[dict]:
     """Name, mask value and colour of each class, in the order of their indices."""
-    described = []
-    for name, values, color in zip(labels.names, labels.values, labels.colors, strict=True):
-        described.append({"name": name, "value": values[0], "color": color})
-    return described
+    classes = zip(labels.names, labels.values, labels.colors, strict=True)
+    return [{"name": name, "value": values[0], "color": color} for name, values, color in classes]
 
 
 def mask_image(index: np.ndarray, labels: Labels, form: str) -> Image.Image:

@@ -7,7 +7,6 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
@@ -101,7 +100,7 @@ def share(args: list[str] | None = None) -> None:
         push(options.folder, options.push)
 
 
-def model_card(options: Namespace, rest: list[str], evaluation: dict[str, Any], per_image: Path) -> ModelCard:
+def model_card(options: Namespace, rest: list[str], evaluation: dict, per_image: Path) -> ModelCard:
     """The README.md of a model, with metadata that the hub reads.
 
     Args:

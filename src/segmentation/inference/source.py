@@ -30,8 +30,8 @@ class Trained(NamedTuple):
 
     module: SegmentationModule  # in eval mode
     data: SegmentationDataModule  # checked; its `test_split` is the one to be tested
-    trainer: dict[str, Any]  # options of the trainer
-    card: dict[str, Any] | None  # what the model card of share.py was made of
+    trainer: dict  # options of the trainer
+    card: dict | None  # what the model card of share.py was made of
 
 
 def open_trained(
@@ -89,7 +89,7 @@ def open_trained(
     return Trained(module, data, trainer, checkpoint.get("evaluation"))
 
 
-def read_section(overlay: str | None) -> dict[str, Any]:
+def read_section(overlay: str | None) -> dict:
     """The data section of an overlay."""
     if not overlay:
         return {}
@@ -99,9 +99,7 @@ def read_section(overlay: str | None) -> dict[str, Any]:
         raise InputError(f"{overlay}: is no overlay with a data section, like configs/data/*.yaml: {error}") from error
 
 
-def configure(
-    job: str, checkpoint: dict[str, Any], options: argparse.Namespace, rest: list[str]
-) -> tuple[Parser, Namespace]:
+def configure(job: str, checkpoint: dict, options: argparse.Namespace, rest: list[str]) -> tuple[Parser, Namespace]:
     """Options of data and trainer: those of the checkpoint, then the overlay's, then the command line's.
 
     The parser gets nothing of the checkpoint's data set: it would import any class or function named there.
@@ -110,7 +108,7 @@ def configure(
     section = read_section(options.data)
     parser = Parser(usage=f"python src/{job}.py CHECKPOINT [--any.option value]", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
-    typed: dict[str, Any] = {
+    typed = {
         "fail_untyped": False,
         "instantiate": False,
         "sub_configs": True,
@@ -145,11 +143,4 @@ def configure(
         "data": {**kept, **section},
         "trainer": {"devices": 1, "precision": checkpoint["precision"]},
     }
-    return parser, parser.parse_args(
-        [
-            "--config",
-            json.dumps(config),
-            *rest,
-        ],
-        defaults=False,
-    )
+    return parser, parser.parse_args(["--config", json.dumps(config), *rest], defaults=False)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from itertools import compress
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -36,7 +36,7 @@ class SegmentationLoss(nn.Module, ABC):
         super().__init__()
         self.terms: dict[str, Tensor] = {}
         self.max_weight = max_weight
-        self.rule: str | None = None
+        self.rule = None
         if isinstance(class_weights, str):
             self.rule = class_weights
             class_weights = []  # until `setup`
@@ -88,8 +88,7 @@ class SegmentationLoss(nn.Module, ABC):
         if len(weights) == 2 and statistics.pixels[1] == 0:
             raise InputError("auto weights of two classes need foreground pixels, but the training split has none")
         if len(weights) > 2:
-            capped = (weights > self.max_weight).tolist()
-            for name in compress(statistics.names, capped):
+            for name in compress(statistics.names, weights > self.max_weight):
                 rank_zero_warn(f"the weight of class {name!r} is capped at max_weight, {self.max_weight:g}")
             weights = weights.clamp(max=self.max_weight)
         self.class_weights = weights.float()
@@ -118,7 +117,7 @@ def divide(total: Tensor, divisor: Tensor) -> Tensor:
     return total / divisor.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def resize_class_weights(loss: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def resize_class_weights(loss, state: dict, prefix: str, *_) -> None:
     """Make room for weights of the training split, whose number only the checkpoint knows."""
     saved = state.get(f"{prefix}class_weights")
     if saved is not None and loss.class_weights is not None:

@@ -54,7 +54,7 @@ class SegmentationNet(nn.Module, ABC):
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.num_heads = num_heads
-        rules: list[str | int] = ["last"]
+        rules = ["last"]
         if num_heads > 1:
             rules += ["mean", *range(1, num_heads + 1)]
         if inference not in rules:

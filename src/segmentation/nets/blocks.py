@@ -49,13 +49,15 @@ class DoubleConv(nn.Sequential):
             ConvNormReLU(out_channels, out_channels, norm),
         )
 
-    def with_upsampled(self, left: Sequence[Tensor], below: Tensor) -> Tensor:
-        """Equals `self(torch.cat([*left, upsample(below, 2)], dim=1))`, in less time.
+    def with_upsampled(self, left: Sequence[Tensor], below: Tensor, up: "Up") -> Tensor:
+        """Equals `self(torch.cat([*left, up(below)], dim=1))`; of bilinear up-sampling in less time.
 
         The convolution of a concatenation is the sum of its parts' convolutions. Concatenated, the gradient of the
         up-sampled part is a slice of the whole's; on a CPU, up-sampling copies it into another memory format and
         takes about eight times as long. Alone, that part can also be convolved before it is up-sampled.
         """
+        if up.transposed is not None:
+            return self(torch.cat([*left, up(below)], dim=1))
         conv, norm, relu = self[0].children()
         of_left, of_below = conv.get_parameter("weight").tensor_split([-below.shape[1]], dim=1)
         if len(of_below) < 64:  # the nine taps of few channels cost more time to move than they save
@@ -101,7 +103,7 @@ class Up(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, mode: Upsample = "transposed") -> None:
         super().__init__()
         self.out_channels = in_channels
-        self.transposed: nn.Module | None = None
+        self.transposed = None
         if mode == "transposed":
             self.out_channels = out_channels
             self.transposed = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)

@@ -1,7 +1,6 @@
 """Encoders: the papers' own, or one of segmentation-models-pytorch's with a stem at full size."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +61,7 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor, levels: int | None = None) -> list[Tensor]:
         """The first `levels` maps (all by default): map i is (N, channels[i], H / 2^i, W / 2^i)."""
         given = [] if self.body is None else self.body(image)
-        maps: list[Tensor] = []
+        maps = []
         for level in range(levels or len(self.channels)):
             if level == 0 and not self.full_size:
                 maps.append(image)
@@ -124,7 +123,7 @@ def build_encoder(
 class Unused(nn.Module):
     """In the place of a part that no output depends on."""
 
-    def forward(self, x: Tensor, *_: Any) -> Tensor:
+    def forward(self, x: Tensor, *_) -> Tensor:
         return x
 
 

@@ -5,7 +5,6 @@ The library takes seconds to import, so this module is imported where it is used
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_download
@@ -39,7 +38,7 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | None
     """
     check_encoder_name(name)
     of_timm = name.startswith("tu-")
-    options: dict[str, Any] = {"in_channels": in_channels, "depth": depth}
+    options: dict = {"in_channels": in_channels, "depth": depth}
     problem = f"encoder: {name} does not give maps at strides 2, 4, 8, ..."
     if weights is not None:
         file = weights_file(name, weights)
@@ -105,7 +104,7 @@ def weights_file(name: str, weights: str, download: bool = True) -> Path:
     return Path(file)
 
 
-def pretrained_config(name: str, weights: str) -> dict[str, Any]:
+def pretrained_config(name: str, weights: str) -> dict:
     """What the library knows of weights by name: repository, revision, and mean and std of their images."""
     if not name.startswith("tu-"):
         return encoders[name]["pretrained_settings"].get(weights, {})

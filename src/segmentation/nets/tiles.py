@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.errors import InputError
@@ -77,10 +78,8 @@ class Tiles:
             for left, across in zip(lefts, weights_across, strict=True):
                 columns = slice(left, left + self.side)
                 heads = predict(images[..., rows, columns])
-                logits = torch.stack(list(heads)).float()
-                found = probabilities(logits)
-                weight = torch.outer(down[rows], across[columns])
-                weight = weight.to(found.device)
+                found = probabilities(torch.stack(list(heads)).float())
+                weight = torch.outer(down[rows], across[columns]).to(found.device)
                 if not len(sums):
                     sums = found.new_zeros(
                         *found.shape[:-2],
@@ -94,9 +93,7 @@ class Tiles:
                 last = min(first + STRIP, done)
                 finished = sums[..., first:last, :]
                 yield slice(top + first, top + last), to_logits(finished)
-            begun = sums[..., done:, :].clone()
-            sums.zero_()
-            sums[..., : self.side - done, :] = begun
+            sums = F.pad(sums[..., done:, :], (0, 0, 0, done))
 
     def weights(self, length: int) -> Tensor:
         """How much each pixel along a side counts in each tile, (tiles, length); over the tiles that adds up to 1."""
@@ -114,12 +111,10 @@ class Tiles:
     def starts(self, length: int) -> list[int]:
         """Where tiles start along a side."""
         strides = math.ceil(length / self.stride)
-        last = strides * self.stride - self.side
-        last = max(0, last)
-        step = self.side * 3 // 4 // self.stride
-        step = max(1, step) * self.stride
+        last = max(0, strides * self.stride - self.side)
+        step = max(1, self.side * 3 // 4 // self.stride)
         return [
-            *range(0, last, step),
+            *range(0, last, step * self.stride),
             last,
         ]
 

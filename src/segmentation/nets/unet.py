@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from segmentation.nets.base import Heads, Inference, SegmentationNet
@@ -81,12 +80,8 @@ class UNet(SegmentationNet):
         y = x[-1]
         for i in reversed(range(wanted[-1], len(self.up))):  # y3 .. y0
             skip = [x[i]] if self.encoder.channels[i] else []
-            if self.up[i].transposed is None:
-                y = self.fuse[i].with_upsampled(skip, y)  # type: ignore[operator]  # a DoubleConv
-            else:
-                y = self.up[i](y)  # up-conv 2x2
-                y = torch.cat([*skip, y], dim=1)  # skip connection, the figure's "copy and crop"
-                y = self.fuse[i](y)  # twice: conv 3x3, norm, ReLU
+            # Up-conv 2x2; skip connection, the figure's "copy and crop"; twice conv 3x3, norm, ReLU.
+            y = self.fuse[i].with_upsampled(skip, y, self.up[i])  # type: ignore[operator]  # a DoubleConv
             if i in wanted:
                 head = self.heads[i](y)  # conv 1x1
                 logits.append(upsample(head, 2**i))

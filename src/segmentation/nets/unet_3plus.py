@@ -114,7 +114,7 @@ class UNet3Plus(SegmentationNet):
         encoder_channels = self.encoder.channels
         deepest = encoder_channels[-1]
         decoder_channels = [skip_channels * scales] * (scales - 1) + [deepest]
-        self.presence: nn.Module | None = None
+        self.presence = None
         if classification_guided:
             self.presence = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(deepest, num_classes, kernel_size=1))
             init_he(self.presence)

@@ -22,9 +22,7 @@ class Node(nn.Module):
         self.conv = DoubleConv(left + self.up.out_channels, width, norm)
 
     def forward(self, left: list[Tensor], below: Tensor) -> Tensor:
-        if self.up.transposed is None:  # the same as below, faster
-            return self.conv.with_upsampled(left, below)
-        return self.conv(torch.cat([*left, self.up(below)], dim=1))
+        return self.conv.with_upsampled(left, below, self.up)
 
 
 class UNetPlusPlus(SegmentationNet):

@@ -17,7 +17,7 @@ SHARED = ("model.safetensors", "config.json", "README.md")
 MAX_CONFIG = 10_000_000  # bytes of config.json
 
 
-def read_shared(folder: Path) -> dict[str, Any]:
+def read_shared(folder: Path) -> dict:
     """The contents of a folder of share.py, in the structure of a checkpoint.
 
     Raises:

@@ -1,15 +1,12 @@
 """What a run shows on its way: a summary before the first step, one line per epoch, throughput, a loss that is NaN.
 
-Hooks take Any: Lightning's classes do not declare the datamodule and the attributes of our module.
+Hooks say no types: Lightning's classes do not declare the datamodule and the attributes of our module.
 """
 
 import math
-import os
 import time
 from copy import deepcopy
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -32,34 +29,30 @@ class EpochPrinter(Checkpoint):
 
     validated = False
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer, pl_module) -> None:
         self.validated = not trainer.sanity_checking
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        line = f"epoch {trainer.current_epoch + 1:>3}"
-        if trainer.max_epochs > 0:
-            line += f"/{trainer.max_epochs}"
-        line += f"  loss {metrics['train/loss']:.4f}"
+        of = f"/{trainer.max_epochs}" if trainer.max_epochs > 0 else ""
+        line = f"epoch {trainer.current_epoch + 1:>3}{of}  loss {metrics['train/loss']:.4f}"
         if self.validated:
-            line += f"  val loss {metrics['val/loss']:.4f}"
-            line += f"  val mIoU {metrics['val/miou']:.4f}"
-        line += f"  {metrics['train/images_per_second']:.1f} images/s"
-        print(line, flush=True)
+            line += f"  val loss {metrics['val/loss']:.4f}  val mIoU {metrics['val/miou']:.4f}"
+        print(f"{line}  {metrics['train/images_per_second']:.1f} images/s", flush=True)
         self.validated = False
 
 
 class CountFromOne(RichProgressBar):
     """Lightning's progress bar, with the epochs numbered as EpochPrinter does, from 1, and without the run's id."""
 
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+    def get_metrics(self, trainer, pl_module) -> dict:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         if self.progress is not None and self.train_progress_bar_id is not None:
             self.progress.update(self.train_progress_bar_id, description=f"epoch {trainer.current_epoch + 1}")
@@ -71,12 +64,12 @@ class RunSummary(Callback):
     def __init__(self, run: RunFolder) -> None:
         self.run = run
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer, pl_module, stage: str) -> None:
         if stage == "fit":  # before a callback of the user's copies the module, to average its weights
             pl_module.configure_from_data()
             pl_module.to(trainer.strategy.root_device)  # the copy stays where the module is now: not on the CPU
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule
@@ -92,17 +85,12 @@ class RunSummary(Callback):
             gflops = f"{count_flops(net, shape) / 1e9:.1f}"
         except (RuntimeError, NotImplementedError):  # a net that looks at its data cannot run on the meta device
             gflops = "?"
-        print(
-            f"net       {type(net).__name__}: {millions:.2f} M parameters, {gflops} GFLOPs for {shape}",
-        )
+        print(f"net       {type(net).__name__}: {millions:.2f} M parameters, {gflops} GFLOPs for {shape}")
 
         step_size = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         epochs = plural(trainer.max_epochs, "epoch")
         steps = plural(trainer.estimated_stepping_batches, "step")
-        images = plural(step_size, "image")
-        print(
-            f"training  {epochs}, {steps} of {images}",
-        )
+        print(f"training  {epochs}, {steps} of {plural(step_size, 'image')}")
 
         rates = [f"{group.get('initial_lr', group['lr']):g}" for group in trainer.optimizers[0].param_groups]
         origin = "as LearningRateFinder found it" if pl_module.lr else "as given"
@@ -133,19 +121,19 @@ class Throughput(Callback):
         self.started = time.perf_counter()
         self.warned = False
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict:
         return {
             "images": self.images,
             "seconds": self.seconds,
             **self.metrics(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict) -> None:
         self.images = state_dict["images"]
         self.seconds = state_dict["seconds"]
         self.minutes = state_dict["minutes"]
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict:
         """Minutes and throughput of the whole run."""
         seconds = time.perf_counter() - self.started
         return {
@@ -153,10 +141,7 @@ class Throughput(Callback):
             "images_per_second": self.images / (self.seconds or math.inf),
         }
 
-    def on_train_start(self, *args: Any) -> None:
-        self.start_epoch()
-
-    def start_epoch(self) -> None:
+    def on_train_start(self, *args) -> None:
         self.epoch_images = 0
         self.epoch_seconds = 0.0
         self.waited = 0.0
@@ -164,9 +149,9 @@ class Throughput(Callback):
 
     def on_train_batch_start(
         self,
-        trainer: Any,
-        pl_module: Any,
-        batch: Any,
+        trainer,
+        pl_module,
+        batch,
         batch_idx: int,
     ) -> None:
         if batch_idx:  # an epoch's first batch waits for the workers to start
@@ -174,10 +159,10 @@ class Throughput(Callback):
 
     def on_train_batch_end(
         self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
+        trainer,
+        pl_module,
+        outputs,
+        batch,
         batch_idx: int,
     ) -> None:
         now = time.perf_counter()
@@ -185,10 +170,10 @@ class Throughput(Callback):
         self.epoch_seconds += now - self.last
         self.last = now
 
-    def on_validation_end(self, *args: Any) -> None:
+    def on_validation_end(self, *args) -> None:
         self.last = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
         self.images += self.epoch_images
         self.seconds += self.epoch_seconds
         seconds = self.epoch_seconds or math.inf
@@ -202,26 +187,10 @@ class Throughput(Callback):
         if wait > 0.1 and self.waited > PATIENCE and not self.warned:
             self.warned = True
             rank_zero_warn(
-                f"{wait:.0%} of the training time went into waiting for data. Remedies: "
-                f"data.num_workers (the machine has {plural(os.cpu_count() or 1, 'core')}), "
-                "data.cache: true for data that fits into memory, fewer transforms"
+                f"{wait:.0%} of the training time went into waiting for data. Remedies: data.num_workers, up to the "
+                "machine's cores, data.cache: true for data that fits into memory, fewer transforms"
             )
-        self.start_epoch()
-
-
-@dataclass
-class UncheckedStep:
-    """A step whose losses and gradient nobody has looked at yet.
-
-    Args:
-        names: names of each batch.
-        finite: whether the gradient and the loss of each batch are finite; perhaps still on its way to the CPU.
-        arrived: when it is there; None on a CPU.
-    """
-
-    names: list[list[str]]
-    finite: Tensor
-    arrived: torch.cuda.Event | None
+        self.on_train_start()
 
 
 class StopAtNonFinite(Callback):
@@ -235,22 +204,24 @@ class StopAtNonFinite(Callback):
         self.batch: list[str] = []  # names of the images of the batch that is under way
         self.names: list[list[str]] = []  # names of the batches of the step that is under way
         self.losses: list[Tensor] = []
-        self.last: UncheckedStep | None = None
+        #: The step that nobody has looked at yet: names of each batch; whether the gradient and the losses are finite,
+        #: perhaps still on its way to the CPU; when it is there, None on a CPU.
+        self.last: tuple[list[list[str]], Tensor, torch.cuda.Event | None] | None = None
 
     def on_train_batch_start(
         self,
-        trainer: Any,
-        pl_module: Any,
-        batch: Any,
+        trainer,
+        pl_module,
+        batch,
         batch_idx: int,
     ) -> None:
         self.batch = batch["name"]
 
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+    def on_before_backward(self, trainer, pl_module, loss: Tensor) -> None:
         self.names.append(self.batch)
         self.losses.append(loss.detach())
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         self.check(trainer)
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -259,32 +230,23 @@ class StopAtNonFinite(Callback):
         arrived = None
         if norm.is_cuda:
             arrived = torch.cuda.current_stream(norm.device).record_event()
-        self.last = UncheckedStep(self.names, finite, arrived)
+        self.last = self.names, finite, arrived
         self.names = []
         self.losses = []
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self.check(trainer)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.check(trainer)
-
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self.check(trainer)
-
-    def check(self, trainer: Any) -> None:
+    def check(self, trainer, *args, **kwargs) -> None:
         """Raises InputError if the last step was not finite, on every process: gradients are the same on all."""
-        step = self.last
-        self.last = None
-        if step is None:
+        if self.last is None:
             return
-        if step.arrived is not None:
-            step.arrived.synchronize()
-        gradient, *losses = step.finite.tolist()
+        batches, finite, arrived = self.last
+        self.last = None
+        if arrived is not None:
+            arrived.synchronize()
+        gradient, *losses = finite.tolist()
         if gradient:
             return
-        found: list[str] = []
-        for loss, names in zip(losses, step.names, strict=True):
+        found = []
+        for loss, names in zip(losses, batches, strict=True):
             if not loss:
                 found += names
         if trainer.world_size > 1:
@@ -296,9 +258,11 @@ class StopAtNonFinite(Callback):
             return
         what = "loss" if found else "gradient"
         where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step - 1}"
-        files = ", ".join(found or chain(*step.names))
+        files = ", ".join(found or chain(*batches))
         raise InputError(
             f"the {what} is not finite in {where}, on {files}. "
             "Look at these files, lower model.optimizer.lr, or use --trainer.precision 32-true. "
             "Checkpoints of finished epochs are kept"
         )
+
+    on_validation_start = on_train_epoch_end = on_save_checkpoint = check

@@ -138,7 +138,7 @@ class SegmentationCLI(LightningCLI):
         link("data", "model.net.init_args.num_classes", lambda data: data.labels.num_outputs, apply_on="instantiate")
         link("data", "model.labels", lambda data: data.labels.as_dict(), apply_on="instantiate")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args) -> None:
         asked = parser.parse_args(args)
         name = asked.pop("name")
         resume = asked.pop("resume")
@@ -178,8 +178,9 @@ class SegmentationCLI(LightningCLI):
         now = self.parser.parse_args(["--config", path, *args])
         for key in ("name", "resume", "runs"):
             own.pop(key)
+            now.pop(key)
         wrong = []
-        for key in sorted({*now.keys()} - {"name", "resume", "runs", "config"}):
+        for key in sorted({*now.keys()} - {"config"}):
             before = own.get(key)
             after = now.get(key)
             if after == before or asked.get(key) == before:  # `--trainer.callbacks+=` appends once more to `now`
@@ -187,15 +188,13 @@ class SegmentationCLI(LightningCLI):
             # max_steps is not free: a stop within an epoch ends that epoch
             endless = (None, -1)
             longer = key == "trainer.max_epochs" and before not in endless and (after in endless or after > before)
+            own[key] = after
             if longer or key == "trainer.max_time":
                 rank_zero_only(print)(
                     f"resume    {key} is {after}, was {before}: WarmupDecay goes on as if it had been so from the "
                     "start. In a longer run the learning rate rises again"
                 )
-                own[key] = after
-            elif key.startswith(CHANGEABLE):
-                own[key] = after
-            else:
+            elif not key.startswith(CHANGEABLE):
                 wrong.append(f"{key} (run: {before}, now: {after})")
         if wrong:
             raise InputError(
@@ -204,7 +203,7 @@ class SegmentationCLI(LightningCLI):
             )
         return own
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs) -> Trainer:
         """The trainer with the loggers and callbacks of a run."""
         config = self.config_init
         run = self.run_folder
@@ -215,8 +214,10 @@ class SegmentationCLI(LightningCLI):
         check_callbacks(callbacks)
         for line in self.config_text.splitlines():
             if "Unable to serialize" in line:  # by jsonargparse, in place of the value
-                fix = "write it as words, numbers or a list, e.g. [-180, 180]"
-                raise InputError(f"an option cannot be written to config.yaml ({line.strip()}): {fix}")
+                raise InputError(
+                    f"an option cannot be written to config.yaml ({line.strip()}): write it as words, numbers or a "
+                    "list, e.g. [-180, 180]"
+                )
         for name in NOT_ZERO:
             if options[name] == 0:
                 raise InputError(
@@ -295,9 +296,8 @@ class SegmentationCLI(LightningCLI):
         progress: Any = trainer.fit_loop.epoch_progress.current
         progress.completed = progress.processed  # Lightning does not set it when it resumes a run that stopped early
         if self.config.trainer.overfit_batches:
-            miou = trainer.callback_metrics.get("val/miou")
-            if miou is not None:  # else the run had finished before
-                rank_zero_only(print)(overfit_verdict(float(miou)))
+            if "val/miou" in trainer.callback_metrics:  # else the run had finished before
+                rank_zero_only(print)(overfit_verdict(float(trainer.callback_metrics["val/miou"])))
             return
         tested = run.checkpoints / ("best.ckpt" if self.best_checkpoint.best_model_path else "last.ckpt")
         tested = trainer.strategy.broadcast(tested)  # under torchrun only rank 0 may know the run's name
@@ -353,9 +353,9 @@ def train() -> None:
 
 def as_list(given: Any) -> list[Any]:
     """An option that Lightning takes as None, as one object or as a list of them."""
-    if given is None:
-        return []
-    return given if isinstance(given, list) else [given]
+    if isinstance(given, list):
+        return given
+    return [] if given is None else [given]
 
 
 def name_run(logger: Any, name: str) -> None:

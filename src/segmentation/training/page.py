@@ -46,7 +46,7 @@ def write_page(path: Path, **sections: Any) -> None:
     write_text(path, page.encode("utf-8", errors="backslashreplace").decode())  # a name need not be UTF-8
 
 
-def curve(rows: list[dict[str, Any]], key: str) -> list[tuple[int, int, float]]:
+def curve(rows: list[dict], key: str) -> list[tuple[int, int, float]]:
     """Step and epoch, counted from 1, and value of a logged key in rows of metrics.csv; of what is finite."""
     points = []
     for row in rows:

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -15,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
-from segmentation import data, losses, nets
 from segmentation.data import SegmentationData
 from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
@@ -88,15 +88,15 @@ class Parser(LightningArgumentParser):
 
     file = ""  # of --config, that is being read
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args, **options) -> None:
         self.classes: dict[str, type] = {}  # whose options these are; before a dot, or "" where all are of one class
         super().__init__(*args, **options)
 
-    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **options: Any) -> Any:
+    def add_class_arguments(self, theclass, nested_key: str | None = None, *args, **options) -> Any:
         self.classes[nested_key or ""] = theclass
         return super().add_class_arguments(theclass, nested_key, *args, **options)
 
-    def parse_args(self, args: Any = None, **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args=None, **options) -> Any:  # type: ignore[override]
         for word in args or ():
             if word.startswith("#"):
                 quoted = f"'[\"{word}\"]'"
@@ -107,7 +107,7 @@ class Parser(LightningArgumentParser):
                 )
         return super().parse_args(args, **options)
 
-    def parse_path(self, cfg_path: Any, *args: Any, **options: Any) -> Any:
+    def parse_path(self, cfg_path, *args, **options) -> Any:
         self.file = f"{cfg_path}: "
         try:
             config = super().parse_path(cfg_path, *args, **options)
@@ -121,7 +121,7 @@ class Parser(LightningArgumentParser):
         finally:
             self.file = ""
 
-    def instantiate_classes(self, *args: Any, **options: Any) -> Any:
+    def instantiate_classes(self, *args, **options) -> Any:
         try:
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
@@ -200,7 +200,7 @@ class Parser(LightningArgumentParser):
 
     def option_names(self) -> dict[str, str]:
         """The full name of each option by that name, and by its last part, which YAML has."""
-        names: dict[str, str] = {}
+        names = {}
         for key in vars(self.get_defaults(skip_validation=True).as_flat()):
             name = key.replace("init_args.", "").removesuffix(".class_path")
             last = name.rpartition(".")[2]
@@ -210,7 +210,7 @@ class Parser(LightningArgumentParser):
         return names
 
 
-def in_words(kind: Any) -> list[str]:
+def in_words(kind) -> list[str]:
     """What a type hint takes, as YAML has it: one of these."""
     parts = get_args(kind)
     origin = get_origin(kind) or kind
@@ -225,8 +225,7 @@ def in_words(kind: Any) -> list[str]:
         each = ", ".join(in_words(parts[0]))
         return [f"[{each}, ...]"]
     if origin in (SegmentationData, SegmentationNet, SegmentationLoss):
-        everything = [*vars(data).values(), *vars(losses).values(), *vars(nets).values()]
-        public = filter(inspect.isclass, everything)
+        public = filter(inspect.isclass, vars(sys.modules[origin.__module__.rpartition(".")[0]]).values())
         names = [each.__name__ for each in public if issubclass(each, origin) and each is not origin]
         return [", ".join(names), "a class of your own by its import path"]
     name = getattr(origin, "__name__", str(origin))

@@ -84,9 +84,8 @@ def check_processes(trainer: Trainer) -> None:
             started = environment().world_size()
             if started != told:
                 raise InputError(
-                    f"{started} processes are started, but trainer.devices ({trainer.num_devices}) times "
-                    f"trainer.num_nodes ({trainer.num_nodes}) is {told}. Fix: --trainer.devices and "
-                    "--trainer.num_nodes as torchrun or #SBATCH has them"
+                    f"{started} processes are started, but trainer.devices times trainer.num_nodes is {told}. Fix: "
+                    "--trainer.devices and --trainer.num_nodes as torchrun or #SBATCH has them"
                 )
             return
 
@@ -133,10 +132,13 @@ class LastCheckpoint(Checkpoint):
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def listen(self) -> None:
+    def listen(self, *args, **kwargs) -> None:
         for number in SIGNALS:
             signal.signal(number, self.note)
         self.of_workers = signal.getsignal(CHILD)
+
+    # Lightning sets its own handlers before each of these three, and takes them away by itself.
+    on_sanity_check_start = on_train_start = on_test_start = listen
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Keep the first signal: SIGTERM after SIGUSR1 still means requeue."""
@@ -144,37 +146,26 @@ class LastCheckpoint(Checkpoint):
             self.received = number
             self.since = time.monotonic()
 
-    def watch_workers(self) -> None:
+    def watch_workers(self, *args, **kwargs) -> None:
         """Put back torch's handler for the death of a loader's worker. torch sets it once, with the first worker; after
         a fit Lightning puts back all handlers of before that."""
         if self.of_workers:
             signal.signal(CHILD, self.of_workers)
 
-    def teardown(self, *args: Any, **kwargs: Any) -> None:
-        self.watch_workers()
+    teardown = watch_workers
 
-    # Lightning sets its own handlers before each of these three, and takes them away by itself.
-    def on_sanity_check_start(self, *args: Any) -> None:
-        self.listen()
-
-    def on_train_start(self, *args: Any) -> None:
-        self.listen()
-
-    def on_test_start(self, *args: Any) -> None:
-        self.listen()
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args) -> None:
         due = time.monotonic() - self.saved >= self.every_seconds
         if can_resume_from(trainer) and self.is_turn(trainer) and any_process(trainer, due or self.received):
             self.save(trainer)
-            self.stop_if(self.received, trainer, f"at step {trainer.global_step}")
+            self.stop_if(self.received, trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, *args) -> None:
         self.save(trainer)
 
-    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *args) -> None:
         if trainer.current_epoch:  # not at the epoch's end: callbacks of the user may save it too
-            self.stop_if(self.received, trainer, f"at step {trainer.global_step}")
+            self.stop_if(self.received, trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Save last.ckpt, after metrics.csv, which must hold all rows up to its step."""
@@ -183,27 +174,28 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.run.checkpoints / "last.ckpt")
         self.saved = time.monotonic()
 
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args) -> None:
         if not trainer.sanity_checking and self.is_turn(trainer):
             late = time.monotonic() - self.since > GRACE
-            self.stop_if(late, trainer, "in a validation that would not end in time")
+            self.stop_if(late, trainer)
 
-    def on_test_batch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_test_batch_end(self, trainer: Trainer, *args) -> None:
         if self.is_turn(trainer):
-            self.stop_if(self.received, trainer, "in the test")
+            self.stop_if(self.received, trainer)
 
     def is_turn(self, trainer: Trainer) -> bool:
         """Whether the processes ask one another after this batch."""
         self.batches += 1
         return trainer.world_size == 1 or self.batches % BATCHES == 0
 
-    def stop_if(self, wish: object, trainer: Trainer, where: str) -> None:
+    def stop_if(self, wish: object, trainer: Trainer) -> None:
         """Raises Preempted, on every process, if any has the wish."""
         if any_process(trainer, wish):
             last = None
             if trainer.is_global_zero:
                 last = str if self.received == signal.SIGTERM else requeue  # str() is "": nothing to do or to add
-            raise Preempted(f"stopped by a signal {where}, saved in {self.run.checkpoints}", last)
+            step = trainer.global_step
+            raise Preempted(f"stopped by a signal at step {step}, saved in {self.run.checkpoints}", last)
 
 
 def any_process(trainer: Trainer, wish: object) -> bool:

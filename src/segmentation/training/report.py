@@ -5,7 +5,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,14 +48,14 @@ class Pictures(Callback):
         self.options = options
         self.worst_and_best: list[Shown] = []  # tested images, for the page
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer, pl_module) -> None:
         epoch = trainer.current_epoch
         # Not every epoch is validated: the first one that is, of so many.
         due = epoch % max(1, self.options.every_n_epochs) < (trainer.check_val_every_n_epoch or 1)
         if not trainer.sanity_checking and (due or epoch + 1 == trainer.max_epochs):
             self.show(trainer, pl_module, "val", f"epoch-{epoch:04d}", f"val images after epoch {epoch + 1}")
 
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_test_end(self, trainer, pl_module) -> None:
         split = trainer.datamodule.test_split
         self.show(
             trainer,
@@ -69,7 +68,7 @@ class Pictures(Callback):
             indices = worst_and_best(pl_module.test_counts[1])
             self.worst_and_best = predict_samples(trainer, pl_module, split, indices)
 
-    def show(self, trainer: Any, module: Any, split: str, name: str, title: str) -> None:
+    def show(self, trainer, module, split: str, name: str, title: str) -> None:
         """Save and log evenly spaced images of a split, in rank 0 alone."""
         if not self.options.images or not trainer.is_global_zero:
             return
@@ -82,7 +81,7 @@ class Pictures(Callback):
         log_picture(trainer, key, file)
 
 
-def predict_samples(trainer: Any, module: Any, split: str, indices: list[int]) -> list[Shown]:
+def predict_samples(trainer, module, split: str, indices: list[int]) -> list[Shown]:
     """Predict images of a split one by one, in this process alone.
 
     Returns:
@@ -123,7 +122,7 @@ def worst_and_best(counts: Tensor) -> list[int]:
     return order if len(order) <= 6 else order[:3] + order[-3:]
 
 
-def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -> None:
+def log_images(trainer, key: str, samples: list[Shown], names: list[str]) -> None:
     """Give images to loggers that take them, with truth and prediction as masks that can be switched on and off."""
     labels = {**dict(enumerate(names)), 255: "ignored"}
     masks = []
@@ -146,7 +145,7 @@ def log_images(trainer: Any, key: str, samples: list[Shown], names: list[str]) -
             )
 
 
-def log_picture(trainer: Any, key: str, file: Path) -> None:
+def log_picture(trainer, key: str, file: Path) -> None:
     """Give a picture to loggers that take one."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -159,7 +158,7 @@ def log_picture(trainer: Any, key: str, file: Path) -> None:
 
 
 def report(
-    trainer: Any,
+    trainer,
     module: SegmentationModule,
     run: RunFolder,
     tested: Path,
@@ -241,15 +240,12 @@ def provenance(device: str) -> dict[str, str]:
     }
 
 
-def _logged_metrics(rows: list[dict[str, Any]], epoch: int, step: int) -> dict[str, float]:
+def _logged_metrics(rows: list[dict], epoch: int, step: int) -> dict[str, float]:
     """Of the rows of metrics.csv, training metrics of a checkpoint's epoch and validation metrics of its step."""
     metrics: dict[str, float] = {}
     for row in rows:
-        if str(row.get("epoch")) != str(epoch):
-            continue
-        # A validation between accumulated batches is logged under the step that is under way.
-        validated = int(row["step"]) in (step - 1, step)
-        for key, value in row.items():
-            if key.startswith("train/") or (key.startswith("val/") and validated):
-                metrics[key] = float(value)
+        if str(row.get("epoch")) == str(epoch):
+            # A validation between accumulated batches is logged under the step that is under way.
+            wanted = ("train/", "val/") if int(row["step"]) in (step - 1, step) else "train/"
+            metrics |= {key: float(value) for key, value in row.items() if key.startswith(wanted)}
     return metrics

@@ -6,7 +6,6 @@ import socket
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -128,7 +127,7 @@ class MetricsFile(Logger):
     def __init__(self, run: RunFolder, step: int | None) -> None:
         super().__init__()
         self.path = run.metrics
-        self.rows: list[dict[str, Any]] = []
+        self.rows = []
         self.written = 0
         if step is None or not self.path.is_file():
             return
@@ -151,16 +150,15 @@ class MetricsFile(Logger):
             self.write()
 
     @rank_zero_only
-    def write(self) -> None:
+    def write(self, *args, **kwargs) -> None:
         """Write the file, if there is a row."""
         if self.rows:
             write_csv(self.path, self.rows)
             self.written = len(self.rows)
 
-    def finalize(self, status: str) -> None:
-        self.write()
+    finalize = write
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args, **kwargs) -> None:
         """config.yaml has them."""
 
 
@@ -191,7 +189,7 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict) -> None:
         if state_dict["best_model_path"]:
             best = str(Path(self.dirpath or ".") / "best.ckpt")
             self.best_model_score = state_dict["best_model_score"]

@@ -86,7 +86,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it. Lightning's own writes to the temporary folder and moves:
     between file systems that is a copy, which a full disk or a kill can cut off."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
         try:
             with atomic_write(Path(path)) as aside:
                 torch.save(checkpoint, aside)

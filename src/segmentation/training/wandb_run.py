@@ -92,7 +92,7 @@ class Wandb(WandbLogger):
         self.failed = False
 
     @rank_zero_only
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+    def log_metrics(self, metrics, step: int | None = None) -> None:
         if self.failed:
             return
         try:
@@ -101,7 +101,7 @@ class Wandb(WandbLogger):
             self.failed = True
             print(f"W&B       its process has ended ({type(error).__name__}): the run goes on without", flush=True)
 
-    def describe(self, config: dict[str, Any]) -> None:
+    def describe(self, config: dict) -> None:
         """Keep the id of the W&B run, in rank 0; start it, and give it the config and its most important metric."""
         import wandb
 
