@@ -115,6 +115,7 @@ def run_job(job: str | Callable[[], object]) -> None:
         job: a function, or "module:function", which is imported here.
     """
     end_with_launcher()
+    warnings.showwarning = show_warning
     try:
         function = pkgutil.resolve_name(job) if isinstance(job, str) else job
         function()
@@ -194,7 +195,6 @@ def start_job() -> None:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     for message in SMALL_TALK:
         warnings.filterwarnings("ignore", message)
-    warnings.showwarning = show_warning
 
 
 def show_warning(
