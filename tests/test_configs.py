@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from jsonargparse import Namespace
@@ -36,7 +37,6 @@ def fake_data(root: Path, config: dict) -> None:
 
 
 def _pixels(path: Path):
-    import numpy as np
     from PIL import Image
 
     return np.array(Image.open(path))
@@ -62,7 +62,9 @@ def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         args += ["--data.crop", "32", "--data.batch_size", "8"]  # of nine images
     else:
         args += ["--data.dataset.train", "4", "--data.dataset.val", "2", "--data.dataset.test", "2"]
-        args += ["--data.dataset.size", "48", "--data.batch_size", "4"]
+        crop = config.get("data", {}).get("crop", 0)
+        size = max(48, int(np.max(crop)) // 3)  # a crop of four times the images is refused
+        args += ["--data.dataset.size", str(size), "--data.batch_size", "4"]
     if path.parent.name != "trainer":  # the net in a size for a test: as deep, but narrow
         net = config.get("model", {}).get("net", {}).get("init_args", {})
         if "architecture" not in net:
