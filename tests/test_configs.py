@@ -62,7 +62,7 @@ def test_runs_one_batch(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         args += ["--data.crop", "32", "--data.batch_size", "8"]  # of nine images
     else:
         args += ["--data.dataset.train", "4", "--data.dataset.val", "2", "--data.dataset.test", "2"]
-        crop = config.get("data", {}).get("crop", 0)
+        crop = config.get("data", {}).get("crop") or 0
         size = max(48, int(np.max(crop)) // 3)  # a crop of four times the images is refused
         args += ["--data.dataset.size", str(size), "--data.batch_size", "4"]
     if path.parent.name != "trainer":  # the net in a size for a test: as deep, but narrow
