@@ -199,6 +199,8 @@ def test_a_crop_larger_than_every_image_is_told() -> None:
     assert text.endswith("Fix: --data.crop '[48,48]'")
     with pytest.raises(InputError, match=r"data\.crop 9999x9999 .*Fix: --data\.crop '\[48,48\]'"):
         SegmentationDataModule(data, 2, crop=9999).check()  # 800 MB a mask
+    with pytest.raises(InputError, match=r"data\.crop 40x99999 .*Fix: --data\.crop '\[48,48\]'"):
+        SegmentationDataModule(data, 2, crop=[40, 99999]).check()
 
 
 def test_transforms_that_make_sizes_unequal_are_refused_too() -> None:

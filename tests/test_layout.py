@@ -334,6 +334,8 @@ def test_a_mask_per_class(place: Path, masks: str) -> None:
     (problem,) = data.find_problems()
     assert "left out: bird, e.g." in problem.text
     assert "classes: {..., bird: 3}" in problem.text
+    capitals = {name.title(): value for name, value in CLASS_MASKS.items()}
+    assert FolderData(str(place), capitals, masks=masks).load("train", 0)["mask"].equal(sample["mask"])
     with pytest.raises(InputError, match=r"this image has no mask. Fix: add .*ground\|dog"):
         SegmentationDataModule(FolderData(str(place), {"ground": 0, "dog": 1}, masks=masks)).check()
 

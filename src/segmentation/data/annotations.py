@@ -233,9 +233,10 @@ def class_indices(
             suggested[name_of(category)] = category
         else:
             suggested[category] = next(free)
+    drawn = ", ".join(map(str, missing))
     fix = as_yaml("classes", suggested)
     ignore = as_yaml("ignore", ignored + missing)
     raise InputError(
-        f"what is drawn is not declared. Fix: {fix}, or, what counts nowhere, {ignore}",
+        f"drawn, but not declared: {drawn}. Fix: {fix}, or, what counts nowhere, {ignore}",
         {"classes": suggested},
     )

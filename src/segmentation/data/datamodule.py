@@ -28,6 +28,9 @@ from segmentation.errors import InputError, Problem, plural
 #: beside other threads; the run then ends and can be resumed.
 PATIENCE = 600.0
 
+#: A crop of more than so many times the pixels of the largest image is a slip of the keyboard.
+MAX_PADDING = 16
+
 
 def suggest_crop(sizes: list[tuple[int, int]]) -> int:
     """Side of a training crop for images of these sizes: a multiple of 32, 512 at most."""
@@ -215,14 +218,17 @@ class SegmentationDataModule(LightningDataModule):
         """Augment a few training images, those of extreme sizes among them: in a batch they must have one shape."""
         sizes = self.statistics("train").sizes
         train = SplitDataset(self.dataset, "train", self.augment, self.seed)
-        crop = self.augment.crop
+        crop = self.augment.crop or (0, 0)
         height, width = np.max(sizes, axis=0)
-        if crop and crop[0] > height and crop[1] > width:
+        is_huge = math.prod(crop) > MAX_PADDING * height * width
+        if is_huge or (crop[0] > height and crop[1] > width):
             yield Problem(
-                f"data.crop {crop[0]}x{crop[1]} is larger than every training image: the rest is padding, which costs "
+                f"data.crop {crop[0]}x{crop[1]} is larger than the training images: the rest is padding, which costs "
                 f"memory and time. Fix: --data.crop '[{height},{width}]'",
-                stops=crop[0] > 4 * height,
+                stops=is_huge,
             )
+        if is_huge:  # a few samples may fill the memory
+            return
         shapes = set()
         try:
             for index in {*range(min(4, len(train))), *np.argmin(sizes, axis=0), *np.argmax(sizes, axis=0)}:
@@ -230,7 +236,11 @@ class SegmentationDataModule(LightningDataModule):
         except InputError as error:
             yield Problem(str(error), stops=True)
         if len(shapes) > 1 and self.batch_size > 1:
-            fix = "transforms in data.augment that keep the size" if crop else f"data.crop: {suggest_crop(sizes)}"
+            fix = (
+                "transforms in data.augment that keep the size"
+                if self.augment.crop
+                else f"data.crop: {suggest_crop(sizes)}"
+            )
             text = f"training images of unequal sizes cannot be batched. Fix: {fix}, or data.batch_size: 1"
             yield Problem(text, stops=True)
 

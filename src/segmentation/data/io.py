@@ -124,9 +124,10 @@ def hide_nodata(
     found = np.nan if nodata is None and hidden.any() else None
     if nodata is not None:
         hidden |= image == nodata
-    lowest = float(image.min(initial=0, where=~hidden))
-    if lowest in NODATA or lowest < -1e30:
-        found = lowest
+    if image.dtype == np.float32:
+        lowest = float(image.min(initial=0, where=~hidden))
+        if lowest in NODATA or lowest < -1e30:
+            found = lowest
     if found is not None:
         value = NODATA[0] if np.isnan(found) else found
         text = f"{source}: holds {found:.9g}, where it has no data. Fix: nodata: {value:.9g} ignores them, and NaN"

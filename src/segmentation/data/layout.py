@@ -91,6 +91,7 @@ def find_samples(
         classes = []
     elif "class" in _words(patterns["mask"]):
         images = {match["name"] for _, match in _match_files(patterns["image"])}
+    folded = {name.casefold(): name for name in classes}
     class_of = {}
     match_of = {}
     problems = []
@@ -108,6 +109,8 @@ def find_samples(
                 continue
             name = readable("/".join(match[word] for word in words))
             thing = match.get("class")
+            if thing and thing not in classes:
+                thing = folded.get(thing.casefold(), thing)  # as paths match their patterns
             is_left_out = thing and classes and thing not in classes
             if thing and (not is_left_out or match["name"] in images):
                 class_of[file] = thing

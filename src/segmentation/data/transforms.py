@@ -202,8 +202,8 @@ class Augment:
             changed = changed.clamp(0, 65535).to(dtype)
         if changed.dtype != dtype or len(changed) != len(image):
             raise InputError(
-                f"data.augment turns {dtype} images into {changed.dtype}, or changes their channels. Remove ToDtype, "
-                "Normalize, Grayscale and the like: scaling and normalising happen on the device"
+                f"data.augment turns {dtype} images into {changed.dtype}, {len(image)} channels into {len(changed)}. "
+                "Remove ToDtype, Normalize, Grayscale and the like: scaling and normalising happen on the device"
             )
         return {**outputs, "image": changed}
 

@@ -92,7 +92,7 @@ def check_guarantee(options: Namespace, data: SegmentationDataModule) -> None:
     if images < needed or data.labels.task != "binary":
         raise InputError(
             f"--max-missed {options.max_missed} with --confidence {options.confidence} takes two classes and {needed} "
-            f"{SPLIT} images with foreground, or more; here are {images}"
+            f"{SPLIT} images with foreground, or more; here are {data.labels.num_classes} and {images}"
         )
 
 

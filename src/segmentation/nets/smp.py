@@ -20,7 +20,7 @@ class SmpNet(SegmentationNet):
         encoder: a name that the library knows: resnet34, tu-convnext_tiny.
         encoder_weights: null for random ones, a name such as imagenet, or a file.
         freeze_encoder: keep the encoder's weights as they are.
-        options: further arguments of the architecture, such as `{decoder_channels: [64, 48, 32, 16, 16]}`.
+        options: the architecture's arguments of its decoder, such as `{decoder_channels: [64, 48, 32, 16, 16]}`.
 
     Raises:
         InputError: the library knows no such architecture, encoder or option.
@@ -53,12 +53,10 @@ class SmpNet(SegmentationNet):
             )
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{architecture} cannot be built with encoder {encoder}: {error}") from error
-        known = signature(type(self.model)).parameters
+        known = [name for name in signature(type(self.model)).parameters if name.startswith("decoder_")]
         for option in options or {}:  # the library lets unknown ones pass
             if option not in known:
-                raise InputError(
-                    f"{architecture} has no option {option}; model.net.options can hold {', '.join(known)}"
-                )
+                raise InputError(f"model.net.options {option}: {architecture} takes {', '.join(known)}")
         if encoder_weights is not None:
             pretrained = library_encoder(encoder, in_channels, 5, encoder_weights)
             state = pretrained.state_dict()

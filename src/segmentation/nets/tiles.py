@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.errors import InputError
@@ -93,7 +92,9 @@ class Tiles:
                 last = min(first + STRIP, done)
                 finished = sums[..., first:last, :]
                 yield slice(top + first, top + last), to_logits(finished)
-            sums = F.pad(sums[..., done:, :], (0, 0, 0, done))
+            begun = sums[..., done:, :].clone()  # in place: two of these sums may not fit into memory
+            sums.zero_()
+            sums[..., : self.side - done, :] = begun
 
     def weights(self, length: int) -> Tensor:
         """How much each pixel along a side counts in each tile, (tiles, length); over the tiles that adds up to 1."""

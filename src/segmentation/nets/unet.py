@@ -80,7 +80,7 @@ class UNet(SegmentationNet):
         y = x[-1]
         for i in reversed(range(wanted[-1], len(self.up))):  # y3 .. y0
             skip = [x[i]] if self.encoder.channels[i] else []
-            # Up-conv 2x2; skip connection, the figure's "copy and crop"; twice conv 3x3, norm, ReLU.
+            # Up-conv 2x2, concatenated with the skip (the figure's "copy and crop"); then twice conv 3x3, norm, ReLU.
             y = self.fuse[i].with_upsampled(skip, y, self.up[i])  # type: ignore[operator]  # a DoubleConv
             if i in wanted:
                 head = self.heads[i](y)  # conv 1x1

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
+from segmentation import data, losses, nets
 from segmentation.data import SegmentationData
 from segmentation.errors import InputError, one_line
 from segmentation.losses import SegmentationLoss
@@ -225,7 +225,8 @@ def in_words(kind) -> list[str]:
         each = ", ".join(in_words(parts[0]))
         return [f"[{each}, ...]"]
     if origin in (SegmentationData, SegmentationNet, SegmentationLoss):
-        public = filter(inspect.isclass, vars(sys.modules[origin.__module__.rpartition(".")[0]]).values())
+        everything = [*vars(data).values(), *vars(losses).values(), *vars(nets).values()]
+        public = filter(inspect.isclass, everything)
         names = [each.__name__ for each in public if issubclass(each, origin) and each is not origin]
         return [", ".join(names), "a class of your own by its import path"]
     name = getattr(origin, "__name__", str(origin))
