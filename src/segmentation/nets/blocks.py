@@ -52,20 +52,20 @@ class DoubleConv(nn.Sequential):
     def with_upsampled(self, left: Sequence[Tensor], below: Tensor, up: "Up") -> Tensor:
         """Equals `self(torch.cat([*left, up(below)], dim=1))`; of bilinear up-sampling in less time.
 
-        The convolution of a concatenation is the sum of its parts' convolutions. Concatenated, the gradient of the
-        up-sampled part is a slice of the whole's; on a CPU, up-sampling copies it into another memory format and
-        takes about eight times as long. Alone, that part can also be convolved before it is up-sampled.
+        The convolution of a concatenation is the sum of its parts' convolutions. Without the concatenation nothing is
+        copied or kept twice for the backward pass, and the up-sampled part can be convolved before it is up-sampled.
         """
         if up.transposed is not None:
             return self(torch.cat([*left, up(below)], dim=1))
         conv, norm, relu = self[0].children()
-        of_left, of_below = conv.get_parameter("weight").tensor_split([-below.shape[1]], dim=1)
+        channels = [x.shape[1] for x in [*left, below]]
+        *of_left, of_below = conv.get_parameter("weight").split(channels, dim=1)
         if len(of_below) < 64:  # the nine taps of few channels cost more time to move than they save
             y = F.conv2d(upsample(below, 2), of_below, padding=1)
         else:
             y = conv3x3_after_upsample(below, of_below, 2)
-        if left:
-            y = y + F.conv2d(torch.cat(list(left), dim=1), of_left, padding=1)
+        for x, weight in zip(left, of_left, strict=True):
+            y = y + F.conv2d(x, weight, padding=1)
         return self[1](relu(norm(y)))
 
 
