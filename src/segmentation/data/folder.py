@@ -96,78 +96,39 @@ class FolderData(SegmentationData):
         self.root = expand(root)
         if not self.root.is_dir():
             raise no_such_folder(self.root, "Set data.dataset.root to the data set's folder")
-        try:
-            self.group_pattern = re.compile(group or "(?s).*")
-        except re.error as error:
-            raise InputError(f"group {group!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error
+        self.group_pattern = _compile(group)
+        self.mask_threshold = mask_threshold
+        self.resize_masks = resize_masks
+        self.as_rgb = as_rgb
+        self.nodata = nodata
         called = {split: split for split in SPLITS} | (splits or {})
         prefix = "{split}/" if (self.root / called["train"]).is_dir() else ""
         patterns = {
             "image": images or f"{prefix}images",
             "mask": masks or f"{prefix}masks",
+            "instance": instances,
+            "validity mask": valid,
         }
-        if instances:
-            patterns["instance"] = instances
-        if valid:
-            patterns["validity mask"] = valid
-        self.mask_threshold = mask_threshold
-        self.resize_masks = resize_masks
-        self.as_rgb = as_rgb
-        self.nodata = nodata
-        self.mask_pattern = patterns["mask"]
+        #: Kind of files -> where they are.
+        self.patterns: dict[str, str] = {kind: pattern for kind, pattern in patterns.items() if pattern}
         #: Whether the path of a mask names the class of what is not 0 in it.
-        self.paths_name_classes = "{class}" in patterns["mask"]
-        #: Whether masks of some classes may be left out: where images have `{class}` too, all of their masks are read.
-        self.masks_may_stay = "{class}" not in patterns["image"]
-        self.class_of: dict[Path, str] = {}
-        self.files: dict[str, Samples] = {split: {} for split in SPLITS}
+        self.paths_name_classes = "{class}" in self.patterns["mask"]
         declared: Any = classes
         if declared is None:
-            train = complete(self.root, patterns["image"], called["train"])
+            train = complete(self.root, self.patterns["image"], called["train"])
             declared = read_classes(folder_of(train) / "_classes.csv")
-        problems = self._find_files(patterns, called, lists, list(map(str, declared)))
+        problems = self._find_files(called, lists, list(map(str, declared)))
         if val_fraction is None:
-            is_pool = lists is None and "{split}" not in "".join(patterns.values())
+            is_pool = lists is None and "{split}" not in "".join(self.patterns.values())
             val_fraction = 0.2 if is_pool else 0.0
         self._divide(val_fraction, test_fraction, split_seed)
-        for split in ("train", "val"):
-            if not self.files[split]:
-                where = lists or " and ".join(patterns.values())
-                reason = self._explain_empty(split, called[split], where)
-                raise InputError(problems[0] if problems else reason)
+        self._refuse_empty(called, lists, problems)
         first = self._first_image(channels)
-        samples = chain.from_iterable(files.values() for files in self.files.values())
-        mask_files = list(chain.from_iterable(files["mask"] for files in samples))
-        #: Category -> class index, where masks are described by files.
-        self.categories: dict[Category, int] = {}
-        if file_of(mask_files[0]).suffix in DESCRIPTIONS:
-            if instances not in (None, masks):
-                raise InputError(f"instances is {instances!r}: name what describes the masks, {masks!r}")
-            ignored = [ignore] if isinstance(ignore, int | str) else list(ignore or ())
-            self.categories = class_indices(mask_files, declared, ignored)
-            ignore = [value for value in ignored if isinstance(value, int)]
-        several = len(mask_files) > sum(map(len, self.files.values()))
-        one_mask_per_object = several and not self.paths_name_classes
-        self.has_instances = one_mask_per_object or "instance" in patterns
-        #: Whether masks only tell objects from the background.
-        self.binary_masks = mask_threshold is not None or self.paths_name_classes or one_mask_per_object
-        if not declared:
-            raise self._classes_missing(mask_files)
-        labels = replace(
-            Labels.parse(declared, ignore),
-            channels=len(first),
-            dtype=str(first.dtype),
-            scale=scale,
-            tolerance=mask_tolerance,
+        labels = self._read_classes(declared, ignore)
+        super().__init__(
+            replace(labels, channels=len(first), dtype=str(first.dtype), scale=scale, tolerance=mask_tolerance)
         )
-        super().__init__(labels)
         self.problems = problems
-        two_classes = labels.num_classes == 2 or self.paths_name_classes
-        if self.binary_masks and (labels.by_color or not two_classes):
-            raise InputError(
-                "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
-                f"{', '.join(labels.names)}. For more, name files or folders after the classes: {{class}} in masks"
-            )
 
     def names(self, split: str) -> list[str]:
         return list(self.files[split])
@@ -218,7 +179,7 @@ class FolderData(SegmentationData):
         labels = self.labels
         if not self.paths_name_classes:  # no name and no colour changes what is counted
             labels = replace(labels, names=[], colors=[])
-        options = (self.mask_threshold, self.mask_pattern, self.resize_masks, self.as_rgb, self.nodata)
+        options = (self.mask_threshold, self.patterns["mask"], self.resize_masks, self.as_rgb, self.nodata)
         return f"{labels} {options} {self.categories} {stamps}"
 
     def find_problems(self) -> list[Problem]:
@@ -240,7 +201,7 @@ class FolderData(SegmentationData):
         if not self.labels.by_color and (min(values) < 0 or max(values) > VOID[-1]):
             problems.append(f"PNG masks hold 0 to 65535, not {values}: predict.py will need --format palette")
         left_out = {name: file for file, name in self.class_of.items() if name not in self.labels.names}
-        if left_out and self.masks_may_stay:
+        if left_out and "{class}" not in self.patterns["image"]:  # else all of them are read
             first = min(left_out)
             problems.append(
                 f"masks of classes that nobody declared are left out: {', '.join(sorted(left_out))}, e.g. "
@@ -256,18 +217,19 @@ class FolderData(SegmentationData):
 
     def _find_files(
         self,
-        patterns: dict[str, str],
         called: dict[str, str],
         lists: str | None,
         classes: list[str],
     ) -> list[str]:
         """Find the samples of each split. Returns what is wrong with files that became none."""
+        self.class_of: dict[Path, str] = {}
+        self.files: dict[str, Samples] = {split: {} for split in SPLITS}
         problems = []
-        apart = [kind for kind, text in patterns.items() if "{split}" in text]
-        shared = patterns.keys() - apart if apart else ()
+        apart = [kind for kind, text in self.patterns.items() if "{split}" in text]
+        shared = self.patterns.keys() - apart if apart else ()
         for split in SPLITS if lists or apart else ("train",):
             name = called[split]
-            paths = {kind: complete(self.root, text, name) for kind, text in patterns.items()}
+            paths = {kind: complete(self.root, text, name) for kind, text in self.patterns.items()}
             deciding = paths[apart[0] if apart else "image"]
             if split != "train" and not folder_of(deciding).exists():
                 continue
@@ -281,25 +243,65 @@ class FolderData(SegmentationData):
             self.files[split] = samples
         return problems
 
-    def _explain_empty(self, split: str, name: str, where: str) -> str:
-        """The message about an empty split, which is called `name` on the disk.
+    def _refuse_empty(
+        self,
+        called: dict[str, str],
+        lists: str | None,
+        problems: list[str],
+    ) -> None:
+        """Raises InputError where there is nothing to train or to validate on, with what is wrong first."""
+        for split in ("train", "val"):
+            if self.files[split]:
+                continue
+            for path in sorted(self.root.rglob("*")):
+                check_format(path)
+            if problems:
+                raise InputError(problems[0])
+            name = called[split]
+            where = (lists or " and ".join(self.patterns.values())).replace("{split}", name)
+            if where == lists:  # one list of all
+                where += (
+                    f" (rows that say {name} in a column of its own, but it {describe_list(self.root / lists)}; or "
+                    'give each split a list of its own: "{split}.txt")'
+                )
+            raise InputError(
+                f"{self.root}: the {split} split is empty. Fill {where}, or say what it is called there, e.g. "
+                "splits: {val: valid}, or keep a part of train: val_fraction: 0.2"
+            )
+
+    def _read_classes(self, declared: Any, ignore: Any) -> Labels:
+        """The classes, and what kind of masks there are. Masks that files describe have categories, which get theirs.
 
         Raises:
-            InputError: there are files of a format that is not read.
+            InputError: classes are not declared, or not as the masks need it.
         """
-        for path in sorted(self.root.rglob("*")):
-            check_format(path)
-        source = self.root / where
-        where = where.replace("{split}", name)
-        if source.is_file():  # one list of all
-            where += (
-                f" (rows that say {name} in a column of its own, but it {describe_list(source)}; or give each split a "
-                'list of its own: "{split}.txt")'
+        samples = chain.from_iterable(files.values() for files in self.files.values())
+        masks = list(chain.from_iterable(files["mask"] for files in samples))
+        #: Category -> class index, where masks are described by files.
+        self.categories: dict[Category, int] = {}
+        instances = self.patterns.get("instance")
+        if file_of(masks[0]).suffix in DESCRIPTIONS:
+            if instances not in (None, self.patterns["mask"]):
+                fix = f"name what describes the masks, {self.patterns['mask']!r}"
+                raise InputError(f"instances is {instances!r}: {fix}")
+            ignored = [ignore] if isinstance(ignore, int | str) else list(ignore or ())
+            self.categories = class_indices(masks, declared, ignored)
+            ignore = [value for value in ignored if isinstance(value, int)]
+        several = len(masks) > sum(map(len, self.files.values()))
+        one_mask_per_object = several and not self.paths_name_classes
+        self.has_instances = one_mask_per_object or instances is not None
+        #: Whether masks only tell objects from the background.
+        self.binary_masks = self.mask_threshold is not None or self.paths_name_classes or one_mask_per_object
+        if not declared:
+            raise self._classes_missing(masks)
+        labels = Labels.parse(declared, ignore)
+        two_classes = labels.num_classes == 2 or self.paths_name_classes
+        if self.binary_masks and (labels.by_color or not two_classes):
+            raise InputError(
+                "masks of objects, and mask_threshold, tell two classes apart, of integer values; declared are "
+                f"{', '.join(labels.names)}. For more, name files or folders after the classes: {{class}} in masks"
             )
-        return (
-            f"{self.root}: the {split} split is empty. Fill {where}, or say what it is called there, e.g. "
-            "splits: {val: valid}, or keep a part of train: val_fraction: 0.2"
-        )
+        return labels
 
     def _divide(
         self,
@@ -342,19 +344,18 @@ class FolderData(SegmentationData):
         if mask.shape[:2] == size:
             return mask
         height, width = mask.shape[:2]
-        lies_otherwise = (height - width) * (size[0] - size[1]) < 0
-        fix = ""
-        options = {}
-        if lies_otherwise and is_turned(image):
-            fix = f"EXIF turns the image, not the mask. Fix: exiftool -n -Orientation=1 {image}, or turn the mask"
-        elif not self.resize_masks:
-            fix = "Save both at one size (masks by nearest neighbour), or, where they show the same, resize_masks: true"
-            if height * size[1] == width * size[0]:
-                options = {"resize_masks": True}
-        if fix:
+        sizes = f"{file}: is {width}x{height} pixels, but its image {image.name} is {size[1]}x{size[0]}"
+        if (height - width) * (size[0] - size[1]) < 0 and is_turned(image):
             raise InputError(
-                f"{file}: is {width}x{height} pixels, but its image {image.name} is {size[1]}x{size[0]}. {fix}",
-                options,
+                f"{sizes}. EXIF turns the image, not the mask. Fix: exiftool -n -Orientation=1 {image}, or turn the "
+                "mask"
+            )
+        if not self.resize_masks:
+            same_shape = height * size[1] == width * size[0]
+            raise InputError(
+                f"{sizes}. Save both at one size (masks by nearest neighbour), or, where they show the same, "
+                "resize_masks: true",
+                {"resize_masks": True} if same_shape else {},
             )
         rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
         columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
@@ -449,8 +450,16 @@ class FolderData(SegmentationData):
         if self.mask_threshold is not None:
             options["mask_threshold"] = self.mask_threshold
         if "instances" in options:
-            options["instances"] = self.mask_pattern
+            options["instances"] = self.patterns["mask"]
         return options
+
+
+def _compile(group: str | None) -> re.Pattern[str]:
+    """The regular expression of a sample's group; without one, each sample is a group of its own."""
+    try:
+        return re.compile(group or "(?s).*")
+    except re.error as error:
+        raise InputError(f"group {group!r} is no regular expression ({error}), e.g. group: '^[^_]+'") from error
 
 
 def _flatten(mask: np.ndarray) -> np.ndarray:

@@ -86,6 +86,9 @@ def find_samples(
         InputError: a folder is missing; patterns do not go together; files in several folders have one name.
     """
     words = _words(patterns["image"])
+    for pattern in patterns.values():
+        if not set(words) <= set(_words(pattern)):
+            raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
     images = set()
     if "class" in words:
         classes = []
@@ -93,49 +96,76 @@ def find_samples(
         images = {match["name"] for _, match in _match_files(patterns["image"])}
     folded = {name.casefold(): name for name in classes}
     class_of = {}
-    match_of = {}
-    problems = []
+    match_of: dict[Path, Match] = {}
+    problems: list[str] = []
     found: dict[str, Files] = {}
-    first_of: dict[tuple, Path] = {}  # of a kind, name and class
-    taken: set[Path] = set()
     for kind in reversed(patterns):  # the images last: {name}.png fits x_mask.png too
-        pattern = patterns[kind]
-        if not set(words) <= set(_words(pattern)):
-            raise InputError(f"{patterns['image']} and {pattern} must have the same words in braces")
-        several = kind == "mask" and "*" in pattern.stem
-        found[kind] = {}
-        for file, match in _match_files(pattern, images):
-            if kind == "image" and file in taken:
+        matches = {}
+        for file, match in _match_files(patterns[kind], images):
+            if kind == "image" and file in match_of:
                 continue
-            name = readable("/".join(match[word] for word in words))
-            thing = match.get("class")
-            if thing and thing not in classes:
-                thing = folded.get(thing.casefold(), thing)  # as paths match their patterns
-            is_left_out = thing and classes and thing not in classes
-            if thing and (not is_left_out or match["name"] in images):
-                class_of[file] = thing
-            if is_left_out:
-                continue
-            match_of[name] = match
-            first = first_of.setdefault((kind, name, thing), file)
-            if first.parent != file.parent:
-                raise InputError(
-                    f"{file}: {first} has the same name, {name}. Name the folders that tell them apart in images and "
-                    "masks alike, e.g. {folder}/{name}.png, not */{name}.png"
-                )
-            if several or first == file:
-                found[kind].setdefault(name, []).append(file)
-            else:
-                problems.append(f"{file}: {first.name} has the same name but for its suffix. Keep one of them")
-        taken.update(*found[kind].values())
+            is_left_out = False
+            if "class" in match:
+                thing = match["class"]
+                if thing not in classes:
+                    thing = folded.get(thing.casefold(), thing)  # as paths match their patterns
+                match["class"] = thing
+                is_left_out = bool(classes) and thing not in classes
+                if not is_left_out or match["name"] in images:
+                    class_of[file] = thing
+            if not is_left_out:
+                matches[file] = match
+        match_of |= matches
+        several = kind == "mask" and "*" in patterns[kind].stem
+        found[kind] = _by_name(matches, words, several, problems)
     for kind, pattern in patterns.items():
         if folder_of(pattern).is_file():
             found[kind] = _name_by_stem(found[kind], found["image"])
     samples = {}
     for name in sorted(set.intersection(*map(set, found.values()))):
         samples[name] = {kind: found[kind][name] for kind in patterns}
-    pairs = [("image", kind) for kind in patterns]
+    problems += _unpaired(patterns, found, match_of, classes, shared)
+    return samples, class_of, [readable(problem) for problem in problems]
+
+
+def _by_name(
+    matches: dict[Path, Match],
+    words: list[str],
+    several: bool,
+    problems: list[str],
+) -> Files:
+    """Files by the names of their samples, of which each has one, or `several`. What is left out goes to `problems`.
+
+    Raises:
+        InputError: files in several folders have one name.
+    """
+    named: Files = {}
+    first_of: dict[tuple, Path] = {}
+    for file, match in matches.items():
+        name = readable("/".join(match[word] for word in words))
+        first = first_of.setdefault((name, match.get("class")), file)
+        if first.parent != file.parent:
+            raise InputError(
+                f"{file}: {first} has the same name, {name}. Name the folders that tell them apart in images and "
+                "masks alike, e.g. {folder}/{name}.png, not */{name}.png"
+            )
+        if several or first == file:
+            named.setdefault(name, []).append(file)
+        else:
+            problems.append(f"{file}: {first.name} has the same name but for its suffix. Keep one of them")
+    return named
+
+
+def _unpaired(
+    patterns: dict[str, Path],
+    found: dict[str, Files],
+    match_of: dict[Path, Match],
+    classes: list[str],
+    shared: Container[str],
+) -> Iterator[str]:
+    """Images that lack a file of another kind, and masks that lack an image, a message each."""
     declared = "|".join(classes) or "{class}"
+    pairs = [("image", kind) for kind in patterns]
     for kind, other in [*pairs, ("mask", "image")]:
         if kind in shared:
             continue
@@ -145,10 +175,9 @@ def find_samples(
         for name in sorted(found[kind].keys() - found[other].keys()):
             file = found[kind][name][0]
             missing = wanted
-            for word, text in match_of[name].items():
+            for word, text in match_of[file].items():
                 missing = missing.replace(f"{{{word}}}", text)
-            problems.append(f"{file}: this {kind} has no {other}. Fix: add {missing}, or take the {kind} away")
-    return samples, class_of, [readable(problem) for problem in problems]
+            yield f"{file}: this {kind} has no {other}. Fix: add {missing}, or take the {kind} away"
 
 
 def _words(pattern: Path) -> list[str]:
