@@ -126,13 +126,11 @@ class Parser(LightningArgumentParser):
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
             cause: BaseException | None = error
-            plain = ModuleNotFoundError, InputError  # a logger's library is missing, say
-            while cause and not isinstance(cause, plain):
+            while cause and not isinstance(cause, ModuleNotFoundError | InputError):  # a logger's library, say
                 cause = cause.__cause__ or cause.__context__
             if isinstance(cause, InputError):
                 raise cause from error
-            reason = one_line(cause or error)
-            raise InputError(f"an option cannot be used: {reason}") from error
+            raise InputError(f"an option cannot be used: {one_line(cause or error)}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = str(message).splitlines()
