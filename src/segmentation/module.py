@@ -324,7 +324,7 @@ class SegmentationModule(LightningModule):
                 strips.append(outputs)
         if strips:
             whole = [torch.cat(parts, dim=-2) for parts in zip(*strips, strict=True)]
-            losses.append(self.losses(whole, batch))
+            losses.append(self.losses(whole, batch, pixels))
         predicted = torch.cat(predictions, dim=-2)
         self.update_metrics(
             split,
@@ -347,23 +347,19 @@ class SegmentationModule(LightningModule):
         self,
         outputs: Sequence[Tensor],
         batch: Batch,
-        pixels: Tensor | None = None,
+        pixels: Tensor,
     ) -> Tensor:
         """The loss of each image of a batch, (N,): overlap losses (Dice, ...) depend on how images are batched.
 
         Args:
             outputs: as `outputs` gives them.
             batch: mask and weight of the images, or of the same rows of each.
-            pixels: in the latter case pixels per class of each whole image, (N, K).
+            pixels: pixels per class of each whole image, (N, K).
         """
         losses = []
         for i, image in enumerate(split_batch(batch)):
             heads = [logits[i : i + 1] for logits in outputs[: self.net.num_heads]]
-            loss, _ = self.compute_loss(
-                Heads(tuple(heads)),
-                image,
-                step_pixels=None if pixels is None else pixels[i],
-            )
+            loss, _ = self.compute_loss(Heads(tuple(heads)), image, pixels[i])
             losses.append(loss)
         return torch.stack(losses)
 
@@ -417,12 +413,11 @@ class SegmentationModule(LightningModule):
         """
         metrics = getattr(self, f"{split}_metrics")
         heads = len(metrics["classes"].head_confmat)
-        logits = loss.new_empty(1, self.labels.num_outputs, 0, 0)  # their number of channels is what counts
         metrics.update(
             preds=predictions[-1],
             target=batch["mask"],
             loss=loss.detach(),
-            weight_sum=self.loss.weight_sum(logits, pixels),
+            weight_sum=self.loss.weight_sum(pixels, self.labels.num_outputs),
             index=batch["index"],
             heads=predictions[:heads],
         )

@@ -71,12 +71,12 @@ class SegmentationLoss(nn.Module, ABC):
                 logits = logits.float()
             return self.compute(logits, mask, weight)
 
-    def weight_sum(self, logits: Tensor, pixels: Tensor) -> Tensor:
+    def weight_sum(self, pixels: Tensor, channels: int) -> Tensor:
         """What the sum over pixels is divided by: losses of batches add up to the split's when weighted by it.
 
         Args:
-            logits: (N, K, H, W), for their K.
             pixels: (..., K) pixels of each class.
+            channels: of the logits.
         """
         return pixels.sum(dim=-1)
 
