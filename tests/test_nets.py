@@ -111,7 +111,7 @@ def test_inference_rules(name):
         (lambda: UNet(widths=WIDTHS, inference=5, deep_supervision=True), "1, 2, 3, 4"),
         (lambda: UNet(widths=WIDTHS, encoder_weights="imagenet"), "need an encoder"),
         (lambda: UNet(widths=WIDTHS, freeze_encoder=True), "need an encoder"),
-        (lambda: UNet(widths=WIDTHS, full_size_skip=False), "needs an encoder"),
+        (lambda: UNet(widths=WIDTHS, full_size_skip=False), "need an encoder"),
         (lambda: UNet(widths=WIDTHS).prune(1), "UNetPlusPlus"),
         (lambda: UNetPlusPlus(widths=WIDTHS).prune(1), "deep_supervision: true"),
         (lambda: UNetPlusPlus(widths=WIDTHS, deep_supervision=True).prune(5), "which has 1 to 4"),

@@ -249,15 +249,13 @@ class SurfaceDistances(CountMetric):
         labels: the classes.
     """
 
-    hd95: Tensor
-    assd: Tensor
+    distances: Tensor
     images: Tensor
 
     def __init__(self, labels: Labels) -> None:
         super().__init__()
         self.labels = labels
-        self.add_count("hd95", labels.num_classes)
-        self.add_count("assd", labels.num_classes)
+        self.add_count("distances", 2, labels.num_classes)
         self.add_count("images", labels.num_classes)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
@@ -273,15 +271,12 @@ class SurfaceDistances(CountMetric):
                 found = predicted == index
                 wanted = true == index
                 if found.any() or wanted.any():
-                    hd95, assd = surface_distances(found, wanted)
-                    self.hd95[index] += round(hd95 / LOSS_UNIT)
-                    self.assd[index] += round(assd / LOSS_UNIT)
+                    for row, distance in enumerate(surface_distances(found, wanted)):
+                        self.distances[row, index] += round(distance / LOSS_UNIT)
                     self.images[index] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        images = self.images.cpu()
-        hd95 = _float(self.hd95.cpu()) * LOSS_UNIT / images
-        assd = _float(self.assd.cpu()) * LOSS_UNIT / images
+        hd95, assd = _float(self.distances.cpu()) * LOSS_UNIT / self.images.cpu()
         return {
             "mean_hd95": hd95.nanmean(),
             "mean_assd": assd.nanmean(),

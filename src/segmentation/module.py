@@ -39,6 +39,16 @@ def split_batch(batch: Batch) -> list[Batch]:
     return images
 
 
+def factors_of_heads(given: list[float] | Literal["halving"] | None, heads: int) -> list[float]:
+    """One factor per head on its loss, from the option `head_weights`."""
+    if given == "halving":
+        return [0.5**k for k in reversed(range(heads))]
+    factors = given or [1.0] * heads
+    if len(factors) != heads:
+        raise InputError(f"model.head_weights has {plural(len(factors), 'number')} for {plural(heads, 'head')}")
+    return factors
+
+
 class SegmentationModule(LightningModule):
     """Trains, validates and tests a segmentation net.
 
@@ -96,13 +106,7 @@ class SegmentationModule(LightningModule):
         needs = self.labels.channels, self.labels.num_outputs
         if has != needs:
             raise InputError(f"the net has (in_channels, num_classes) {has}, but the labels need {needs}")
-        if head_weights == "halving":
-            head_weights = [0.5**k for k in reversed(range(net.num_heads))]
-        self.head_weights = head_weights or [1.0] * net.num_heads
-        if len(self.head_weights) != net.num_heads:
-            raise InputError(
-                f"model.head_weights has {plural(len(self.head_weights), 'number')} for {plural(net.num_heads, 'head')}"
-            )
+        self.head_weights = factors_of_heads(head_weights, net.num_heads)
         # Lambdas, because deepcopy (in a weight-averaging callback) shares functions; it would copy what the command
         # line gives, and with it the trainer.
         self.optimizer = lambda groups: optimizer(groups)
@@ -124,12 +128,13 @@ class SegmentationModule(LightningModule):
         self.compile_net = compile
         self.logged_step = 0  # index of the step under way, or just done
         self.warned = False  # of a collapse
+        channels = self.labels.channels
+        self.normalization_given = bool(mean and std)
         # Buffers, so that mean and std are saved in the checkpoint with the weights.
-        self.register_buffer("mean", torch.zeros(self.labels.channels))
-        self.register_buffer("std", torch.ones(self.labels.channels))
-        self.normalization_given = mean is not None and std is not None
-        if mean is not None and std is not None:
-            self.set_normalization(mean, std)
+        self.register_buffer("mean", torch.tensor(mean or [0.0] * channels).float())
+        self.register_buffer("std", torch.tensor(std or [1.0] * channels).float())
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise InputError(f"model.mean and model.std need one number per channel: {channels}, not {len(self.mean)}")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's has options that every job must do without
@@ -149,21 +154,14 @@ class SegmentationModule(LightningModule):
         """The attached datamodule."""
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
 
-    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set mean and standard deviation of each channel."""
-        channels = self.labels.channels
-        if len(mean) != channels or len(std) != channels:
-            raise InputError(f"model.mean and model.std need one number per channel: {channels}, not {len(mean)}")
-        self.mean.copy_(torch.tensor(mean))
-        self.std.copy_(torch.tensor(std))
-
     def configure_from_data(self) -> None:
         """Compute from the training split what the config leaves open: class weights, normalisation."""
         statistics = self.data.statistics("train")
         self.loss.setup(statistics)
         if not self.normalization_given:
             mean, std = self.net.statistics or (statistics.mean, statistics.std)
-            self.set_normalization(mean, [value or 1.0 for value in std])  # 0: an empty channel
+            self.mean.copy_(torch.tensor(mean))
+            self.std.copy_(torch.tensor([value or 1.0 for value in std]))  # 0: an empty channel
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -326,7 +324,7 @@ class SegmentationModule(LightningModule):
                 strips.append(outputs)
         if strips:
             whole = [torch.cat(parts, dim=-2) for parts in zip(*strips, strict=True)]
-            losses.append(self.losses(whole, batch))
+            losses.append(self.losses(whole, batch, pixels))
         predicted = torch.cat(predictions, dim=-2)
         self.update_metrics(
             split,
@@ -349,23 +347,19 @@ class SegmentationModule(LightningModule):
         self,
         outputs: Sequence[Tensor],
         batch: Batch,
-        pixels: Tensor | None = None,
+        pixels: Tensor,
     ) -> Tensor:
         """The loss of each image of a batch, (N,): overlap losses (Dice, ...) depend on how images are batched.
 
         Args:
             outputs: as `outputs` gives them.
             batch: mask and weight of the images, or of the same rows of each.
-            pixels: in the latter case pixels per class of each whole image, (N, K).
+            pixels: pixels per class of each whole image, (N, K).
         """
         losses = []
         for i, image in enumerate(split_batch(batch)):
             heads = [logits[i : i + 1] for logits in outputs[: self.net.num_heads]]
-            loss, _ = self.compute_loss(
-                Heads(tuple(heads)),
-                image,
-                step_pixels=None if pixels is None else pixels[i],
-            )
+            loss, _ = self.compute_loss(Heads(tuple(heads)), image, pixels[i])
             losses.append(loss)
         return torch.stack(losses)
 
@@ -419,12 +413,11 @@ class SegmentationModule(LightningModule):
         """
         metrics = getattr(self, f"{split}_metrics")
         heads = len(metrics["classes"].head_confmat)
-        logits = loss.new_empty(1, self.labels.num_outputs, 0, 0)  # their number of channels is what counts
         metrics.update(
             preds=predictions[-1],
             target=batch["mask"],
             loss=loss.detach(),
-            weight_sum=self.loss.weight_sum(logits, pixels),
+            weight_sum=self.loss.weight_sum(pixels, self.labels.num_outputs),
             index=batch["index"],
             heads=predictions[:heads],
         )

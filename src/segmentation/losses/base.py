@@ -71,12 +71,12 @@ class SegmentationLoss(nn.Module, ABC):
                 logits = logits.float()
             return self.compute(logits, mask, weight)
 
-    def weight_sum(self, logits: Tensor, pixels: Tensor) -> Tensor:
+    def weight_sum(self, pixels: Tensor, channels: int) -> Tensor:
         """What the sum over pixels is divided by: losses of batches add up to the split's when weighted by it.
 
         Args:
-            logits: (N, K, H, W), for their K.
             pixels: (..., K) pixels of each class.
+            channels: of the logits.
         """
         return pixels.sum(dim=-1)
 
@@ -97,17 +97,15 @@ class SegmentationLoss(nn.Module, ABC):
         """The class weights, (count,), in the type of `like`.
 
         Raises:
-            InputError: no statistics has filled them, or there are not so many.
+            InputError: there are not so many: none, where no statistics has filled them.
         """
         weights = self.class_weights
         if weights is None:
             return None
-        if not weights.numel():
-            raise InputError("auto weights need the training split's counts: call setup(statistics), or give numbers")
         if len(weights) != count:
             raise InputError(
                 f"the loss has weights for {len(weights)} classes, not {count}: give class_weights or alpha one number "
-                "a class (pos_weight, and one alpha, are for two)"
+                "a class (pos_weight, and one alpha, are for two); in Python, `auto` needs a call of setup(statistics)"
             )
         return weights.to(like.dtype)
 

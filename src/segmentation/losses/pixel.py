@@ -30,8 +30,8 @@ class PixelLoss(SegmentationLoss):
         """w: of background and foreground, (2,), for one logit; of each class, (K,), for K; None for 1 throughout."""
         return self.weights_of_classes(max(2, logits.shape[1]), logits)
 
-    def weight_sum(self, logits: Tensor, pixels: Tensor) -> Tensor:
-        if logits.shape[1] > 1 and self.class_weights is not None:
+    def weight_sum(self, pixels: Tensor, channels: int) -> Tensor:
+        if channels > 1 and self.class_weights is not None:
             pixels = pixels * self.class_weights
         return pixels.sum(dim=-1)
 
@@ -46,7 +46,7 @@ class PixelLoss(SegmentationLoss):
         if step_pixels is None:
             valid = mask[mask != IGNORE_INDEX]
             step_pixels = torch.bincount(valid, minlength=max(2, logits.shape[1]))
-        return divide(total, self.weight_sum(logits, step_pixels))
+        return divide(total, self.weight_sum(step_pixels, logits.shape[1]))
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The sum over the pixels; `forward` divides it."""

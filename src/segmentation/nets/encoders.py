@@ -13,19 +13,23 @@ from segmentation.nets.blocks import DoubleConv, Norm, init_he
 class Encoder(nn.Module):
     """Maps of the image, one for each of the `widths`, each at half the size of the one before.
 
-    In all three papers two 3x3 convolutions make each level, with max-pooling between the levels. A `body` of
-    segmentation-models-pytorch takes the place of the levels that it has. Most encoders lack the level at full size:
-    here convolutions see the image itself, where the library's nets up-sample from half the size. Encoders that start
-    at stride 4 (convnext, mit) lack the level at stride 2 as well. Without `full_size` the first level has no channels,
-    and the image stands in its place.
+    In all three papers two 3x3 convolutions make each level, with max-pooling between the levels. The body of an
+    encoder of segmentation-models-pytorch takes the place of the levels that it has. Most encoders lack the level at
+    full size: here convolutions see the image itself, where the library's nets up-sample from half the size. Encoders
+    that start at stride 4 (convnext, mit) lack the level at stride 2 as well.
 
     Args:
         in_channels: channels of the image.
         widths: channels of each level, the finest first; they count where the body lacks a level.
         norm: of the levels that the body lacks.
-        body: encoder of the library.
-        maps: what `probe` found that the body gives.
-        full_size: whether there is a level at full size.
+        name: null for the paper's encoder, or as `library_encoder` has it.
+        weights: of `library_encoder`.
+        freeze: no gradients for the body; `SegmentationNet.train` then keeps its statistics too.
+        full_size: whether there is a level at full size; else the first one has no channels, and the image stands in
+            its place.
+
+    Raises:
+        InputError: fewer than two widths, an option that needs a name without one, or what `library_encoder` says.
     """
 
     body: nn.Module | None  # None if it gives no level
@@ -35,12 +39,31 @@ class Encoder(nn.Module):
         in_channels: int,
         widths: Sequence[int],
         norm: Norm,
-        body: nn.Module | None = None,
-        maps: Sequence[Tensor] = (),
+        name: str | None = None,
+        weights: str | None = None,
+        freeze: bool = False,
         full_size: bool = True,
     ) -> None:
         super().__init__()
-        self.stride = maps[0].shape[-1] if maps else 2 ** (len(widths) - 1)
+        if len(widths) < 2 or min(widths) < 1:
+            raise InputError(
+                f"model.net.widths {list(widths)}: give at least two, each 1 or more, the finest level first"
+            )
+        deepest = len(widths) - 1
+        self.stride = 2**deepest
+        maps: Sequence[Tensor] = ()  # that the body gives
+        if name is not None:
+            from segmentation.nets.pretrained import library_encoder  # takes seconds to import
+
+            body = library_encoder(name, in_channels, depth=max(deepest, 3), weights=weights)
+            maps = probe(body, f"encoder: {name}", in_channels, self.stride, len(widths))
+            if freeze:
+                body.requires_grad_(False)
+            self.stride = maps[0].shape[-1]
+        elif weights is not None or freeze or not full_size:
+            raise InputError(
+                "encoder_weights, freeze_encoder and full_size_skip: false need an encoder, e.g. encoder: resnet34"
+            )
         self.channels = list(widths)
         self.full_size = full_size
         self.levels = nn.ModuleDict()
@@ -71,53 +94,6 @@ class Encoder(nn.Module):
             else:
                 maps.append(given[level])
         return maps
-
-
-def build_encoder(
-    in_channels: int,
-    widths: Sequence[int],
-    norm: Norm,
-    name: str | None,
-    weights: str | None,
-    freeze: bool,
-    full_size: bool = True,
-) -> Encoder:
-    """The paper's encoder, or one with a body of segmentation-models-pytorch.
-
-    Args:
-        in_channels: channels of the image.
-        widths: of `Encoder`.
-        norm: of `Encoder`.
-        name: null for the paper's, or as `library_encoder` has it.
-        weights: of `library_encoder`.
-        freeze: no gradients for the body; `SegmentationNet.train` then keeps its statistics too.
-        full_size: of `Encoder`.
-
-    Raises:
-        InputError: fewer than two widths, an option that needs a name without one, or what `library_encoder` says.
-    """
-    if len(widths) < 2 or min(widths) < 1:
-        raise InputError(f"model.net.widths {list(widths)}: give at least two, each 1 or more, the finest level first")
-    if name is None:
-        if not full_size:
-            raise InputError("full_size_skip: false needs an encoder by name, e.g. encoder: resnet34")
-        if weights is not None or freeze:
-            raise InputError("encoder_weights and freeze_encoder need an encoder by name, e.g. encoder: resnet34")
-        return Encoder(in_channels, widths, norm)
-    from segmentation.nets.pretrained import library_encoder  # takes seconds to import
-
-    deepest = len(widths) - 1
-    body = library_encoder(name, in_channels, depth=max(deepest, 3), weights=weights)
-    maps = probe(
-        body,
-        f"encoder: {name}",
-        in_channels,
-        stride=2**deepest,
-        count=len(widths),
-    )
-    if freeze:
-        body.requires_grad_(False)
-    return Encoder(in_channels, widths, norm, body, maps, full_size)
 
 
 class Unused(nn.Module):

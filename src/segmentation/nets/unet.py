@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from segmentation.nets.base import Heads, Inference, SegmentationNet
 from segmentation.nets.blocks import DoubleConv, Norm, Up, Upsample, init_he, upsample
-from segmentation.nets.encoders import build_encoder
+from segmentation.nets.encoders import Encoder
 
 
 class UNet(SegmentationNet):
@@ -55,9 +55,7 @@ class UNet(SegmentationNet):
         depth = len(widths) - 1
         super().__init__(in_channels, num_classes, inference, num_heads=depth if deep_supervision else 1)
         # The left side of figure 1: two 3x3 convolutions at each level, max-pooling between the levels.
-        self.encoder = build_encoder(
-            in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, full_size_skip
-        )
+        self.encoder = Encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, full_size_skip)
         self.stride = self.encoder.stride
         # The right side, the finest level first.
         self.up = nn.ModuleList()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segmentation.nets.base import Heads, Inference, SegmentationNet
 from segmentation.nets.blocks import ConvNormReLU, Norm, conv3x3_after_upsample, init_he, norm_layer, upsample
-from segmentation.nets.encoders import build_encoder
+from segmentation.nets.encoders import Encoder
 
 
 class FullScaleNode(nn.Module):
@@ -109,7 +109,7 @@ class UNet3Plus(SegmentationNet):
         scales = len(widths)
         num_heads = scales if deep_supervision else 1
         super().__init__(in_channels, num_classes, inference, num_heads)
-        self.encoder = build_encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
+        self.encoder = Encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder)
         self.stride = self.encoder.stride
         encoder_channels = self.encoder.channels
         deepest = encoder_channels[-1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segmentation.errors import InputError
 from segmentation.nets.base import Heads, Inference, SegmentationNet
 from segmentation.nets.blocks import DoubleConv, Norm, Up, Upsample, init_he
-from segmentation.nets.encoders import build_encoder
+from segmentation.nets.encoders import Encoder
 
 
 class Node(nn.Module):
@@ -93,9 +93,7 @@ class UNetPlusPlus(SegmentationNet):
             "upsample": upsample,
             "norm": norm,
         }
-        self.encoder = build_encoder(
-            in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, full_size_skip
-        )
+        self.encoder = Encoder(in_channels, widths, norm, encoder, encoder_weights, freeze_encoder, full_size_skip)
         self.stride = math.lcm(pad_to or 1, self.encoder.stride)
         self.first_row = 0 if full_size_skip else 1  # of the dense rows
         channels = [[first] for first in self.encoder.channels]  # channels[i][j] of X(i, j)

@@ -10,7 +10,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segmentation.checkpoint import find_class, fitting_weights, read_checkpoint
 from segmentation.data import SegmentationData, SegmentationDataModule
@@ -268,16 +267,13 @@ class SegmentationCLI(LightningCLI):
             with self.last_checkpoint.listening():
                 self.train_and_test()
             close_wandb(0)
-        except (MisconfigurationException, RuntimeError, ValueError) as error:
+        except BaseException as error:
             status, message = outcome(error)
             if message or not is_refusal(error):  # it is known, or a bug
                 close_wandb(status)
                 raise
             close_wandb(2)
             raise refused(error) from error
-        except BaseException as error:
-            close_wandb(outcome(error)[0])
-            raise
         finally:
             release_lock(self.run_folder)
 

@@ -126,13 +126,11 @@ class Parser(LightningArgumentParser):
             return super().instantiate_classes(*args, **options)
         except ValueError as error:  # a library checks the numbers that the user gave
             cause: BaseException | None = error
-            plain = ModuleNotFoundError, InputError  # a logger's library is missing, say
-            while cause and not isinstance(cause, plain):
+            while cause and not isinstance(cause, ModuleNotFoundError | InputError):  # a logger's library, say
                 cause = cause.__cause__ or cause.__context__
             if isinstance(cause, InputError):
                 raise cause from error
-            reason = one_line(cause or error)
-            raise InputError(f"an option cannot be used: {reason}") from error
+            raise InputError(f"an option cannot be used: {one_line(cause or error)}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = str(message).splitlines()
@@ -158,11 +156,11 @@ class Parser(LightningArgumentParser):
         """The option that an error was most likely about, in brackets; of a class, else all that it has."""
         options = self.option_names()
         if self.exit_on_error:
-            return renamed(line) or hint(line, options)
+            return hint(line, options | ELSEWHERE)
         owner = owner_of(self.classes[""], line)
         guess = hint(line, {**options, "class_path": "class_path", "init_args": "init_args"})
         if not guess and not owner:
-            guess = renamed(line)
+            guess = hint(line, ELSEWHERE)
         return guess or f" (choices: {', '.join(options)}{owner})"
 
     def wrong_value(self, key: str, reason: str) -> str:
@@ -259,20 +257,12 @@ def owner_of(cls: type, line: str) -> str:
 
 
 def typed(line: str) -> list[str]:
-    """The words of an error that may be names, the last first: what the user typed stands last. Of a.b also a."""
+    """The words of an error that may be names, the last first: what the user typed stands last. Of a.b also b and a."""
     words = [word.strip("-'\"[]{},:;").partition("=")[0] for word in reversed(line.split())]
-    return [*words, *(word.partition(".")[0] for word in words if "." in word)]
-
-
-def renamed(line: str) -> str:
-    """The option here that a word of an error means in other projects."""
-    for word in typed(line):
-        if line.startswith("unrecognized") and word.endswith((".yaml", ".yml")):
-            return f" (did you mean --config {word}?)"
-        last = word.rpartition(".")[2].replace("-", "_")
-        if last in ELSEWHERE and word != ELSEWHERE[last]:
-            return f" (did you mean {ELSEWHERE[last]}?)"
-    return ""
+    for word in [*words]:
+        if "." in word:
+            words += [word.rpartition(".")[2], word.partition(".")[0]]
+    return words
 
 
 def hint(line: str, names: Mapping[str, str]) -> str:
@@ -284,8 +274,10 @@ def hint(line: str, names: Mapping[str, str]) -> str:
     """
     by_letters = {typed_as.lower(): name for typed_as, name in names.items()}
     for word in typed(line):
+        if line.startswith("unrecognized") and word.endswith((".yaml", ".yml")):
+            return f" (did you mean --config {word}?)"
         letters = word.lower().replace("+", "plus")  # UNet++
-        close = difflib.get_close_matches(letters, by_letters, n=1, cutoff=0.8)
+        close = difflib.get_close_matches(letters, by_letters, n=1, cutoff=0.82)
         if close and by_letters[close[0]] != word:
             return f" (did you mean {by_letters[close[0]]}?)"
     return ""

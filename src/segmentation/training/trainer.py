@@ -43,16 +43,17 @@ def make_trainer(**options: Any) -> Trainer:
     return trainer
 
 
-def refused(error: Exception) -> InputError:
+def refused(error: BaseException) -> InputError:
     """Lightning's error about its options as one line."""
     return InputError(f"the trainer refuses its options: {one_line(error)}")
 
 
-def is_refusal(error: Exception) -> bool:
+def is_refusal(error: BaseException) -> bool:
     """Whether Lightning itself raised an error of a run, which is then about its options."""
     *_, (last, _) = walk_tb(error.__traceback__)
     is_inside = last.f_globals["__name__"].startswith("lightning.pytorch.")
-    return is_inside or isinstance(error, MisconfigurationException)
+    by_value = isinstance(error, RuntimeError | ValueError) and is_inside
+    return by_value or isinstance(error, MisconfigurationException)
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
