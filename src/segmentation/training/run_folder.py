@@ -109,9 +109,8 @@ def is_rank_zero() -> bool:
 class MetricsFile(Logger):
     """`metrics.csv`, with a row for each logged step or epoch.
 
-    The file is written whole, before each checkpoint and at the end, and a resumed run keeps the rows up to its
-    checkpoint's step, so the file is exact however the run was stopped. Lightning's CSVLogger deletes a file that it
-    finds.
+    The file is written whole, before each checkpoint, and a resumed run keeps the rows up to its checkpoint's step, so
+    the file is exact however the run was stopped. Lightning's CSVLogger deletes a file that it finds.
 
     Args:
         run: the run folder.
@@ -123,11 +122,13 @@ class MetricsFile(Logger):
 
     name = "metrics"
     version = ""
+    EVERY = 50  # rows after which `save` writes: Lightning calls it for each
 
     def __init__(self, run: RunFolder, step: int | None) -> None:
         super().__init__()
         self.path = run.metrics
         self.rows = []
+        self.written = 0
         if step is None or not self.path.is_file():
             return
         try:
@@ -144,11 +145,16 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.append({**metrics, "step": step})
 
+    def save(self) -> None:
+        if len(self.rows) - self.written >= self.EVERY:
+            self.write()
+
     @rank_zero_only
     def write(self, *args, **kwargs) -> None:
         """Write the file, if there is a row."""
         if self.rows:
             write_csv(self.path, self.rows)
+            self.written = len(self.rows)
 
     finalize = write
 
