@@ -2,6 +2,7 @@
 
 import csv
 import json
+from argparse import Namespace
 from dataclasses import astuple, dataclass
 from difflib import unified_diff
 from pathlib import Path
@@ -49,21 +50,7 @@ def compare(args: list[str] | None = None) -> dict:
         InputError: a run is not finished, or runs were tested on different images, classes or masks.
     """
     start_job()
-    parser = JobParser("compare")
-    parser.add_argument(
-        "runs",
-        metavar="RUN",
-        nargs="+",
-        help="a run's folder, or its name below runs/",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE.png",
-        type=file_name,
-        help="the plot (default: comparison.png, which the next call replaces)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace it")
-    options = parser.parse_args(args)
+    options = parse(args)
     refuse_existing([options.output] if options.output else [], options.overwrite)
     output = options.output or Path("comparison.png")
 
@@ -105,6 +92,24 @@ def compare(args: list[str] | None = None) -> dict:
     save_png(comparison_figure(ious), output)
     print(f"plot       {output}")
     return {"iou": ious, "difference": differences}
+
+
+def parse(args: list[str] | None) -> Namespace:
+    parser = JobParser("compare")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="a run's folder, or its name below runs/",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE.png",
+        type=file_name,
+        help="the plot (default: comparison.png, which the next call replaces)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace it")
+    return parser.parse_args(args)
 
 
 def read_run(text: str) -> Run:

@@ -29,11 +29,7 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
     """Test a checkpoint on its own data or an overlay's; return the metrics by their logged keys without the split."""
     start_job()
     options, rest = parse(args)
-    files = []
-    if options.output:
-        beside = options.output.with_suffix("")
-        files = [Path(f"{beside}_{end}") for end in ("per_image.csv", "worst_and_best.png", "report.html")]
-        files.append(options.output)
+    files = output_files(options.output)
     copies = [options.calibrate] if options.calibrate else []
     rank_zero_only(refuse_existing)(files + copies, options.overwrite)
     module, data, config, card = open_trained("eval", options, rest, options.split)
@@ -69,34 +65,43 @@ def evaluate(args: list[str] | None = None) -> dict[str, float]:
         more |= scores.metrics.compute()  # on every process: their counts are added
     metrics |= more
     if trainer.is_global_zero:
-        Console().print(iou_table(logged, module.labels, data.test_split, module.test_counts[0]))
-        if more:
-            shown = table(
-                "instances, calibration",
-                "metric",
-                "value",
-            )
-            for key, value in more.items():
-                shown.add_row(key, str(round(value, 4)))
-            Console().print(shown)
+        print_tables(logged, more, module, data.test_split)
         if files or card:
-            names = data.dataset.names(data.test_split)
             evaluation = {
                 "split": data.test_split,
                 "metrics": metrics,
-                "data": data.statistics(data.test_split).digest(names),
+                "data": data.statistics(data.test_split).digest(data.dataset.names(data.test_split)),
                 "precision": trainer.precision,
                 **provenance(trainer.strategy.root_device.type),
             }
             if files:
                 write_results(files, trainer, module, evaluation, options.checkpoint)
             if card:
-                try:
-                    said = compare_with_card(evaluation, card)
-                except (AttributeError, LookupError, TypeError) as error:
-                    raise InputError(f"{options.checkpoint}: the figures of its card are damaged") from error
-                print(readable(said)[:2000])
+                print(compare_with_card(evaluation, card, options.checkpoint))
     return metrics
+
+
+def output_files(output: Path | None) -> list[Path]:
+    """What --output names: counts of each image, the worst and best of them, report.html, the metrics."""
+    if output is None:
+        return []
+    beside = output.with_suffix("")
+    return [Path(f"{beside}_{end}") for end in ("per_image.csv", "worst_and_best.png", "report.html")] + [output]
+
+
+def print_tables(
+    logged: dict[str, float],
+    more: dict[str, float],
+    module: SegmentationModule,
+    split: str,
+) -> None:
+    """Print the IoU of each class, and the metrics that are not logged."""
+    Console().print(iou_table(logged, module.labels, split, module.test_counts[0]))
+    if more:
+        shown = table("instances, calibration", "metric", "value")
+        for key, value in more.items():
+            shown.add_row(key, str(round(value, 4)))
+        Console().print(shown)
 
 
 def write_results(
@@ -109,7 +114,7 @@ def write_results(
     """Write all files of --output, or none.
 
     Args:
-        files: counts of each image, the worst and best of them, report.html, the metrics.
+        files: as `output_files` gives them.
         trainer: after the test.
         module: the one that was tested.
         evaluation: the metrics, and what they depend on.
@@ -138,24 +143,29 @@ def write_results(
     print(f"metrics    {files[3]}; counts of each image: {files[0]}\nimages     {files[1]}\npage       {files[2]}")
 
 
-def compare_with_card(found: dict, card: dict) -> str:
+def compare_with_card(found: dict, card: dict, checkpoint: str) -> str:
     """Whether figures are those of a model card, to the last digit; if not, what else differs. In one line.
 
     Args:
         found: the evaluation's.
         card: the one that the card was made of.
+        checkpoint: as the user named it.
+
+    Raises:
+        InputError: the card is damaged.
     """
-    said = card["metrics"]
     here = found["metrics"]
-    others = [key for key in said if said[key] not in (None, here.get(key))]  # None: NaN
-    if not others:
-        return "card       every figure is the card's, to the last digit"
-    figures = [f"{key} (card: {said[key]}, here: {here.get(key)})" for key in others[:4]]
-    causes = [f"{key} (card: {card[key]}, here: {found[key]})" for key in CAUSES if found[key] != card[key]]
-    return (
-        f"card       {len(others)} of {len(said)} figures are others: {', '.join(figures)}. What else differs: "
-        f"{', '.join(causes) or 'an option'}"
-    )
+    try:
+        said = card["metrics"]
+        others = [key for key in said if said[key] not in (None, here.get(key))]  # None: NaN
+        if not others:
+            return "card       every figure is the card's, to the last digit"
+        figures = [f"{key} (card: {said[key]}, here: {here.get(key)})" for key in others[:4]]
+        causes = [f"{key} (card: {card[key]}, here: {found[key]})" for key in CAUSES if found[key] != card[key]]
+    except (AttributeError, LookupError, TypeError) as error:
+        raise InputError(f"{checkpoint}: the figures of its card are damaged") from error
+    differing = readable(f"{', '.join(figures)}. What else differs: {', '.join(causes) or 'an option'}")
+    return f"card       {len(others)} of {len(said)} figures are others: {differing[:2000]}"
 
 
 def parse(args: list[str] | None) -> tuple[Namespace, list[str]]:
