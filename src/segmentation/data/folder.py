@@ -123,6 +123,8 @@ class FolderData(SegmentationData):
             val_fraction = 0.2 if is_pool else 0.0
         self._divide(val_fraction, test_fraction, split_seed)
         self._refuse_empty(called, lists, problems)
+        #: Of each split the files of its samples, so that `load` need not go through all names.
+        self.samples = {split: list(files.values()) for split, files in self.files.items()}
         first = self._first_image(channels)
         labels = self._read_classes(declared, ignore)
         super().__init__(
@@ -134,7 +136,7 @@ class FolderData(SegmentationData):
         return list(self.files[split])
 
     def load(self, split: str, index: int) -> Sample:
-        files = self.files[split][self.names(split)[index]]
+        files = self.samples[split][index]
         path = files["image"][0]
         image = read_image(path, self.labels.channels, self.as_rgb)
         if image.dtype != self.labels.dtype:
