@@ -1,6 +1,7 @@
 """What the tests share: a quiet, private place to run in, and small data sets in the real on-disk format."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # two cores, and subprocesses beside: threads would wait for one another
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell, and their children, ignore it
 
 
 @pytest.fixture(autouse=True)

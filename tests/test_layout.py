@@ -434,3 +434,15 @@ def test_the_doctors_overlay_trains(place: Path, kind: str) -> None:
     cli = train("--config", "doctor/overlay.yaml", *TINY_RUN, "--name", "run")
     assert cli.datamodule.labels.names[1] == "cat"
     assert (place / "runs/run/summary.json").is_file()
+
+
+def test_a_second_mask_of_a_name_is_no_image(place: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_image(place / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+        write_image(place / f"{name}_mask.png", np.zeros((8, 8), np.uint8))
+    write_image(place / "a_mask.tif", np.zeros((8, 8), np.uint8))
+    data = FolderData(str(place), classes=CLASSES, images="{name}.*", masks="{name}_mask.*", val_fraction=0.34)
+    assert sorted(data.names("train") + data.names("val")) == ["a", "b", "c"]
+    [problem] = data.problems
+    assert "a_mask.tif" in problem
+    assert "Keep one" in problem

@@ -53,13 +53,7 @@ def start(*args: str, **env: str) -> subprocess.Popen:
         text=True,
         env={**os.environ, **env},
         start_new_session=True,
-        preexec_fn=heed_ctrl_c,
     )
-
-
-def heed_ctrl_c() -> None:
-    """What runs in the background of a shell ignores it, tests too, and hands that on to what it starts."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def until(met: object, seconds: float = 60) -> None:

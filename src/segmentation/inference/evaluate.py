@@ -86,7 +86,8 @@ def output_files(output: Path | None) -> list[Path]:
     if output is None:
         return []
     beside = output.with_suffix("")
-    return [Path(f"{beside}_{end}") for end in ("per_image.csv", "worst_and_best.png", "report.html")] + [output]
+    files = [Path(f"{beside}_{end}") for end in ("per_image.csv", "worst_and_best.png", "report.html")]
+    return [*files, output]
 
 
 def print_tables(

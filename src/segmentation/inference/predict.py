@@ -4,8 +4,10 @@ import glob
 import os
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from threading import Lock
@@ -39,8 +41,6 @@ def predict(args: list[str] | None = None) -> int:
     start_job()
     options = parse(args)
     output = Path(options.output)
-    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
-        raise InputError(f"OUTPUT, {output}, is a folder for the masks, not a file. Fix: {output.parent / output.stem}")
     images = find_images(options.input, output)
     predictor = Predictor(
         [options.checkpoint, *options.ensemble],
@@ -52,7 +52,7 @@ def predict(args: list[str] | None = None) -> int:
     results = Results(images, options, predictor.labels)
     todo = results.begin()
     bar = Progress(transient=True)
-    task = bar.add_task("predict", total=len(todo))
+    advance = partial(bar.advance, bar.add_task("predict", total=len(todo)))
     net = Lock()  # images are read and written by other threads while the net predicts one
     large = Lock()  # of large images, memory holds one
 
@@ -64,17 +64,9 @@ def predict(args: list[str] | None = None) -> int:
                 height, width = image.shape[-2:]
                 if height * width > LARGE and {"instances", "probabilities"} & set(results.kinds):
                     raise InputError(f"{file}: is too large for --instances and for probabilities. Cut it into pieces")
-                masks = []
-                chances = []
                 with net:
-                    for logits in predictor.strips(image):
-                        mask = predictor.module.classify(logits).cpu().numpy()
-                        masks.append(mask.astype(np.uint8 if predictor.labels.num_classes <= 256 else np.uint16))
-                        if "probabilities" in results.kinds:
-                            calibrated = predictor.module.calibrated(logits)
-                            chances.append(probabilities(calibrated).half().cpu().numpy())
-                        bar.advance(task, logits.shape[1] / height)  # a large image may take minutes
-                results.save(todo[file], image, np.concatenate(masks), chances)
+                    mask, chances = predict_strips(predictor, image, "probabilities" in results.kinds, advance)
+                results.save(todo[file], image, mask, chances)
         except InputError as error:
             return str(error)
         return ""
@@ -96,6 +88,35 @@ def predict(args: list[str] | None = None) -> int:
             f"{bad[0]} ({len(bad)} of {plural(len(images), 'image')} left out, listed in {results.unreadable})"
         )
     return done
+
+
+def predict_strips(
+    predictor: Predictor,
+    image: np.ndarray,
+    with_probabilities: bool,
+    advance: Callable[[float], None],
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Predict an image strip by strip, as a large one may take minutes.
+
+    Args:
+        predictor: the net.
+        image: (C, H, W).
+        with_probabilities: whether they are wanted.
+        advance: called after each strip with its share of the image.
+
+    Returns:
+        class indices (H, W), and the probabilities of each strip, float16, if they are wanted.
+    """
+    masks = []
+    chances = []
+    for logits in predictor.strips(image):
+        mask = predictor.module.classify(logits).cpu().numpy()
+        masks.append(mask.astype(np.uint8 if predictor.labels.num_classes <= 256 else np.uint16))
+        if with_probabilities:
+            calibrated = predictor.module.calibrated(logits)
+            chances.append(probabilities(calibrated).half().cpu().numpy())
+        advance(logits.shape[1] / image.shape[1])
+    return np.concatenate(masks), chances
 
 
 def is_large(file: Path) -> bool:
@@ -163,8 +184,10 @@ def find_images(inputs: list[str], output: Path) -> dict[Path, str]:
     """The images of the command line and their names: the path below the folder given, without the ending.
 
     Raises:
-        InputError: there is none. An image in OUTPUT is none: it may be an earlier run's mask.
+        InputError: there is none (an image in OUTPUT is none: it may be an earlier run's mask), or OUTPUT is a file.
     """
+    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
+        raise InputError(f"OUTPUT, {output}, is a folder for the masks, not a file. Fix: {output.parent / output.stem}")
     found = {}  # file -> its path below what was given
     for text in inputs:
         folder = Path(text)
